@@ -1,0 +1,1 @@
+//! Prometheus metrics: low cardinality, base units. Global registry behind functions.

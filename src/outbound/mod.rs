@@ -1,0 +1,1 @@
+//! Intake from JetStream → lane per peer → attempt → outcome.

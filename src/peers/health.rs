@@ -1,0 +1,1 @@
+//! A peer's health as a pure function of facts and the time.

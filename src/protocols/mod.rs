@@ -1,0 +1,2 @@
+//! One folder per protocol.
+pub mod uam;

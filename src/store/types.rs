@@ -1,0 +1,257 @@
+//! Plain rows and operations of the store.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::clock::UnixMs;
+use crate::protocol::{PeerName, ProtocolId, Record, ReplayId};
+
+/// What to match on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// Another process holds it.
+    InUse,
+    /// Written by a newer drawbridge.
+    Newer,
+    /// No space, read-only, gone: may heal.
+    Unavailable,
+    /// Closed by us.
+    Closed,
+    /// Not a database of ours, or broken.
+    Corrupt,
+}
+
+/// A failed store operation.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("store: {detail}")]
+pub struct StoreError {
+    pub kind: StoreErrorKind,
+    pub detail: String,
+}
+
+/// State of a row of `federation_queue`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowState {
+    /// To be attempted.
+    Pending,
+    /// The peer has it.
+    Delivered,
+    /// Given up (`failed` in the UAM document's words).
+    Failed,
+    /// Waits for an operator.
+    Held,
+}
+
+/// A row to insert.
+#[derive(Clone, Debug)]
+pub struct NewRow {
+    /// From [`super::Store::reserve_rows`].
+    pub id: i64,
+    pub protocol: ProtocolId,
+    /// Peer name; for a message that never got a peer, the subject's token as text.
+    pub peer: String,
+    pub msg_id: String,
+    pub out_seq: u64,
+    pub event_id: String,
+    pub event_type: String,
+    pub order_key: String,
+    pub body: Bytes,
+    pub created_ms: UnixMs,
+    pub expires_ms: Option<UnixMs>,
+    pub traceparent: Option<String>,
+    /// Usually `Pending`; `Failed` with a reason for what cannot be delivered at all.
+    pub state: RowState,
+    pub reason: Option<(String, String)>,
+    /// The protocol's own rows for the same commit.
+    pub records: Vec<Record>,
+}
+
+/// A row read back.
+#[derive(Clone, Debug, Serialize)]
+pub struct QueueRow {
+    pub id: i64,
+    pub protocol: String,
+    pub peer: String,
+    pub msg_id: String,
+    pub out_seq: u64,
+    pub event_id: String,
+    pub event_type: String,
+    pub order_key: String,
+    #[serde(skip)]
+    pub body: Bytes,
+    pub state: RowState,
+    pub attempts: u32,
+    pub created_ms: UnixMs,
+    /// When the schedule's clock started.
+    pub first_failed_ms: Option<UnixMs>,
+    /// Not before this time.
+    pub next_at_ms: Option<UnixMs>,
+    pub expires_ms: Option<UnixMs>,
+    /// The last failure was the peer's as a whole.
+    pub peer_fault: bool,
+    pub reason_code: Option<String>,
+    pub reason: Option<String>,
+    pub traceparent: Option<String>,
+    pub settled_ms: Option<UnixMs>,
+}
+
+/// The outcome of an attempt, or of a decision without one.
+#[derive(Clone, Debug)]
+pub struct Settle {
+    pub row: i64,
+    pub outcome: Outcome,
+    /// Attempts made so far, this one included.
+    pub attempts: u32,
+    /// A row for `delivery_attempts` (failed attempts and final outcomes after more than one).
+    pub attempt: Option<AttemptRow>,
+}
+
+/// What becomes of the row.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    Delivered {
+        at_ms: UnixMs,
+    },
+    Retry {
+        first_failed_ms: UnixMs,
+        next_at_ms: UnixMs,
+        peer_fault: bool,
+        code: String,
+        reason: String,
+    },
+    Dead {
+        at_ms: UnixMs,
+        code: String,
+        reason: String,
+    },
+    Held {
+        code: String,
+        reason: String,
+    },
+}
+
+/// A row of `delivery_attempts`.
+#[derive(Clone, Debug, Serialize)]
+pub struct AttemptRow {
+    pub queue_id: i64,
+    pub number: u32,
+    pub at_ms: UnixMs,
+    pub duration_ms: u64,
+    pub status: Option<u16>,
+    pub code: String,
+    pub detail: String,
+}
+
+/// A lane with pending rows.
+#[derive(Clone, Debug)]
+pub struct LaneSummary {
+    pub protocol: String,
+    pub peer: String,
+    pub first_id: i64,
+    pub rows: u64,
+    /// Earliest `next_at_ms`; rows never attempted count as 0.
+    pub next_at_ms: UnixMs,
+}
+
+/// Filter of `queue list` and `dead list`.
+#[derive(Clone, Debug, Default)]
+pub struct RowFilter {
+    pub protocol: Option<String>,
+    pub peer: Option<String>,
+    pub event_type: Option<String>,
+    /// Empty: every state.
+    pub states: HashSet<RowState>,
+    pub reason_code: Option<String>,
+    pub msg_id: Option<String>,
+    /// Rows with `id > after`.
+    pub after: i64,
+    /// 0 means 100.
+    pub limit: usize,
+}
+
+impl std::hash::Hash for RowState {
+    fn hash<H: std::hash::Hasher>(&self, h: &mut H) {
+        core::mem::discriminant(self).hash(h);
+    }
+}
+
+/// Gauges of one protocol's queue.
+#[derive(Clone, Debug, Serialize)]
+pub struct QueueCounts {
+    pub protocol: String,
+    pub pending: u64,
+    pub oldest_pending_ms: Option<UnixMs>,
+    pub failed: u64,
+    pub held: u64,
+}
+
+/// An inbound event to make durable.
+#[derive(Clone, Debug)]
+pub struct NewInbound {
+    pub protocol: ProtocolId,
+    pub peer: PeerName,
+    pub dedupe_key: String,
+    pub event_id: String,
+    pub event_type: String,
+    /// Subject on the bus.
+    pub subject: String,
+    /// Headers for the bus, in order.
+    pub headers: Vec<(String, String)>,
+    pub payload: Bytes,
+    pub received_ms: UnixMs,
+    pub replay: Vec<ReplayId>,
+}
+
+/// What [`super::Store::accept`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// New; its ledger number.
+    New(i64),
+    /// The dedupe key was there. `published`: JetStream acknowledged it. `same`: same payload hash.
+    Duplicate {
+        id: i64,
+        published: bool,
+        same: bool,
+    },
+    /// A replay id was there; nothing was written.
+    Replayed,
+}
+
+/// An inbound event read back.
+#[derive(Clone, Debug)]
+pub struct InboundRow {
+    pub id: i64,
+    pub protocol: String,
+    pub peer: String,
+    pub event_id: String,
+    pub subject: String,
+    pub headers: Vec<(String, String)>,
+    pub payload: Bytes,
+}
+
+/// Facts about a peer's health, see `peers::health`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthRow {
+    pub protocol: String,
+    pub peer: String,
+    /// The facts as JSON.
+    pub facts: String,
+}
+
+/// A trust rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TrustRow {
+    /// 0 when new.
+    pub id: i64,
+    pub protocol: String,
+    /// Exact name, or `*.suffix`.
+    pub pattern: String,
+    /// `block`, `allow`, `quarantine`.
+    pub rule: String,
+    pub reason: Option<String>,
+    pub created_ms: UnixMs,
+    pub ends_ms: Option<UnixMs>,
+}
