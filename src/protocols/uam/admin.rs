@@ -6,10 +6,9 @@
 use std::sync::Arc;
 
 use ::http::{HeaderMap, StatusCode};
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{delete, get};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
@@ -20,7 +19,7 @@ use crate::http::server::ClientAddr;
 use crate::protocol::PeerName;
 use crate::trust::Rule;
 
-use super::answer::Fail;
+use super::answer::{Fail, reply};
 use super::{ID, Uam};
 
 /// Wrong keys one client address may show in a minute.
@@ -114,7 +113,10 @@ fn show(uam: &Uam, list: List, client: Client, headers: &HeaderMap) -> Result<Re
         })
         .collect();
     let count = entries.len();
-    Ok(Json(json!({"entries": entries, "count": count})).into_response())
+    Ok(reply(
+        StatusCode::OK,
+        &json!({"entries": entries, "count": count}),
+    ))
 }
 
 #[derive(serde::Deserialize)]
@@ -135,7 +137,9 @@ async fn add(
         Fail::validation("expected a JSON object with \"domain\" and, if wanted, \"reason\"")
     })?;
     let domain = pattern(&entry.domain).ok_or_else(|| {
-        Fail::bad_request("domain must be a host name (e.g. 'relay.example.org' or '*.example.org')")
+        Fail::bad_request(
+            "domain must be a host name (e.g. 'relay.example.org' or '*.example.org')",
+        )
     })?;
     let reason = entry
         .reason
@@ -146,7 +150,7 @@ async fn add(
         .map_err(|error| Fail::unavailable(&error.to_string(), 5))?;
     changed(uam, list, &domain, "added", reason.as_deref());
     let body = json!({"domain": domain, "status": "added"});
-    Ok((StatusCode::CREATED, Json(body)).into_response())
+    Ok(reply(StatusCode::CREATED, &body))
 }
 
 async fn remove(
@@ -168,7 +172,10 @@ async fn remove(
         return Err(missing());
     }
     changed(uam, list, &domain, "removed", None);
-    Ok(Json(json!({"domain": domain, "status": "removed"})).into_response())
+    Ok(reply(
+        StatusCode::OK,
+        &json!({"domain": domain, "status": "removed"}),
+    ))
 }
 
 fn changed(uam: &Uam, list: List, domain: &str, what: &'static str, reason: Option<&str>) {

@@ -175,7 +175,11 @@ impl Agents {
     }
 
     /// The key asked anew, past the cache.
-    pub async fn key_anew(self: &Arc<Self>, uam: &Arc<dyn Protocol>, address: &str) -> Option<Known> {
+    pub async fn key_anew(
+        self: &Arc<Self>,
+        uam: &Arc<dyn Protocol>,
+        address: &str,
+    ) -> Option<Known> {
         let bytes = self.ask(uam, address).await?;
         Known::strangers(&bytes, false)
     }
@@ -231,7 +235,11 @@ impl Agents {
         let answer = match self.net.get(&url).await {
             Ok(answer) if answer.status == 200 => answer,
             Ok(answer) => {
-                tracing::info!(agent = address, status = answer.status, "no key at the home relay");
+                tracing::info!(
+                    agent = address,
+                    status = answer.status,
+                    "no key at the home relay"
+                );
                 return None;
             }
             Err(error) => {
@@ -248,7 +256,11 @@ impl Agents {
     }
 }
 
-async fn question(agents: Weak<Agents>, uam: Arc<dyn Protocol>, address: String) -> Option<[u8; 32]> {
+async fn question(
+    agents: Weak<Agents>,
+    uam: Arc<dyn Protocol>,
+    address: String,
+) -> Option<[u8; 32]> {
     let agents = agents.upgrade()?;
     let key = agents.fetch(&uam, &address).await;
     if let Some(key) = key {

@@ -1,9 +1,17 @@
 //! Refusals in the words of the protocol: `{"error": CODE, "detail": TEXT}`.
 
 use ::http::{HeaderValue, StatusCode, header};
-use axum::Json;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
+
+/// A JSON answer.
+pub fn reply(status: StatusCode, body: &Value) -> Response {
+    let kind = [(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    )];
+    (status, kind, body.to_string()).into_response()
+}
 
 /// A refusal on its way to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,11 +72,7 @@ impl Fail {
 
     /// 422.
     pub fn validation(detail: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "validation_error",
-            detail,
-        )
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", detail)
     }
 
     /// 429, come again after so many seconds.
@@ -81,7 +85,11 @@ impl Fail {
 
     /// 501.
     pub fn disabled() -> Self {
-        Self::new(StatusCode::NOT_IMPLEMENTED, "error", "Federation not enabled")
+        Self::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "error",
+            "Federation not enabled",
+        )
     }
 
     /// 503, come again after so many seconds. The cause is logged, not told.
@@ -106,7 +114,7 @@ impl IntoResponse for Fail {
         {
             map.insert("request_id".into(), request_id().into());
         }
-        let mut answer = (self.status, Json(body)).into_response();
+        let mut answer = reply(self.status, &body);
         if let Some(seconds) = self.retry_after_s {
             answer
                 .headers_mut()

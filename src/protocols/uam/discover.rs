@@ -136,7 +136,11 @@ async fn by_srv(net: &dyn Net, name: &PeerName) -> Option<Found> {
             return None;
         }
     };
-    let bases: Vec<String> = targets.iter().filter_map(base_of).take(MAX_TARGETS).collect();
+    let bases: Vec<String> = targets
+        .iter()
+        .filter_map(base_of)
+        .take(MAX_TARGETS)
+        .collect();
     for (n, base) in bases.iter().enumerate() {
         match well_known(net, base).await {
             Ok(file) => {

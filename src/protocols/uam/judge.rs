@@ -86,7 +86,10 @@ pub fn judge(
     let after = retry_after(&answer.headers, attempt.now_ms);
     match answer.status {
         200 | 201 => success(answer),
-        400 => plain(Verdict::Refused(reason("refused_400", "the relay refused the message"))),
+        400 => plain(Verdict::Refused(reason(
+            "refused_400",
+            "the relay refused the message",
+        ))),
         401 => plain(Verdict::Rediscover(reason(
             "unauthorized",
             "the relay did not accept our signature",
@@ -116,7 +119,10 @@ pub fn judge(
         }),
         501 => plain(retry(
             Fault::Peer,
-            reason("federation_disabled", "the relay has federation switched off"),
+            reason(
+                "federation_disabled",
+                "the relay has federation switched off",
+            ),
             after,
         )),
         503 => plain(retry(
@@ -136,7 +142,10 @@ pub fn judge(
         )),
         400..=499 => plain(retry(
             Fault::Message,
-            reason("unexpected_status", "the relay's answer is none of the protocol"),
+            reason(
+                "unexpected_status",
+                "the relay's answer is none of the protocol",
+            ),
             after,
         )),
         _ => plain(retry(
@@ -243,7 +252,11 @@ fn words(answer: &Answer) -> String {
 
 /// `Retry-After`, in seconds or as a date.
 fn retry_after(headers: &HeaderMap, now_ms: UnixMs) -> Option<Duration> {
-    let text = headers.get(::http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let text = headers
+        .get(::http::header::RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
@@ -304,12 +317,22 @@ mod tests {
             verdict(200, r#"{"status":"delivered","detail":null}"#),
             Verdict::Delivered
         );
-        assert_eq!(verdict(201, r#"{"status":"delivered"}"#), Verdict::Delivered);
+        assert_eq!(
+            verdict(201, r#"{"status":"delivered"}"#),
+            Verdict::Delivered
+        );
         assert_eq!(
             verdict(200, r#"{"status":"duplicate","detail":"x"}"#),
             Verdict::Duplicate
         );
-        for body in ["<html>for sale</html>", "", "[]", "{}", r#"{"status":1}"#, "null"] {
+        for body in [
+            "<html>for sale</html>",
+            "",
+            "[]",
+            "{}",
+            r#"{"status":1}"#,
+            "null",
+        ] {
             let found = verdict(200, body);
             assert!(
                 matches!(&found, Verdict::Retry { fault: Fault::Peer, reason, .. } if reason.code == "not_uam"),
@@ -327,7 +350,11 @@ mod tests {
                 panic!("{status} is final");
             };
             assert_eq!(reason.code, code);
-            assert!(reason.detail.ends_with("because of this"), "{}", reason.detail);
+            assert!(
+                reason.detail.ends_with("because of this"),
+                "{}",
+                reason.detail
+            );
         }
     }
 
@@ -336,7 +363,13 @@ mod tests {
         for status in [500, 501, 502, 503, 504, 302, 100] {
             let found = verdict(status, "Internal Server Error");
             assert!(
-                matches!(found, Verdict::Retry { fault: Fault::Peer, .. }),
+                matches!(
+                    found,
+                    Verdict::Retry {
+                        fault: Fault::Peer,
+                        ..
+                    }
+                ),
                 "{status}: {found:?}"
             );
         }
@@ -358,7 +391,10 @@ mod tests {
         let second = judge(Ok(&answer(409, "{}")), &peer(None), &attempt(1));
         assert!(matches!(
             second.verdict,
-            Verdict::Retry { fault: Fault::Message, .. }
+            Verdict::Retry {
+                fault: Fault::Message,
+                ..
+            }
         ));
     }
 

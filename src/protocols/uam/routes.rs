@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use ::http::{StatusCode, header};
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Map, Value, json};
 
-use super::answer::Fail;
+use super::answer::{Fail, reply};
 use super::discover::{DELIVER_PATH, WELL_KNOWN_PATH};
 use super::{Uam, admin, deliver};
 
@@ -34,52 +33,58 @@ pub fn router(uam: Arc<Uam>) -> axum::Router {
 }
 
 async fn unknown_path() -> Response {
-    let body = json!({"detail": "Not Found"});
-    (StatusCode::NOT_FOUND, Json(body)).into_response()
+    reply(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"}))
 }
 
 async fn wrong_method() -> Response {
-    let body = json!({"detail": "Method Not Allowed"});
-    (StatusCode::METHOD_NOT_ALLOWED, Json(body)).into_response()
+    reply(
+        StatusCode::METHOD_NOT_ALLOWED,
+        &json!({"detail": "Method Not Allowed"}),
+    )
 }
 
 async fn well_known(State(uam): State<Arc<Uam>>) -> Result<Response, Fail> {
     if !uam.config.enabled {
         return Err(Fail::disabled());
     }
-    Ok(Json(json!({
+    Ok(ok(&json!({
         "relay_domain": uam.domain(),
         "federation_endpoint": uam.endpoint(),
         "public_key": uam.public_key_text(),
         "version": WELL_KNOWN_VERSION,
-    }))
-    .into_response())
+    })))
 }
 
-async fn versions() -> Json<Value> {
-    Json(json!({"uam_version": "0.1", "supported_major_versions": ["0"]}))
+fn ok(body: &Value) -> Response {
+    reply(StatusCode::OK, body)
 }
 
-async fn health(State(uam): State<Arc<Uam>>) -> Json<Value> {
-    Json(json!({
+async fn versions() -> Response {
+    ok(&json!({"uam_version": "0.1", "supported_major_versions": ["0"]}))
+}
+
+async fn health(State(uam): State<Arc<Uam>>) -> Response {
+    ok(&json!({
         "status": "ok",
         "agents_online": uam.agents.count(),
         "version": HEALTH_VERSION,
     }))
 }
 
-async fn agent_key(State(uam): State<Arc<Uam>>, Path(address): Path<String>) -> Result<Response, Fail> {
+async fn agent_key(
+    State(uam): State<Arc<Uam>>,
+    Path(address): Path<String>,
+) -> Result<Response, Fail> {
     let key = uam.agents.own(&address).ok_or_else(|| {
         let shown: String = address.chars().take(256).collect();
         Fail::not_found(format!("Agent not found: {shown}"))
     })?;
-    Ok(Json(json!({
+    Ok(ok(&json!({
         "address": address,
         "public_key": key,
         "tier": 1,
         "verified_domain": null,
-    }))
-    .into_response())
+    })))
 }
 
 /// The file by which SDK agents elsewhere find the keys of our agents (sheet, section 11).
@@ -91,5 +96,5 @@ async fn agents_file(State(uam): State<Arc<Uam>>) -> Response {
         }
     }
     let cache = [(header::CACHE_CONTROL, "max-age=60")];
-    (cache, Json(json!({"v": "uam1", "agents": agents}))).into_response()
+    (cache, ok(&json!({"v": "uam1", "agents": agents}))).into_response()
 }
