@@ -19,6 +19,7 @@
 //! | [`protocol`] | the seam: the trait and the plain types that core and protocols share |
 //! | [`ops`] | metrics, operator events, logging |
 //! | [`config`] | the typed configuration |
+//! | [`faults`] | promises broken on purpose, for the crash test only (feature `faults`) |
 
 pub mod admin;
 pub mod app;
@@ -26,6 +27,7 @@ pub mod bus;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod faults;
 pub mod http;
 pub mod identity;
 pub mod inbound;
