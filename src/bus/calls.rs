@@ -52,9 +52,9 @@ impl Bus {
                 RequestErrorKind::NoResponders => {
                     BusError::unavailable(format!("no local backend answers {subject}"))
                 }
-                RequestErrorKind::TimedOut => {
-                    BusError::unavailable(format!("the local backend did not answer {subject} in time"))
-                }
+                RequestErrorKind::TimedOut => BusError::unavailable(format!(
+                    "the local backend did not answer {subject} in time"
+                )),
                 RequestErrorKind::MaxPayloadExceeded => BusError::new(
                     BusErrorKind::Refused,
                     format!("{subject}: larger than the broker's max_payload"),
@@ -110,8 +110,10 @@ impl Bus {
                 let Some((permit, request)) = next else {
                     break;
                 };
-                let call = address(&root, request.message.subject.as_str())
-                    .map(|(protocol, method)| handler(protocol, method, request.message.payload.clone()));
+                let call =
+                    address(&root, request.message.subject.as_str()).map(|(protocol, method)| {
+                        handler(protocol, method, request.message.payload.clone())
+                    });
                 tokio::spawn(async move {
                     let outcome = match call {
                         None => Err(Refusal::new(

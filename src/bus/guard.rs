@@ -25,7 +25,9 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// started.
 pub fn guard_main(args: &[OsString]) -> i32 {
     let [binary, config] = args else {
-        eprintln!("{GUARD_COMMAND} is for Drawbridge's own use: <nats-server> <configuration file>");
+        eprintln!(
+            "{GUARD_COMMAND} is for Drawbridge's own use: <nats-server> <configuration file>"
+        );
         return 2;
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -73,7 +73,12 @@ impl Bus {
         let link = self.inner.link.clone();
         let losses = link.borrow().losses;
         let name = self.stream("FED_OUT");
-        let open = self.make_consumer(&name, store_id, epoch, filters(self.prefix(), enabled, held_back));
+        let open = self.make_consumer(
+            &name,
+            store_id,
+            epoch,
+            filters(self.prefix(), enabled, held_back),
+        );
         // Several round trips, so more patience than for one.
         let messages = tokio::time::timeout(self.patience() * 3, open)
             .await
@@ -107,7 +112,10 @@ impl Bus {
             Ok(list) => list,
             Err(e) => {
                 return Err(self
-                    .diagnose(name, format!("the consumers of {name} cannot be listed: {e}"))
+                    .diagnose(
+                        name,
+                        format!("the consumers of {name} cannot be listed: {e}"),
+                    )
                     .await);
             }
         };
@@ -161,8 +169,10 @@ impl Bus {
                 Kind::JetStream(error) => {
                     let mut refused =
                         js_error(&error, &format!("the consumer of {name} cannot be made"));
-                    if matches!(error.error_code(), ErrorCode::CONSUMER_WQ_MULTIPLE_UNFILTERED)
-                        || error.error_code() == ErrorCode::CONSUMER_WQ_CONSUMER_NOT_UNIQUE
+                    if matches!(
+                        error.error_code(),
+                        ErrorCode::CONSUMER_WQ_MULTIPLE_UNFILTERED
+                    ) || error.error_code() == ErrorCode::CONSUMER_WQ_CONSUMER_NOT_UNIQUE
                     {
                         refused.kind = BusErrorKind::Foreign;
                     } else if refused.kind == BusErrorKind::Refused {

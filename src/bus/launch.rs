@@ -78,7 +78,10 @@ pub async fn launch(settings: &Settings, port: Option<u16>) -> Result<Launched, 
         let mut line = String::new();
         if let Some(output) = output {
             let mut reader = BufReader::new(output.take(64));
-            reader.read_line(&mut line).await.map_err(|e| broken(e.to_string()))?;
+            reader
+                .read_line(&mut line)
+                .await
+                .map_err(|e| broken(e.to_string()))?;
         }
         let pid = line
             .strip_prefix("pid ")
@@ -153,7 +156,12 @@ impl Launched {
     /// Returns when the server has ended. When only the guard was killed, the server is stopped
     /// first.
     pub async fn ended(&mut self) {
-        let code = self.guard.wait().await.ok().and_then(|status| status.code());
+        let code = self
+            .guard
+            .wait()
+            .await
+            .ok()
+            .and_then(|status| status.code());
         if code.is_none() {
             end_process(&self.settings, self.pid).await;
         }
@@ -268,7 +276,9 @@ fn config_text(settings: &Settings, port: Option<u16>) -> Result<String, BusErro
     if sync.is_empty() || !sync.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.') {
         return Err(BusError::new(
             BusErrorKind::Config,
-            format!("nats.managed.sync_interval {sync:?} is neither \"always\" nor a duration such as \"10s\""),
+            format!(
+                "nats.managed.sync_interval {sync:?} is neither \"always\" nor a duration such as \"10s\""
+            ),
         ));
     }
     let quoted = |path: PathBuf| -> Result<String, BusError> {
@@ -276,7 +286,10 @@ fn config_text(settings: &Settings, port: Option<u16>) -> Result<String, BusErro
             Some(text) if !text.contains(['"', '\n', '\\']) => Ok(format!("\"{text}\"")),
             _ => Err(BusError::new(
                 BusErrorKind::Config,
-                format!("nats-server cannot work in {}: its name holds a quote, a backslash or bytes that are not UTF-8", path.display()),
+                format!(
+                    "nats-server cannot work in {}: its name holds a quote, a backslash or bytes that are not UTF-8",
+                    path.display()
+                ),
             )),
         }
     };
@@ -331,10 +344,8 @@ async fn answers(port: u16) {
     loop {
         if let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)).await {
             let mut greeting = [0u8; 5];
-            let read = tokio::time::timeout(
-                Duration::from_secs(2),
-                socket.read_exact(&mut greeting),
-            );
+            let read =
+                tokio::time::timeout(Duration::from_secs(2), socket.read_exact(&mut greeting));
             if matches!(read.await, Ok(Ok(_))) && &greeting == b"INFO " {
                 return;
             }

@@ -113,7 +113,9 @@ impl ManagedServer {
     /// The URL of the managed server that a running bridge has in this directory, for commands
     /// such as `send` and `tail`; `None`: none runs.
     pub async fn running_url(config: &ManagedConfig) -> Option<String> {
-        let url = tokio::fs::read_to_string(url_file(&config.store_dir)).await.ok()?;
+        let url = tokio::fs::read_to_string(url_file(&config.store_dir))
+            .await
+            .ok()?;
         let port = last_port(&config.store_dir).await?;
         launch::greets(port).await.then_some(url)
     }
@@ -239,5 +241,7 @@ async fn last_port(dir: &Path) -> Option<u16> {
 }
 
 async fn is_free(port: u16) -> bool {
-    tokio::net::TcpListener::bind(("127.0.0.1", port)).await.is_ok()
+    tokio::net::TcpListener::bind(("127.0.0.1", port))
+        .await
+        .is_ok()
 }

@@ -128,9 +128,7 @@ impl Address {
                 peer: tokens.next().unwrap_or_default().to_owned(),
                 refusal: Some(Refusal::new(
                     "bad_subject",
-                    format!(
-                        "the subject {subject:?} is not {prefix}.out.<protocol>.<peer>.<type>"
-                    ),
+                    format!("the subject {subject:?} is not {prefix}.out.<protocol>.<peer>.<type>"),
                 )),
                 ..Self::default()
             };
@@ -271,7 +269,10 @@ mod tests {
         let event = read.event.expect("a good message");
         assert_eq!(event.peer, "beta.com:8443");
         assert_eq!(event.event_type, "message.text");
-        assert_eq!((event.out_seq, event.broker_time_ms), (7, 1_700_000_000_123));
+        assert_eq!(
+            (event.out_seq, event.broker_time_ms),
+            (7, 1_700_000_000_123)
+        );
     }
 
     #[test]
@@ -343,7 +344,11 @@ mod tests {
             assert!(refusal.detail.contains(name), "{}", refusal.detail);
         }
         let map = headers(&[("Fed-Order", "a"), ("fed-order", "b")]);
-        assert!(parse(stored("fed.outp.0.uam.b_c.m", Some(&map))).event.is_err());
+        assert!(
+            parse(stored("fed.outp.0.uam.b_c.m", Some(&map)))
+                .event
+                .is_err()
+        );
     }
 
     #[test]

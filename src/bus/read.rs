@@ -162,8 +162,9 @@ impl Bus {
             }
         };
         let name = self.stream(logical);
-        let failed =
-            |e: &dyn std::fmt::Display| BusError::unavailable(format!("{name} cannot be followed: {e}"));
+        let failed = |e: &dyn std::fmt::Display| {
+            BusError::unavailable(format!("{name} cannot be followed: {e}"))
+        };
         let open = async {
             let stream = self
                 .inner

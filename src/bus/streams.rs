@@ -63,7 +63,8 @@ impl Bus {
                 }
                 Err(e) => match e.kind() {
                     GetStreamErrorKind::JetStream(error)
-                        if error.error_code() == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND =>
+                        if error.error_code()
+                            == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND =>
                     {
                         if policy == StreamPolicy::Verify {
                             return Err(BusError::new(
@@ -136,7 +137,10 @@ fn definition(file: &str, text: &str, prefix: &str, partitions: u8) -> Result<Co
             }
         }
     }
-    if let Some(transform) = value.get_mut("subject_transform").and_then(Value::as_object_mut) {
+    if let Some(transform) = value
+        .get_mut("subject_transform")
+        .and_then(Value::as_object_mut)
+    {
         for (_, side) in transform.iter_mut() {
             if let Some(text) = side.as_str() {
                 let counted = text.replace(
@@ -196,7 +200,9 @@ fn differences(wanted: &Config, found: &Config) -> Result<Vec<String>, BusError>
         let plain = |value: &Value| match value.get(key) {
             None | Some(Value::Null) => Value::Null,
             // 0 and -1 both mean no limit.
-            Some(Value::Number(n)) if n.as_i64() == Some(-1) || n.as_i64() == Some(0) => Value::Null,
+            Some(Value::Number(n)) if n.as_i64() == Some(-1) || n.as_i64() == Some(0) => {
+                Value::Null
+            }
             Some(other) => other.clone(),
         };
         let (want, have) = (plain(&wanted_json), plain(&found_json));
