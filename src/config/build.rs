@@ -332,6 +332,17 @@ fn uam(s: &Section<'_>) -> Result<UamConfig, ConfigError> {
         Some(text) => Some(base_url(text).ok_or_else(|| s.wrong("http_url", &url_sentence(text)))?),
         None => domain.as_ref().map(|domain| format!("https://{domain}")),
     };
+    let wire_forms = match s.text("wire_forms")? {
+        "both" => WireForms::Both,
+        "legacy" => WireForms::Legacy,
+        "nonce" => WireForms::Nonce,
+        other => {
+            return Err(s.wrong(
+                "wire_forms",
+                &format!("must be \"both\", \"legacy\" or \"nonce\", not {other:?}"),
+            ));
+        }
+    };
     let retry_delays = s.durations("retry_delays", "1ms", "7d")?;
     if retry_delays.len() > 32 {
         return Err(s.wrong(
@@ -353,6 +364,7 @@ fn uam(s: &Section<'_>) -> Result<UamConfig, ConfigError> {
         charge_unproven: s.flag("charge_unproven")?,
         unproven_per_minute: s.int("unproven_per_minute", 1, 1_000_000)?,
         discovery: s.flag("discovery")?,
+        wire_forms,
     })
 }
 

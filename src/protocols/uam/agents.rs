@@ -18,9 +18,9 @@ use crate::protocol::{PeerName, Protocol, Record, Refusal};
 use crate::store::{Store, StoreError};
 use crate::trust::lru::Lru;
 
+use super::ID;
 use super::address::Address;
 use super::discover::{Net, origin_of};
-use super::{ID, encoding};
 
 /// Kind of the store's rows.
 const KIND: &str = "agent";
@@ -35,7 +35,7 @@ const MAX_QUESTIONS: usize = 64;
 /// Agents of our own at most.
 const MAX_OWN: usize = 1_000_000;
 
-type Asked = Shared<BoxFuture<'static, Option<[u8; 32]>>>;
+type Asked = Shared<BoxFuture<'static, Option<PublicKey>>>;
 
 /// Every agent's key we know; behind an `Arc`.
 pub struct Agents {
@@ -44,7 +44,7 @@ pub struct Agents {
     peers: Peers,
     net: Arc<dyn Net>,
     own: RwLock<BTreeMap<String, String>>,
-    strangers: Mutex<Lru<String, (Instant, [u8; 32])>>,
+    strangers: Mutex<Lru<String, (Instant, PublicKey)>>,
     questions: Mutex<HashMap<String, Asked>>,
     permits: Arc<Semaphore>,
 }
@@ -93,13 +93,14 @@ impl Agents {
     /// Adds or replaces one of our own; answers address and key as they are now known.
     pub async fn put(&self, address: &str, key: &str) -> Result<(String, String), Refusal> {
         let address = self.own_address(address)?;
-        let bytes = encoding::decode_key(key).ok_or_else(|| {
-            Refusal::new(
-                "bad_public_key",
-                "public_key is no base64 of a 32-byte Ed25519 key that may be used",
-            )
-        })?;
-        let key = encoding::encode(&bytes);
+        let key = PublicKey::from_base64(key)
+            .map_err(|error| {
+                Refusal::new(
+                    "bad_public_key",
+                    format!("public_key is no base64 of a usable 32-byte key: {error}"),
+                )
+            })?
+            .to_base64();
         if self.count() >= MAX_OWN {
             return Err(Refusal::new(
                 "too_many_agents",
@@ -162,16 +163,17 @@ impl Agents {
     pub async fn key(self: &Arc<Self>, uam: &Arc<dyn Protocol>, address: &str) -> Option<Known> {
         let (name, domain) = address.split_once("::")?;
         if domain == self.domain {
-            return self.own(address).and_then(|text| Known::own(&text));
+            let key = PublicKey::from_base64(&self.own(address)?).ok()?;
+            return Some(Known::new(key, false));
         }
         if name.is_empty() {
             return None;
         }
-        if let Some((at, bytes)) = self.remembered(address) {
-            return Known::strangers(&bytes, at.elapsed() >= MIN_AGE);
+        if let Some((at, key)) = self.remembered(address) {
+            return Some(Known::new(key, at.elapsed() >= MIN_AGE));
         }
-        let bytes = self.ask(uam, address).await?;
-        Known::strangers(&bytes, false)
+        let key = self.ask(uam, address).await?;
+        Some(Known::new(key, false))
     }
 
     /// The key asked anew, past the cache.
@@ -180,13 +182,13 @@ impl Agents {
         uam: &Arc<dyn Protocol>,
         address: &str,
     ) -> Option<Known> {
-        let bytes = self.ask(uam, address).await?;
-        Known::strangers(&bytes, false)
+        let key = self.ask(uam, address).await?;
+        Some(Known::new(key, false))
     }
 
-    fn remembered(&self, address: &str) -> Option<(Instant, [u8; 32])> {
+    fn remembered(&self, address: &str) -> Option<(Instant, PublicKey)> {
         let mut strangers = lock(&self.strangers);
-        let known = *strangers.get_mut(address)?;
+        let known = strangers.get_mut(address)?.clone();
         if known.0.elapsed() < TTL {
             return Some(known);
         }
@@ -195,7 +197,7 @@ impl Agents {
     }
 
     /// One question per agent under way, shared by all who wait for it.
-    async fn ask(self: &Arc<Self>, uam: &Arc<dyn Protocol>, address: &str) -> Option<[u8; 32]> {
+    async fn ask(self: &Arc<Self>, uam: &Arc<dyn Protocol>, address: &str) -> Option<PublicKey> {
         let asked = {
             let mut questions = lock(&self.questions);
             if let Some(asked) = questions.get(address) {
@@ -213,7 +215,7 @@ impl Agents {
         asked.await
     }
 
-    async fn fetch(&self, uam: &Arc<dyn Protocol>, address: &str) -> Option<[u8; 32]> {
+    async fn fetch(&self, uam: &Arc<dyn Protocol>, address: &str) -> Option<PublicKey> {
         let parsed = Address::parse(address).ok()?;
         // The wire's text is what is asked for, so it must be the normal form already.
         if parsed.to_string() != address {
@@ -252,7 +254,7 @@ impl Agents {
             public_key: String,
         }
         let file: File = serde_json::from_slice(&answer.body).ok()?;
-        encoding::decode_key(&file.public_key)
+        PublicKey::from_base64(&file.public_key).ok()
     }
 }
 
@@ -260,11 +262,11 @@ async fn question(
     agents: Weak<Agents>,
     uam: Arc<dyn Protocol>,
     address: String,
-) -> Option<[u8; 32]> {
+) -> Option<PublicKey> {
     let agents = agents.upgrade()?;
     let key = agents.fetch(&uam, &address).await;
-    if let Some(key) = key {
-        lock(&agents.strangers).insert(address.clone(), (Instant::now(), key));
+    if let Some(key) = &key {
+        lock(&agents.strangers).insert(address.clone(), (Instant::now(), key.clone()));
     }
     lock(&agents.questions).remove(&address);
     key
@@ -279,13 +281,8 @@ pub struct Known {
 }
 
 impl Known {
-    fn own(text: &str) -> Option<Self> {
-        Self::strangers(&encoding::decode_key(text)?, false)
-    }
-
-    fn strangers(bytes: &[u8; 32], may_be_old: bool) -> Option<Self> {
-        let key = PublicKey::parse(bytes).ok()?;
-        Some(Self { key, may_be_old })
+    fn new(key: PublicKey, may_be_old: bool) -> Self {
+        Self { key, may_be_old }
     }
 }
 

@@ -4,6 +4,8 @@ use ::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::verify::Rejection;
+
 /// A JSON answer.
 pub fn reply(status: StatusCode, body: &Value) -> Response {
     let kind = [(
@@ -50,24 +52,9 @@ impl Fail {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
     }
 
-    /// 403.
-    pub fn forbidden(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
-    }
-
     /// 404.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", detail)
-    }
-
-    /// 409.
-    pub fn conflict(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::CONFLICT, "conflict", detail)
-    }
-
-    /// 413.
-    pub fn too_large(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
     }
 
     /// 422.
@@ -102,6 +89,18 @@ impl Fail {
                 "service_unavailable",
                 "This relay cannot take the request now; please try again later",
             )
+        }
+    }
+}
+
+impl From<Rejection> for Fail {
+    fn from(rejection: Rejection) -> Self {
+        Self {
+            status: StatusCode::from_u16(rejection.status).unwrap_or(StatusCode::BAD_REQUEST),
+            code: rejection.error,
+            detail: rejection.detail,
+            retry_after_s: None,
+            request_id: rejection.with_request_id,
         }
     }
 }

@@ -15,18 +15,21 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::clock::UnixMs;
 use crate::http::server::ClientAddr;
-use crate::identity::{Proof, PublicKey};
+use crate::identity::{Proof, PublicKey, b64, hex};
 use crate::inbound::Entry;
 use crate::ops::metrics;
 use crate::protocol::{PeerName, ReplayId, Verified, VerifiedParts};
 use crate::trust::Standing;
 
 use super::answer::{Fail, reply};
-use super::relay::RelayRequest;
-use super::{ID, MAX_BODY, Uam, checks, encoding};
+use super::envelope::Envelope;
+use super::relay_request::{RelayRequest, is_json_content_type};
+use super::verify::{self, Charge, Limits, Rejection};
+use super::{ID, MAX_BODY, Uam};
 
 /// What an accepted message adds to its relay's score, and what a proven fault takes.
 const REWARD: i64 = 1;
@@ -46,27 +49,29 @@ enum Taken {
     Duplicate,
 }
 
-/// Whom a refusal costs something.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Cost {
-    /// Nobody.
-    Nothing,
-    /// The client's address: the relay named has proven nothing.
-    Client,
-    /// The relay: it signed this.
-    Relay,
-}
-
+/// A refusal on its way: the answer, whom it costs something, and its short name.
 struct Refused {
     fail: Fail,
-    cost: Cost,
-    /// Short name for metrics and operators.
+    charge: Charge,
+    /// For metrics and operators.
     reason: &'static str,
 }
 
 impl Refused {
-    fn new(cost: Cost, reason: &'static str, fail: Fail) -> Self {
-        Self { fail, cost, reason }
+    fn free(reason: &'static str, fail: Fail) -> Self {
+        Self {
+            fail,
+            charge: Charge::Nobody,
+            reason,
+        }
+    }
+
+    fn by(reason: &'static str) -> impl Fn(Rejection) -> Self {
+        move |rejection| Self {
+            charge: rejection.charge,
+            fail: rejection.into(),
+            reason,
+        }
     }
 }
 
@@ -114,13 +119,12 @@ async fn receive(
         .await
         .map_err(|fail| refuse("body", fail))?;
     if !is_json(headers) {
-        let fail = Fail::validation("Content-Type must be application/json");
-        return Err(refuse("content_type", fail));
+        return Err(refuse("content_type", Rejection::content_type().into()));
     }
-    let request = RelayRequest::parse(&body)
-        .map_err(|error| refuse("invalid_body", Fail::validation(error.to_string())))?;
+    let request = RelayRequest::parse(&body, uam.config.wire_forms)
+        .map_err(|error| refuse("invalid_body", Rejection::schema(&error).into()))?;
     if !uam.config.enabled {
-        return Err(refuse("disabled", Fail::disabled()));
+        return Err(refuse("disabled", Rejection::not_enabled().into()));
     }
     judge(uam, client, headers, &request).await
 }
@@ -132,8 +136,8 @@ async fn judge(
     headers: &HeaderMap,
     request: &RelayRequest,
 ) -> Result<Taken, Fail> {
-    let relay = request.from_relay();
-    let id = shown(request.message_id());
+    let relay = request.from_relay.as_str();
+    let id = shown(request.envelope.message_id().unwrap_or_default());
     let refused = match check(uam, headers, request).await {
         Ok(taken) => {
             match taken {
@@ -159,18 +163,18 @@ async fn judge(
         detail = %refused.fail.detail,
         "Federation message refused"
     );
-    match refused.cost {
-        Cost::Nothing => {}
-        Cost::Relay => uam.trust.charge(ID, relay, PENALTY),
-        Cost::Client if uam.config.charge_unproven => uam.trust.charge(ID, relay, PENALTY),
-        Cost::Client => {
+    match refused.charge {
+        Charge::Nobody => {}
+        Charge::Relay => uam.trust.charge(ID, relay, PENALTY),
+        Charge::Client if uam.config.charge_unproven => uam.trust.charge(ID, relay, PENALTY),
+        Charge::Client => {
             uam.trust.withdraw(&Uam::rate_key(relay));
             if let Some(client) = client {
                 uam.trust.admit(client, uam.config.unproven_per_minute);
             }
         }
     }
-    if refused.cost == Cost::Relay {
+    if refused.charge == Charge::Relay {
         uam.ops.event(
             "ingest",
             "rejected",
@@ -195,40 +199,34 @@ async fn check(
     request: &RelayRequest,
 ) -> Result<Taken, Refused> {
     let now = uam.clock.now_ms();
-    gate(uam, request)?;
-    unproven(uam, request, now)?;
-    let (peer, key_id, proof) = relay_proof(uam, headers, request).await?;
-    let replay = replay_id(uam, request, now)?;
+    gate(uam, &request.from_relay)?;
+    let limits = Limits {
+        own_domain: uam.domain(),
+        now_ms: now,
+        max_age_s: i64::try_from(uam.config.timestamp_max_age.as_secs()).unwrap_or(i64::MAX),
+        max_hops: uam.config.max_hops,
+    };
+    verify::check_claims(request, &limits).map_err(Refused::by("claims"))?;
+    let relay = relay_proof(uam, headers, request).await?;
+    let replay = replay_id(uam, request, now);
     if let Some(id) = &replay {
-        let seen = uam.store.replay_seen(ID, id).await.map_err(|error| {
-            let fail = Fail::unavailable(&error.to_string(), 5);
-            Refused::new(Cost::Nothing, "store", fail)
-        })?;
+        let seen =
+            uam.store.replay_seen(ID, id).await.map_err(|error| {
+                Refused::free("store", Fail::unavailable(&error.to_string(), 5))
+            })?;
         if seen {
-            return Err(replayed());
+            return Err(Refused::by("replay")(Rejection::replay()));
         }
     }
-    checks::envelope(request).map_err(|fault| {
-        let cost = if fault.charged {
-            Cost::Relay
-        } else {
-            Cost::Nothing
-        };
-        Refused::new(cost, fault.reason, fault.fail)
-    })?;
-    agent_proof(uam, request).await?;
-    let event = Verified::new(proof, parts(request, headers, peer, key_id, now, replay));
+    verify::check_envelope(&request.envelope, request.form()).map_err(Refused::by("envelope"))?;
+    agent_proof(uam, &request.envelope).await?;
+    let event = event(request, headers, relay, now, replay)?;
     match uam.door.enter(event).await {
         Entry::New => Ok(Taken::Delivered),
         Entry::Duplicate => Ok(Taken::Duplicate),
-        Entry::Replayed => Err(replayed()),
-        Entry::TooLarge => Err(Refused::new(
-            Cost::Nothing,
-            "too_large",
-            Fail::too_large("The message is larger than this relay takes"),
-        )),
-        Entry::Unavailable { retry_after_s } => Err(Refused::new(
-            Cost::Nothing,
+        Entry::Replayed => Err(Refused::by("replay")(Rejection::replay())),
+        Entry::TooLarge => Err(Refused::by("too_large")(Rejection::too_large())),
+        Entry::Unavailable { retry_after_s } => Err(Refused::free(
             "unavailable",
             Fail::unavailable("the ledger or the bus takes nothing now", retry_after_s),
         )),
@@ -236,34 +234,23 @@ async fn check(
 }
 
 /// Checks 3 to 5: block list, reputation tier, rate.
-fn gate(uam: &Uam, request: &RelayRequest) -> Result<(), Refused> {
-    let relay = request.from_relay();
+fn gate(uam: &Uam, relay: &str) -> Result<(), Refused> {
     match uam.trust.standing(ID, relay) {
         // Nothing holds a quarantined peer's events back yet, so they are refused.
         Standing::Blocked | Standing::Quarantined => {
-            return Err(Refused::new(
-                Cost::Nothing,
-                "blocked",
-                Fail::forbidden("Source relay is blocked"),
-            ));
+            return Err(Refused::by("blocked")(Rejection::blocked()));
         }
         Standing::Allowed => return Ok(()),
         Standing::Ordinary => {}
     }
     let limit = tier_limit(uam.trust.score(ID, relay), uam.config.relay_rate_limit);
     if limit == 0 {
-        return Err(Refused::new(
-            Cost::Nothing,
-            "reputation",
-            Fail::forbidden("Source relay reputation too low"),
-        ));
+        return Err(Refused::by("reputation")(Rejection::reputation()));
     }
     if !uam.trust.admit(&Uam::rate_key(relay), limit) {
-        return Err(Refused::new(
-            Cost::Nothing,
-            "rate",
-            Fail::rate_limited("Federation rate limit exceeded", COME_AGAIN),
-        ));
+        let mut refused = Refused::by("rate")(Rejection::rate());
+        refused.fail.retry_after_s = Some(COME_AGAIN);
+        return Err(refused);
     }
     Ok(())
 }
@@ -276,16 +263,11 @@ fn tier_limit(score: i64, base: u32) -> u32 {
         .map_or(0, |(_, part)| base / part)
 }
 
-/// Checks 6 to 11, on what anybody may have written.
-fn unproven(uam: &Uam, request: &RelayRequest, now: UnixMs) -> Result<(), Refused> {
-    let limits = checks::Limits {
-        now_ms: now,
-        max_age_ms: i64::try_from(uam.config.timestamp_max_age.as_millis()).unwrap_or(i64::MAX),
-        max_hops: uam.config.max_hops,
-        domain: uam.domain(),
-    };
-    checks::request(request, &limits)
-        .map_err(|fault| Refused::new(Cost::Client, fault.reason, fault.fail))
+/// A relay that proved itself by one request.
+struct Proven {
+    peer: PeerName,
+    key_id: String,
+    proof: Proof,
 }
 
 /// Checks 12 and 13: the relay's own signature, with the key we know or, once, the key it shows now.
@@ -293,21 +275,16 @@ async fn relay_proof(
     uam: &Arc<Uam>,
     headers: &HeaderMap,
     request: &RelayRequest,
-) -> Result<(PeerName, String, Proof), Refused> {
-    let bad = || {
-        Refused::new(
-            Cost::Client,
-            "bad_relay_signature",
-            Fail::unauthorized("Invalid relay signature"),
-        )
-    };
-    let signature = signature(headers)?;
-    let signature = encoding::decode(signature).ok_or_else(bad)?;
-    let peer = PeerName::parse(request.from_relay()).map_err(|_| bad())?;
-    let signed = request.signed_bytes();
+) -> Result<Proven, Refused> {
+    let bad = || Refused::by("relay_signature")(Rejection::relay_signature());
+    let values = headers.get_all("x-uam-relay-signature");
+    let signature = verify::check_signature_header(values.iter().map(|value| value.as_bytes()))
+        .map_err(Refused::by("relay_signature"))?;
+    let peer = PeerName::parse(&request.from_relay).map_err(|_| bad())?;
+    let signed = request.signing_bytes();
     let prove = |bytes: &[u8; 32]| {
         let key = PublicKey::parse(bytes).ok()?;
-        let proof = key.verify(&signed, &signature).ok()?;
+        let proof = verify::check_relay_signature(&signed, signature, &key).ok()?;
         Some((key.fingerprint(), proof))
     };
     let known = uam
@@ -315,147 +292,109 @@ async fn relay_proof(
         .known(ID, &peer)
         .and_then(|record| record.public_key);
     if let Some((key_id, proof)) = known.as_ref().and_then(prove) {
-        return Ok((peer, key_id, proof));
+        return Ok(Proven {
+            peer,
+            key_id,
+            proof,
+        });
     }
-    let uam_dyn = uam.shared().ok_or_else(bad)?;
-    let record = if known.is_some() {
-        uam.peers.refresh(&uam_dyn, &peer).await.ok().flatten()
+    let protocol = uam.shared().ok_or_else(bad)?;
+    let looked_up = if known.is_some() {
+        uam.peers.refresh(&protocol, &peer).await
     } else {
-        uam.peers.resolve(&uam_dyn, &peer).await.ok()
+        uam.peers.resolve(&protocol, &peer).await.map(Some)
     };
-    let shown = record.and_then(|record| record.public_key);
-    if shown == known {
-        return Err(bad());
+    let shown = looked_up
+        .unwrap_or_else(|error| {
+            tracing::debug!(relay = %peer, %error, "the relay's key cannot be had");
+            None
+        })
+        .and_then(|record| record.public_key)
+        .filter(|shown| known.as_ref() != Some(shown));
+    let (key_id, proof) = shown.as_ref().and_then(prove).ok_or_else(bad)?;
+    if known.is_some() {
+        tracing::info!(relay = %peer, key = %key_id, "the relay has a new key");
+        let body = json!({"peer": peer.as_str(), "key_id": key_id});
+        uam.ops.event("key", "changed", ID, peer.as_str(), body);
     }
-    match shown.as_ref().and_then(prove) {
-        Some((key_id, proof)) => {
-            if known.is_some() {
-                tracing::info!(relay = %peer, key = %key_id, "the relay has a new key");
-                uam.ops.event(
-                    "key",
-                    "changed",
-                    ID,
-                    peer.as_str(),
-                    json!({"peer": peer.as_str(), "key_id": key_id}),
-                );
-            }
-            Ok((peer, key_id, proof))
-        }
-        None => Err(bad()),
-    }
-}
-
-/// The one signature header.
-fn signature(headers: &HeaderMap) -> Result<&str, Refused> {
-    let mut all = headers.get_all("x-uam-relay-signature").iter();
-    let fault =
-        |text: &str| Refused::new(Cost::Client, "no_relay_signature", Fail::unauthorized(text));
-    let missing = "Missing X-UAM-Relay-Signature header";
-    let first = all.next().ok_or_else(|| fault(missing))?;
-    if all.next().is_some() {
-        return Err(fault("X-UAM-Relay-Signature header given more than once"));
-    }
-    match first.to_str() {
-        Ok("") => Err(fault(missing)),
-        Ok(text) => Ok(text),
-        Err(_) => Err(fault("Invalid relay signature")),
-    }
+    Ok(Proven {
+        peer,
+        key_id,
+        proof,
+    })
 }
 
 /// Check 14's id: the nonce by its decoded bytes, for as long as the request could be repeated.
-fn replay_id(uam: &Uam, request: &RelayRequest, now: UnixMs) -> Result<Option<ReplayId>, Refused> {
-    let Some(nonce) = request.nonce() else {
-        return Ok(None);
-    };
+fn replay_id(uam: &Uam, request: &RelayRequest, now: UnixMs) -> Option<ReplayId> {
+    let nonce = request.nonce.as_deref()?;
     // A nonce that is no base64 is still one text and one nonce.
-    let id = encoding::decode(nonce).unwrap_or_else(|| nonce.as_bytes().to_vec());
+    let id = b64::decode(nonce).unwrap_or_else(|_| nonce.as_bytes().to_vec());
     let age = i64::try_from(uam.config.timestamp_max_age.as_millis()).unwrap_or(i64::MAX / 4);
-    Ok(Some(ReplayId {
-        scope: request.from_relay().to_owned(),
+    Some(ReplayId {
+        scope: request.from_relay.clone(),
         id,
         expires_ms: now
             .saturating_add(age.saturating_mul(2))
             .saturating_add(REPLAY_MARGIN_MS),
-    }))
-}
-
-fn replayed() -> Refused {
-    Refused::new(
-        Cost::Relay,
-        "replay",
-        Fail::conflict("Federation request replay (nonce already seen)"),
-    )
-}
-
-/// Check 17: the agent's signature, with the key of its home relay.
-async fn agent_proof(uam: &Arc<Uam>, request: &RelayRequest) -> Result<(), Refused> {
-    let from = request.from();
-    let unknown = || {
-        Refused::new(
-            Cost::Relay,
-            "unknown_sender",
-            Fail::forbidden(format!(
-                "Cannot resolve sender key for '{from}': home relay unreachable or sender unknown"
-            )),
-        )
-    };
-    let uam_dyn = uam.shared().ok_or_else(unknown)?;
-    let known = uam.agents.key(&uam_dyn, from).await.ok_or_else(unknown)?;
-    let first = agent_signature(request, &known.key);
-    let (Err(refused), true) = (&first, known.may_be_old) else {
-        return first;
-    };
-    // The agent may have another key by now: its relay is asked once more.
-    match uam.agents.key_anew(&uam_dyn, from).await {
-        Some(anew) if anew.key != known.key => agent_signature(request, &anew.key),
-        _ => {
-            tracing::debug!(detail = %refused.fail.detail, "the sender's key is unchanged");
-            first
-        }
-    }
-}
-
-fn agent_signature(request: &RelayRequest, key: &PublicKey) -> Result<(), Refused> {
-    if let Some(sender_key) = request.sender_key()
-        && encoding::decode_key(sender_key) != Some(key.to_bytes())
-    {
-        return Err(Refused::new(
-            Cost::Relay,
-            "sender_key",
-            Fail::forbidden("Envelope sender_key does not match home-relay record"),
-        ));
-    }
-    request.verify_agent(key).map(|_| ()).map_err(|_| {
-        Refused::new(
-            Cost::Relay,
-            "bad_agent_signature",
-            Fail::bad_request("Invalid agent envelope signature: Signature was forged or corrupt"),
-        )
     })
 }
 
-fn parts(
+/// Check 17: the agent's signature, with the key of its home relay.
+async fn agent_proof(uam: &Arc<Uam>, envelope: &Envelope) -> Result<(), Refused> {
+    let from = envelope.from().unwrap_or_default();
+    let unknown = || Refused::by("unknown_sender")(Rejection::sender_unknown(from));
+    let protocol = uam.shared().ok_or_else(unknown)?;
+    let known = uam.agents.key(&protocol, from).await.ok_or_else(unknown)?;
+    let first = agent_signature(envelope, &known.key);
+    if first.is_ok() || !known.may_be_old {
+        return first;
+    }
+    // The agent may have another key by now: its relay is asked once more.
+    match uam.agents.key_anew(&protocol, from).await {
+        Some(anew) if anew.key != known.key => agent_signature(envelope, &anew.key),
+        _ => first,
+    }
+}
+
+fn agent_signature(envelope: &Envelope, key: &PublicKey) -> Result<(), Refused> {
+    verify::check_sender_key(envelope, key).map_err(Refused::by("sender_key"))?;
+    verify::check_agent_signature(envelope, key)
+        .map(|_| ())
+        .map_err(Refused::by("agent_signature"))
+}
+
+/// The event for the door; every field it needs was found by check 16.
+fn event(
     request: &RelayRequest,
     headers: &HeaderMap,
-    peer: PeerName,
-    key_id: String,
+    relay: Proven,
     now: UnixMs,
     replay: Option<ReplayId>,
-) -> VerifiedParts {
-    VerifiedParts {
-        protocol: ID,
-        peer,
-        dedupe_key: dedupe_key(request.from(), request.message_id()),
-        event_id: request.message_id().to_owned(),
-        event_type: request.event_type().to_owned(),
-        payload: request.envelope_text(),
-        origin: request.from().to_owned(),
-        key_id,
-        hops: u32::try_from(request.hop_count()).unwrap_or(u32::MAX),
-        received_at_ms: now,
-        traceparent: traceparent(headers),
-        replay: replay.into_iter().collect(),
-    }
+) -> Result<Verified, Refused> {
+    let envelope = &request.envelope;
+    let (Some(from), Some(id), Some(kind)) =
+        (envelope.from(), envelope.message_id(), envelope.kind())
+    else {
+        let fail = Fail::bad_request("Invalid envelope: Missing required fields");
+        return Err(Refused::free("envelope", fail));
+    };
+    Ok(Verified::new(
+        relay.proof,
+        VerifiedParts {
+            protocol: ID,
+            peer: relay.peer,
+            dedupe_key: dedupe_key(from, id),
+            event_id: id.to_owned(),
+            event_type: kind.to_owned(),
+            payload: envelope.text().clone(),
+            origin: from.to_owned(),
+            key_id: relay.key_id,
+            hops: u32::try_from(request.hop_count).unwrap_or(u32::MAX),
+            received_at_ms: now,
+            traceparent: traceparent(headers),
+            replay: replay.into_iter().collect(),
+        },
+    ))
 }
 
 /// One message, once: its id as its sender's. Both are under the agent's signature, so no relay and
@@ -466,12 +405,7 @@ pub fn dedupe_key(from: &str, message_id: &str) -> String {
     if key.len() <= MAX_DEDUPE_KEY {
         return key;
     }
-    use sha2::{Digest, Sha256};
-    let mut text = String::from("sha256:");
-    for byte in Sha256::digest(key.as_bytes()).iter() {
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
+    format!("sha256:{}", hex(&Sha256::digest(key.as_bytes())))
 }
 
 /// Window of a client's unproven failures; an IPv6 client is its /64.
@@ -490,7 +424,7 @@ fn client_key(ip: IpAddr) -> String {
 
 /// At most 1 MiB, announced or not.
 async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fail> {
-    let too_large = || Fail::too_large(format!("Request body exceeds {MAX_BODY} bytes"));
+    let too_large = || Fail::from(Rejection::too_large());
     let announced = headers
         .get(::http::header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
@@ -510,22 +444,13 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fail> {
     })
 }
 
-/// `application/json` or `application/*+json`, once.
+/// `application/json` or `application/…+json`, once.
 fn is_json(headers: &HeaderMap) -> bool {
     let mut all = headers.get_all(::http::header::CONTENT_TYPE).iter();
     let (Some(value), None) = (all.next(), all.next()) else {
         return false;
     };
-    let Ok(text) = value.to_str() else {
-        return false;
-    };
-    let kind = text
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+    value.to_str().is_ok_and(is_json_content_type)
 }
 
 /// A well-formed W3C trace context, else none.

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::http::client::{Client, SrvTarget};
+use crate::identity::PublicKey;
 use crate::protocol::{Answer, PeerName, Request, TransportError, TransportKind};
 
-use super::judge::Dialect;
+use super::relay_request::Form;
 
 /// One look-up; the core allows 5 s for all of them.
 const LOOKUP: Duration = Duration::from_secs(2);
@@ -64,7 +65,7 @@ pub struct Found {
     /// `dns-srv`, `well-known` or `config`.
     pub via: &'static str,
     /// Which wire form it speaks, if it said.
-    pub dialect: Option<Dialect>,
+    pub dialect: Option<Form>,
 }
 
 /// What the configuration pins for a relay.
@@ -202,8 +203,9 @@ async fn well_known(net: &dyn Net, base: &str) -> Result<WellKnown, TransportErr
             "{url} is no JSON object with federation_endpoint and public_key"
         ))
     })?;
-    let public_key = super::encoding::decode_key(&file.public_key)
-        .ok_or_else(|| failed(format!("{url} names no usable Ed25519 key")))?;
+    let public_key = PublicKey::from_base64(&file.public_key)
+        .map_err(|_| failed(format!("{url} names no usable Ed25519 key")))?
+        .to_bytes();
     Ok(WellKnown {
         endpoint: file.federation_endpoint,
         public_key,
@@ -211,11 +213,11 @@ async fn well_known(net: &dyn Net, base: &str) -> Result<WellKnown, TransportErr
 }
 
 /// A relay that has `/api/v1/versions` speaks the form with nonce; one that has not, the older one.
-async fn dialect(net: &dyn Net, endpoint: &str) -> Option<Dialect> {
+async fn dialect(net: &dyn Net, endpoint: &str) -> Option<Form> {
     let url = format!("{}/api/v1/versions", origin_of(endpoint)?);
     match net.get(&url).await {
-        Ok(answer) if answer.status == 200 => Some(Dialect::Nonce),
-        Ok(answer) if answer.status == 404 => Some(Dialect::Legacy),
+        Ok(answer) if answer.status == 200 => Some(Form::Nonce),
+        Ok(answer) if answer.status == 404 => Some(Form::Legacy),
         Ok(answer) => {
             tracing::debug!(url, status = answer.status, "the wire form stays unknown");
             None

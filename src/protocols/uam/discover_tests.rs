@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::discover::{Found, Net, Pin, discover, origin_of};
-use super::judge::Dialect;
+use super::relay_request::Form;
 use crate::http::client::SrvTarget;
 use crate::protocol::{Answer, PeerName, TransportError, TransportKind};
 
@@ -100,7 +100,7 @@ async fn srv_says_where_and_the_targets_file_says_who() {
         ["https://spare.beta.test:443/api/v1/federation/deliver"]
     );
     assert_eq!(found.via, "dns-srv");
-    assert_eq!(found.dialect, Some(Dialect::Nonce));
+    assert_eq!(found.dialect, Some(Form::Nonce));
     assert_eq!(net.asked()[0], "SRV _uam._tcp.beta.test");
 }
 
@@ -129,7 +129,7 @@ async fn without_srv_the_domains_file_says_both_and_a_404_on_versions_means_the_
             "https://relay.elsewhere.test/api/v1/federation/deliver"
         );
         assert_eq!(found.via, "well-known");
-        assert_eq!(found.dialect, Some(Dialect::Legacy));
+        assert_eq!(found.dialect, Some(Form::Legacy));
         assert!(
             net.asked()
                 .contains(&"https://relay.elsewhere.test/api/v1/versions".to_owned())

@@ -16,51 +16,27 @@ use crate::protocol::{
     Verdict,
 };
 
+use super::relay_request::Form;
+
 /// Name of the fact that says which wire form a peer speaks.
 pub const DIALECT: &str = "dialect";
 /// Longest piece of a peer's own words in a reason, characters.
 const MAX_WORDS: usize = 300;
 
-/// The two wire forms of a delivery (sheet, section 0).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    /// Without `nonce`: package versions 0.2 and 0.3.
-    Legacy,
-    /// With `nonce`: 1.0.
-    Nonce,
+/// What a peer speaks. Unknown: legacy, because the wrong guess then costs a 422 and no reputation.
+pub fn form_of(peer: &PeerRecord) -> Form {
+    peer.facts
+        .get(DIALECT)
+        .and_then(|fact| fact.as_str())
+        .and_then(Form::from_name)
+        .unwrap_or(Form::Legacy)
 }
 
-impl Dialect {
-    /// Its name in facts.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Legacy => "legacy",
-            Self::Nonce => "nonce",
-        }
-    }
-
-    /// The other one.
-    pub fn other(self) -> Self {
-        match self {
-            Self::Legacy => Self::Nonce,
-            Self::Nonce => Self::Legacy,
-        }
-    }
-
-    /// What a peer speaks. Unknown: legacy, because the wrong guess then costs a 422 and no reputation.
-    pub fn of(peer: &PeerRecord) -> Self {
-        match peer.facts.get(DIALECT).and_then(|fact| fact.as_str()) {
-            Some("nonce") => Self::Nonce,
-            _ => Self::Legacy,
-        }
-    }
-
-    /// As a fact to remember.
-    pub fn learned(self) -> Learned {
-        Learned {
-            key: DIALECT,
-            value: self.as_str().into(),
-        }
+/// A form as a fact to remember.
+fn learned(form: Form) -> Learned {
+    Learned {
+        key: DIALECT,
+        value: form.name().into(),
     }
 }
 
@@ -187,7 +163,10 @@ fn unprocessable(
     attempt: &Try,
     reason: impl Fn(&'static str, &str) -> Refusal,
 ) -> Judgement {
-    let other = Dialect::of(peer).other();
+    let other = match form_of(peer) {
+        Form::Legacy => Form::Nonce,
+        Form::Nonce => Form::Legacy,
+    };
     let verdict = if attempt.again == 0 {
         Verdict::Again
     } else {
@@ -199,7 +178,7 @@ fn unprocessable(
     };
     Judgement {
         verdict,
-        learned: vec![other.learned()],
+        learned: vec![learned(other)],
     }
 }
 
@@ -379,10 +358,10 @@ mod tests {
     fn a_422_switches_the_wire_form_once_and_is_then_final() {
         let first = judge(Ok(&answer(422, "{}")), &peer(None), &attempt(0));
         assert_eq!(first.verdict, Verdict::Again);
-        assert_eq!(first.learned, vec![Dialect::Nonce.learned()]);
+        assert_eq!(first.learned, vec![learned(Form::Nonce)]);
         let second = judge(Ok(&answer(422, "{}")), &peer(Some("nonce")), &attempt(1));
         assert!(matches!(second.verdict, Verdict::Refused(_)));
-        assert_eq!(second.learned, vec![Dialect::Legacy.learned()]);
+        assert_eq!(second.learned, vec![learned(Form::Legacy)]);
     }
 
     #[test]

@@ -4,13 +4,15 @@
 //! (via, hop count, timestamp, nonce, signature) is made anew for each attempt.
 
 use ::http::{HeaderMap, HeaderValue, Method, header};
+use bytes::Bytes;
 
+use crate::identity::b64;
 use crate::protocol::{OutEvent, PeerName, PeerRecord, Refusal, Request, Sealed, Targets, Try};
 
 use super::envelope::Envelope;
-use super::judge::Dialect;
-use super::relay::Outgoing;
-use super::{Uam, encoding};
+use super::judge::form_of;
+use super::relay_request::{Attempt, Form, sign_relay_request};
+use super::{Uam, time, verify};
 
 /// Length of a fresh nonce, bytes (22 characters on the wire).
 const NONCE: usize = 16;
@@ -61,10 +63,14 @@ pub fn seal(uam: &Uam, event: &OutEvent) -> Result<Sealed, Refusal> {
     }
     let order_key = match &event.order {
         Some(key) => key.clone(),
-        None => format!("{} {}", envelope.from(), envelope.to()),
+        None => format!(
+            "{} {}",
+            envelope.from().unwrap_or_default(),
+            envelope.to().unwrap_or_default()
+        ),
     };
     Ok(Sealed {
-        event_id: envelope.message_id().to_owned(),
+        event_id: envelope.message_id().unwrap_or_default().to_owned(),
         body: event.payload.clone(),
         order_key,
         expires_ms: event.expires_ms,
@@ -79,22 +85,30 @@ pub fn dress(
     peer: &PeerRecord,
     attempt: &Try,
 ) -> Result<Request, Refusal> {
-    let nonce = match Dialect::of(peer) {
-        Dialect::Legacy => None,
-        Dialect::Nonce => Some(fresh_nonce()?),
+    let envelope = parse(&sealed.body)?;
+    let nonce = match form_of(peer) {
+        Form::Legacy => None,
+        Form::Nonce => Some(fresh_nonce()?),
     };
-    let outgoing = Outgoing::new(&sealed.body, uam.domain(), attempt.now_ms, nonce.as_deref())
-        .map_err(|error| Refusal::new("bad_envelope", error.to_string()))?;
-    let signature = uam.key.sign(&outgoing.signed);
+    let via = [uam.domain().to_owned()];
+    let timestamp = time::format_ms(attempt.now_ms);
+    let signed = sign_relay_request(
+        &envelope,
+        &Attempt {
+            via: &via,
+            hop_count: 1,
+            timestamp: &timestamp,
+            from_relay: uam.domain(),
+            nonce: nonce.as_deref(),
+        },
+        &uam.key,
+    );
     let mut headers = HeaderMap::new();
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );
-    headers.insert(
-        "x-uam-relay-signature",
-        value(&encoding::encode(&signature))?,
-    );
+    headers.insert("x-uam-relay-signature", value(&signed.signature)?);
     headers.insert("x-uam-relay-domain", value(uam.domain())?);
     if let Some(trace) = attempt.traceparent.as_deref()
         && let Ok(trace) = HeaderValue::from_str(trace)
@@ -105,22 +119,28 @@ pub fn dress(
         method: Method::POST,
         url: peer.endpoint.clone(),
         headers,
-        body: outgoing.body,
+        body: signed.body,
     })
 }
 
 /// Shape, size and poison.
 fn read(event: &OutEvent) -> Result<Envelope, Refusal> {
-    Envelope::outbound(&event.payload)
-        .map_err(|error| Refusal::new(error.code(), error.to_string()))
+    let envelope = parse(&event.payload)?;
+    verify::check_outbound(&envelope).map_err(|detail| Refusal::new("bad_envelope", detail))?;
+    Ok(envelope)
+}
+
+fn parse(text: &Bytes) -> Result<Envelope, Refusal> {
+    Envelope::parse(text.clone()).map_err(|error| {
+        Refusal::new(
+            "bad_envelope",
+            format!("the body is no envelope that a relay could read: {error}"),
+        )
+    })
 }
 
 fn recipient_domain(envelope: &Envelope) -> Result<PeerName, Refusal> {
-    let domain = envelope
-        .to()
-        .split_once("::")
-        .map(|(_, domain)| domain)
-        .unwrap_or_default();
+    let domain = envelope.recipient().map_or("", |(_, domain)| domain);
     PeerName::parse(domain).map_err(|error| {
         Refusal::new(
             "bad_envelope",
@@ -137,7 +157,7 @@ fn fresh_nonce() -> Result<String, Refusal> {
             format!("the system gives no random bytes: {error}"),
         )
     })?;
-    Ok(encoding::encode(&bytes))
+    Ok(b64::encode(bytes))
 }
 
 fn value(text: &str) -> Result<HeaderValue, Refusal> {
