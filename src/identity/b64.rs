@@ -57,7 +57,9 @@ mod tests {
 
     #[test]
     fn foreign_characters_and_wrong_padding_are_refused() {
-        for text in ["-_\n8=", " -_8", "-_8==", "-_8===", "=", "AAAAA", "A", "-=_8", "éA"] {
+        for text in [
+            "-_\n8=", " -_8", "-_8==", "-_8===", "=", "AAAAA", "A", "-=_8", "éA",
+        ] {
             assert_eq!(decode(text), Err(BadBase64), "{text:?}");
         }
     }

@@ -214,7 +214,10 @@ mod tests {
         write(&path, b64::encode([7u8; 32]).as_bytes(), 0o640);
         let error = SigningKey::load_or_create(&path).unwrap_err().to_string();
         assert!(error.contains("mode 0640"), "{error}");
-        assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
+        assert!(
+            error.contains(&format!("chmod 600 {}", path.display())),
+            "{error}"
+        );
     }
 
     #[test]
@@ -243,7 +246,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         // Padded, standard alphabet, line end: what the published relay writes and what editors add.
-        write(&path, b"+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=\r\n", 0o400);
+        write(
+            &path,
+            b"+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=\r\n",
+            0o400,
+        );
         assert!(SigningKey::load_or_create(&path).is_ok());
     }
 

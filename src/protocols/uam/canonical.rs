@@ -16,9 +16,7 @@ pub fn canonical(object: &Object) -> String {
 }
 
 /// The canonical text of chosen members; nothing is left out. They must come sorted by key.
-pub(super) fn canonical_members<'a>(
-    members: impl Iterator<Item = (&'a str, &'a Json)>,
-) -> String {
+pub(super) fn canonical_members<'a>(members: impl Iterator<Item = (&'a str, &'a Json)>) -> String {
     let mut out = String::with_capacity(1024);
     write_members(members, &mut out);
     out
@@ -133,7 +131,10 @@ mod tests {
 
     #[test]
     fn keys_are_sorted_by_code_point_not_by_utf16_unit() {
-        assert_eq!(of("{\"😀\":1,\"～\":2}"), r#"{"\uff5e":2,"\ud83d\ude00":1}"#);
+        assert_eq!(
+            of("{\"😀\":1,\"～\":2}"),
+            r#"{"\uff5e":2,"\ud83d\ude00":1}"#
+        );
     }
 
     #[test]

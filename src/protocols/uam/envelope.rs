@@ -203,10 +203,7 @@ pub fn build(draft: &Draft<'_>, key: &SigningKey) -> String {
         }
     }
     let signature = key.sign(canonical::canonical(&tree).as_bytes());
-    tree.insert(
-        "signature".to_owned(),
-        Json::String(b64::encode(signature)),
-    );
+    tree.insert("signature".to_owned(), Json::String(b64::encode(signature)));
     let mut text = String::with_capacity(1024);
     canonical::write_object(&tree, &mut text);
     text

@@ -106,7 +106,8 @@ fn digits_and_point(text: &str) -> (String, i32) {
     let all = format!("{whole}{fraction}");
     let lead = all.len() - all.trim_start_matches('0').len();
     let digits = all.trim_matches('0').to_owned();
-    let point = i32::try_from(whole.len()).unwrap_or(0) - i32::try_from(lead).unwrap_or(0) + exponent;
+    let point =
+        i32::try_from(whole.len()).unwrap_or(0) - i32::try_from(lead).unwrap_or(0) + exponent;
     (digits, point)
 }
 

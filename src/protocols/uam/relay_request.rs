@@ -176,7 +176,8 @@ impl RelayRequest {
             return too("timestamp", "at most 64 characters".into());
         }
         let relay = &self.from_relay;
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-');
+        let plain =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-');
         if relay.is_empty() || relay.len() > 255 || !relay.bytes().all(plain) {
             return too(
                 "from_relay",
@@ -425,7 +426,11 @@ mod tests {
 
     #[test]
     fn json_content_types_are_known() {
-        for good in ["application/json", "Application/JSON; charset=utf-8", "application/x+json"] {
+        for good in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/x+json",
+        ] {
             assert!(is_json_content_type(good), "{good}");
         }
         for bad in ["", "json", "text/json", "application/jsonx", "text/plain"] {

@@ -122,7 +122,11 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let of_year = of_era - (365 * years + years / 4 - years / 100);
     let shifted = (5 * of_year + 2) / 153;
     let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     (years + era * 400 + i64::from(month <= 2), month, day)
 }
 
@@ -144,7 +148,10 @@ mod tests {
             assert_eq!(parse_ms(text), Ok(noon), "{text}");
         }
         assert_eq!(parse_micros("1969-12-31T23:59:59.999999Z"), Ok(-1));
-        assert_eq!(parse_micros("2024-02-29T00:00:00Z"), Ok(1_709_164_800_000_000));
+        assert_eq!(
+            parse_micros("2024-02-29T00:00:00Z"),
+            Ok(1_709_164_800_000_000)
+        );
     }
 
     #[test]

@@ -161,7 +161,10 @@ pub fn check_age(timestamp: &str, now_ms: UnixMs, max_age_s: i64) -> Result<(), 
             format!("Invalid timestamp format: {e}"),
         )
     })?;
-    let age = now_ms.saturating_mul(1000).saturating_sub(at).saturating_abs();
+    let age = now_ms
+        .saturating_mul(1000)
+        .saturating_sub(at)
+        .saturating_abs();
     if age > max_age_s.saturating_mul(1_000_000) {
         return Err(Rejection::new(
             400,
@@ -317,7 +320,13 @@ pub fn check_fields(envelope: &Envelope) -> Result<(), Rejection> {
             repr_list(&missing)
         )));
     }
-    let optional = ["thread_id", "reply_to", "expires", "media_type", "sender_key"];
+    let optional = [
+        "thread_id",
+        "reply_to",
+        "expires",
+        "media_type",
+        "sender_key",
+    ];
     for field in REQUIRED.into_iter().chain(optional) {
         match envelope.get(field) {
             None | Some(Json::String(_)) => {}
@@ -455,7 +464,9 @@ mod tests {
 
     #[test]
     fn missing_and_null_required_fields_are_listed_sorted() {
-        let e = envelope(r#"{"uam_version":"0.1","from":"a","to":"b","message_id":"m","timestamp":"t","type":"x","signature":"s","payload":null}"#);
+        let e = envelope(
+            r#"{"uam_version":"0.1","from":"a","to":"b","message_id":"m","timestamp":"t","type":"x","signature":"s","payload":null}"#,
+        );
         let rejection = check_fields(&e).unwrap_err();
         assert_eq!(
             rejection.detail,
@@ -492,8 +503,19 @@ mod tests {
         let major = check(r#""1.0""#).unwrap_err();
         assert_eq!(major.error, "incompatible_version");
         assert!(major.with_request_id && major.charge == Charge::Nobody);
-        for shape in [r#""0.1.0""#, r#""0""#, r#"".1""#, r#""0.1\n""#, r#""0.１""#, r#""""#] {
-            assert_eq!(check(shape).unwrap_err().error, "validation_error", "{shape}");
+        for shape in [
+            r#""0.1.0""#,
+            r#""0""#,
+            r#"".1""#,
+            r#""0.1\n""#,
+            r#""0.１""#,
+            r#""""#,
+        ] {
+            assert_eq!(
+                check(shape).unwrap_err().error,
+                "validation_error",
+                "{shape}"
+            );
         }
         assert_eq!(check("null").unwrap_err().error, "bad_request");
     }
