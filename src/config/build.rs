@@ -332,6 +332,13 @@ fn uam(s: &Section<'_>) -> Result<UamConfig, ConfigError> {
         Some(text) => Some(base_url(text).ok_or_else(|| s.wrong("http_url", &url_sentence(text)))?),
         None => domain.as_ref().map(|domain| format!("https://{domain}")),
     };
+    let retry_delays = s.durations("retry_delays", "1ms", "7d")?;
+    if retry_delays.len() > 32 {
+        return Err(s.wrong(
+            "retry_delays",
+            &format!("must hold at most 32 delays, not {}", retry_delays.len()),
+        ));
+    }
     let wire_forms = match s.text("wire_forms")? {
         "both" => WireForms::Both,
         "legacy" => WireForms::Legacy,
@@ -343,13 +350,6 @@ fn uam(s: &Section<'_>) -> Result<UamConfig, ConfigError> {
             ));
         }
     };
-    let retry_delays = s.durations("retry_delays", "1ms", "7d")?;
-    if retry_delays.len() > 32 {
-        return Err(s.wrong(
-            "retry_delays",
-            &format!("must hold at most 32 delays, not {}", retry_delays.len()),
-        ));
-    }
     Ok(UamConfig {
         enabled: s.flag("enabled")?,
         domain,

@@ -152,18 +152,15 @@ pub struct UamConfig {
     pub unproven_per_minute: u32,
     /// Allow discovery of peers not pinned (false: only `[[peers]]`).
     pub discovery: bool,
-    /// Wire forms of a delivery that are taken.
+    /// Wire forms taken from other relays.
     pub wire_forms: WireForms,
 }
 
-/// The wire forms of UAM: with a signed `nonce`, or without.
+/// Wire forms of UAM: with the signed field `nonce` (relays of 1.0) and without (0.2, 0.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireForms {
-    /// Either; `nonce` present means the form with it.
     Both,
-    /// Only the form without (`nonce` is an unknown field then).
     Legacy,
-    /// Only the form with.
     Nonce,
 }
 
