@@ -208,26 +208,21 @@ impl Lane {
         }
     }
 
-    /// A page asked for by [`Step::Load`]; `asked` is its limit.
-    pub fn loaded(&mut self, rows: Vec<QueueRow>, asked: usize) {
+    /// A page asked for by [`Step::Load`]: the rows to take, whether the page was full, and the last
+    /// number read (rows whose outcome is on its way are left out of `rows`).
+    pub fn loaded(&mut self, rows: Vec<QueueRow>, full: bool, last: Option<i64>) {
         self.loading = false;
-        let full = rows.len() >= asked;
         for row in rows {
             self.loaded_to = self.loaded_to.max(row.id);
             self.admit(row.into());
         }
+        self.loaded_to = self.loaded_to.max(last.unwrap_or(0));
         self.tail = full || self.missed;
         self.missed = false;
     }
 
-    /// The rows could not be read; they are asked for again.
-    pub fn load_failed(&mut self) {
-        self.loading = false;
-    }
-
     /// Rows asked for by [`Step::LoadKey`].
-    pub fn loaded_key(&mut self, name: &Arc<str>, rows: Vec<QueueRow>) {
-        let full = rows.len() >= KEY_PAGE;
+    pub fn loaded_key(&mut self, name: &Arc<str>, rows: Vec<QueueRow>, full: bool) {
         let (limit, tail) = (self.loaded_to, self.tail);
         let Some(key) = self.keys.get_mut(name) else { return };
         key.busy = false;
@@ -246,12 +241,28 @@ impl Lane {
         self.after(name);
     }
 
-    /// Reading one key's rows failed.
-    pub fn load_key_failed(&mut self, name: &Arc<str>) {
-        if let Some(key) = self.keys.get_mut(name) {
-            key.busy = false;
+    /// Whether a key could run now.
+    pub fn has_runnable(&self) -> bool {
+        !self.runnable.is_empty()
+    }
+
+    /// Drops a row that is dead by decree; true when it is in flight and must be left alone.
+    pub fn forget(&mut self, id: i64) -> bool {
+        if !self.held.contains(&id) {
+            return false;
         }
-        self.after(name);
+        let found = self.keys.iter_mut().find_map(|(name, key)| {
+            let at = key.items.iter().position(|i| i.id == id)?;
+            key.items.remove(at);
+            if at == 0 && let Some(until) = key.waits_until.take() {
+                self.waiting.remove(&(until, name.clone()));
+            }
+            Some(name.clone())
+        });
+        let Some(name) = found else { return true };
+        self.held.remove(&id);
+        self.after(&name);
+        false
     }
 
     /// The row left: delivered, dead or held. Its key goes on.

@@ -84,7 +84,7 @@ fn a_waiting_head_blocks_its_own_key_only_and_sends_its_tail_to_disk() {
     lane.finished(&a[0]);
     let Step::LoadKey { key, from } = lane.next(&POLICY, &schedule(), 30_000, true) else { panic!("reads the key") };
     assert_eq!((&*key, from), ("a", 2));
-    lane.loaded_key(&key, vec![row(2, "a"), row(5, "a")]);
+    lane.loaded_key(&key, vec![row(2, "a"), row(5, "a")], false);
     let a = attempts(&mut lane, 30_000);
     assert_eq!(ids(&a), [2]);
     lane.finished(&a[0]);
@@ -106,8 +106,9 @@ fn memory_is_bounded_and_the_tail_is_read_in_order() {
                 lane.finished(&item);
             }
             Step::Load { after, limit } => {
-                let page = (after + 1..=100).take(limit).map(|id| row(id, &format!("k{id}"))).collect();
-                lane.loaded(page, limit);
+                let page: Vec<_> = (after + 1..=100).take(limit).map(|id| row(id, &format!("k{id}"))).collect();
+                let (full, last) = (page.len() >= limit, page.last().map(|r| r.id));
+                lane.loaded(page, full, last);
             }
             Step::Rest => break,
             other => panic!("{other:?}"),
@@ -122,9 +123,9 @@ fn memory_is_bounded_and_the_tail_is_read_in_order() {
 fn an_arrival_during_a_read_is_not_lost() {
     let mut lane = lane();
     lane.has_tail(1);
-    let Step::Load { limit, .. } = lane.next(&POLICY, &schedule(), 0, true) else { panic!("reads") };
+    let Step::Load { .. } = lane.next(&POLICY, &schedule(), 0, true) else { panic!("reads") };
     lane.arrive(row(2, "b").into());
-    lane.loaded(vec![row(1, "a")], limit);
+    lane.loaded(vec![row(1, "a")], false, Some(1));
     let Step::Load { after, .. } = lane.next(&POLICY, &schedule(), 0, true) else { panic!("reads again") };
     assert_eq!(after, 1);
 }
@@ -158,8 +159,8 @@ fn an_open_peer_keeps_nothing_in_memory_probes_with_one_and_then_drains_all() {
             })
             .collect::<Vec<_>>()
     };
-    let Step::Load { after: 0, limit } = lane.next(&POLICY, &schedule(), until, true) else { panic!("reads") };
-    lane.loaded(stored(true), limit);
+    let Step::Load { after: 0, .. } = lane.next(&POLICY, &schedule(), until, true) else { panic!("reads") };
+    lane.loaded(stored(true), false, Some(5));
     let probe = attempts(&mut lane, until);
     assert_eq!(ids(&probe), [5], "the row never tried is due; the others keep their times");
     assert!(lane.succeeded(&POLICY, until));
