@@ -8,7 +8,8 @@ use crate::http::client::Client;
 use crate::ops::metrics;
 use crate::peers::Peers;
 use crate::protocol::{
-    Answer, Fault, PeerName, PeerRecord, Protocol, Refusal, Sealed, TransportError, TransportKind, Try, Verdict,
+    Answer, Fault, PeerName, PeerRecord, Protocol, Refusal, Sealed, TransportError, TransportKind,
+    Try, Verdict,
 };
 
 use super::lane::Item;
@@ -39,7 +40,13 @@ pub struct Finished {
 const MAX_AGAIN: u32 = 2;
 
 /// Makes one attempt and logs it.
-pub async fn run(tools: &Tools, protocol: &Arc<dyn Protocol>, peer: &PeerName, item: &Item, body: bytes::Bytes) -> Finished {
+pub async fn run(
+    tools: &Tools,
+    protocol: &Arc<dyn Protocol>,
+    peer: &PeerName,
+    item: &Item,
+    body: bytes::Bytes,
+) -> Finished {
     let (started_ms, begun) = (tools.clock.now_ms(), Instant::now());
     let sealed = Sealed {
         event_id: item.event_id.clone(),
@@ -49,7 +56,12 @@ pub async fn run(tools: &Tools, protocol: &Arc<dyn Protocol>, peer: &PeerName, i
         records: Vec::new(),
     };
     let (verdict, status) = verdict(tools, protocol, peer, item, &sealed).await;
-    let finished = Finished { verdict, status, started_ms, elapsed: begun.elapsed() };
+    let finished = Finished {
+        verdict,
+        status,
+        started_ms,
+        elapsed: begun.elapsed(),
+    };
     log(protocol.id(), peer, item, &finished);
     finished
 }
@@ -91,7 +103,13 @@ async fn verdict(
                 }
             }
             Verdict::Again => {
-                return (retry_message("no_common_form", "the peer accepted none of the forms tried".into()), status);
+                return (
+                    retry_message(
+                        "no_common_form",
+                        "the peer accepted none of the forms tried".into(),
+                    ),
+                    status,
+                );
             }
             Verdict::Rediscover(_) if !rediscovered => {
                 rediscovered = true;
@@ -99,11 +117,20 @@ async fn verdict(
                 match tools.peers.refresh(protocol, peer).await {
                     Ok(Some(fresh)) => record = fresh,
                     Ok(None) => {}
-                    Err(e) => tracing::debug!(peer = %peer, error = %e, "looking the peer up anew failed"),
+                    Err(e) => {
+                        tracing::debug!(peer = %peer, error = %e, "looking the peer up anew failed")
+                    }
                 }
             }
             Verdict::Rediscover(reason) => {
-                return (Verdict::Retry { fault: Fault::Message, reason, after: None }, status);
+                return (
+                    Verdict::Retry {
+                        fault: Fault::Message,
+                        reason,
+                        after: None,
+                    },
+                    status,
+                );
             }
             other => return (other, status),
         }
@@ -119,28 +146,48 @@ async fn send(
     attempt: &Try,
 ) -> Result<Result<Answer, TransportError>, Refusal> {
     let first = protocol.dress(sealed, record, attempt)?;
-    let mut answer = tools.client.send(first, tools.timeout, tools.max_answer).await;
+    let mut answer = tools
+        .client
+        .send(first, tools.timeout, tools.max_answer)
+        .await;
     for endpoint in &record.alternatives {
         let elsewhere = matches!(
             answer,
-            Err(TransportError { kind: TransportKind::Dns | TransportKind::Connect | TransportKind::Tls, .. })
+            Err(TransportError {
+                kind: TransportKind::Dns | TransportKind::Connect | TransportKind::Tls,
+                ..
+            })
         );
         if !elsewhere {
             break;
         }
-        let other = PeerRecord { endpoint: endpoint.clone(), ..(**record).clone() };
+        let other = PeerRecord {
+            endpoint: endpoint.clone(),
+            ..(**record).clone()
+        };
         let request = protocol.dress(sealed, &other, attempt)?;
-        answer = tools.client.send(request, tools.timeout, tools.max_answer).await;
+        answer = tools
+            .client
+            .send(request, tools.timeout, tools.max_answer)
+            .await;
     }
     Ok(answer)
 }
 
 fn retry_peer(code: &'static str, detail: String) -> Verdict {
-    Verdict::Retry { fault: Fault::Peer, reason: Refusal { code, detail }, after: None }
+    Verdict::Retry {
+        fault: Fault::Peer,
+        reason: Refusal { code, detail },
+        after: None,
+    }
 }
 
 fn retry_message(code: &'static str, detail: String) -> Verdict {
-    Verdict::Retry { fault: Fault::Message, reason: Refusal { code, detail }, after: None }
+    Verdict::Retry {
+        fault: Fault::Message,
+        reason: Refusal { code, detail },
+        after: None,
+    }
 }
 
 fn log(protocol: &'static str, peer: &PeerName, item: &Item, finished: &Finished) {

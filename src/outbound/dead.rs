@@ -35,7 +35,10 @@ pub async fn run(bus: Bus, store: Store, wake: Arc<Notify>, stop: CancellationTo
 
 async fn publish(bus: &Bus, store: &Store) -> Result<(), String> {
     loop {
-        let rows = store.unnoticed_dead(PAGE).await.map_err(|e| e.to_string())?;
+        let rows = store
+            .unnoticed_dead(PAGE)
+            .await
+            .map_err(|e| e.to_string())?;
         let full = rows.len() == PAGE;
         let mut sent = Vec::new();
         let mut failed: Option<BusError> = None;
@@ -49,7 +52,12 @@ async fn publish(bus: &Bus, store: &Store) -> Result<(), String> {
             }
         }
         if !sent.is_empty() {
-            store.noticed(sent).await.map_err(|e| e.to_string())?.await.map_err(|e| e.to_string())?;
+            store
+                .noticed(sent)
+                .await
+                .map_err(|e| e.to_string())?
+                .await
+                .map_err(|e| e.to_string())?;
         }
         match failed {
             Some(e) => return Err(e.to_string()),
@@ -63,7 +71,10 @@ fn notice(prefix: &str, row: &QueueRow) -> BusMessage {
     let kind: Vec<String> = row.event_type.split('.').map(subject::token).collect();
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let mut headers = vec![
-        ("Nats-Msg-Id".to_owned(), format!("dead:{}:{}", row.protocol, row.id)),
+        (
+            "Nats-Msg-Id".to_owned(),
+            format!("dead:{}:{}", row.protocol, row.id),
+        ),
         ("Fed-Msg-Id".to_owned(), row.msg_id.clone()),
         ("Fed-Event-Id".to_owned(), row.event_id.clone()),
         ("Fed-Type".to_owned(), row.event_type.clone()),
@@ -74,12 +85,21 @@ fn notice(prefix: &str, row: &QueueRow) -> BusMessage {
         ("Fed-Reason".to_owned(), text(&row.reason)),
         ("Fed-Queue-Id".to_owned(), row.id.to_string()),
     ];
-    headers.extend(row.traceparent.clone().map(|t| ("traceparent".to_owned(), t)));
+    headers.extend(
+        row.traceparent
+            .clone()
+            .map(|t| ("traceparent".to_owned(), t)),
+    );
     for (_, value) in &mut headers {
         value.retain(|c| !c.is_control());
     }
     BusMessage {
-        subject: format!("{prefix}.dead.{}.{}.{}", row.protocol, subject::token(&row.peer), kind.join(".")),
+        subject: format!(
+            "{prefix}.dead.{}.{}.{}",
+            row.protocol,
+            subject::token(&row.peer),
+            kind.join(".")
+        ),
         headers,
         payload: row.body.clone(),
         stream: "FED_DEAD",

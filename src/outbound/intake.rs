@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -75,7 +75,11 @@ impl Reader {
     }
 
     /// One consumer's life.
-    async fn session(&self, unacked: &Arc<Mutex<HashSet<String>>>, pause: &mut Duration) -> Result<(), BusError> {
+    async fn session(
+        &self,
+        unacked: &Arc<Mutex<HashSet<String>>>,
+        pause: &mut Duration,
+    ) -> Result<(), BusError> {
         self.bus.apply_streams().await?;
         let mut intake = self.open().await?;
         self.health.clear("intake");
@@ -97,16 +101,34 @@ impl Reader {
         } else {
             self.store.next_epoch().await
         };
-        let epoch = epoch.map_err(|e| BusError { kind: BusErrorKind::Unavailable, detail: e.to_string() })?;
-        let (enabled, held_back): (Vec<_>, Vec<_>) = self.protocols.values().partition(|p| p.enabled());
-        let names = |list: Vec<&Arc<dyn Protocol>>| list.into_iter().map(|p| p.id()).collect::<Vec<_>>();
-        self.bus.open_intake(self.store.id(), epoch, &names(enabled), &names(held_back)).await
+        let epoch = epoch.map_err(|e| BusError {
+            kind: BusErrorKind::Unavailable,
+            detail: e.to_string(),
+        })?;
+        let (enabled, held_back): (Vec<_>, Vec<_>) =
+            self.protocols.values().partition(|p| p.enabled());
+        let names =
+            |list: Vec<&Arc<dyn Protocol>>| list.into_iter().map(|p| p.id()).collect::<Vec<_>>();
+        self.bus
+            .open_intake(self.store.id(), epoch, &names(enabled), &names(held_back))
+            .await
     }
 
     /// Makes a batch durable and hands it to the lanes; acknowledges in the background.
-    async fn take(&self, batch: Vec<OutMessage>, unacked: &Arc<Mutex<HashSet<String>>>) -> Result<(), StoreError> {
+    async fn take(
+        &self,
+        batch: Vec<OutMessage>,
+        unacked: &Arc<Mutex<HashSet<String>>>,
+    ) -> Result<(), StoreError> {
         let known = self.known(&batch).await?;
-        let (mut acks, mut ids, mut made) = (Vec::new(), Vec::new(), Made { rows: Vec::new(), lanes: Vec::new() });
+        let (mut acks, mut ids, mut made) = (
+            Vec::new(),
+            Vec::new(),
+            Made {
+                rows: Vec::new(),
+                lanes: Vec::new(),
+            },
+        );
         for message in batch {
             let protocol = self.protocols.get(message.protocol.as_str()).cloned();
             let event = match &message.event {
@@ -117,8 +139,11 @@ impl Reader {
                 acks.push(message.ack);
                 continue;
             }
-            let new = unacked.lock().map_or_else(|e| e.into_inner().insert(id.clone()), |mut set| set.insert(id.clone()));
-            if !new {
+            if !unacked
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id.clone())
+            {
                 continue; // its first copy is on its way to the store and will acknowledge it
             }
             ids.push(id);
@@ -133,18 +158,24 @@ impl Reader {
         }
         let dead = made.rows.iter().any(|r| r.state == RowState::Failed);
         let kept = made.rows.clone();
-        let commit = self.enqueue(&made.rows).await?;
+        let commit = match self.enqueue(&made.rows).await {
+            Ok(commit) => commit,
+            Err(error) => {
+                forget(unacked, &ids); // unacknowledged: the next consumer brings them again
+                return Err(error);
+            }
+        };
         self.hand_over(made.lanes).await;
-        let (store, unacked, notify) = (self.store.clone(), unacked.clone(), dead.then(|| self.dead.clone()));
+        let (store, unacked, notify) = (
+            self.store.clone(),
+            unacked.clone(),
+            dead.then(|| self.dead.clone()),
+        );
         tokio::spawn(async move {
             if durable(&store, commit, kept).await {
                 acknowledge(acks).await;
             }
-            let mut set = unacked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            ids.iter().for_each(|id| {
-                set.remove(id);
-            });
-            drop(set);
+            forget(&unacked, &ids);
             if let Some(notify) = notify {
                 notify.notify_one();
             }
@@ -163,9 +194,15 @@ impl Reader {
     async fn known(&self, batch: &[OutMessage]) -> Result<HashSet<String>, StoreError> {
         let mut by_protocol: HashMap<ProtocolId, Vec<String>> = HashMap::new();
         for message in batch {
-            let protocol = self.protocols.get(message.protocol.as_str()).map_or("unknown", |p| p.id());
+            let protocol = self
+                .protocols
+                .get(message.protocol.as_str())
+                .map_or("unknown", |p| p.id());
             let (Ok(event) | Err((_, event))) = &message.event;
-            by_protocol.entry(protocol).or_default().push(event.msg_id.clone());
+            by_protocol
+                .entry(protocol)
+                .or_default()
+                .push(event.msg_id.clone());
         }
         let mut known = HashSet::new();
         for (protocol, ids) in by_protocol {
@@ -181,7 +218,10 @@ impl Reader {
         let (Ok(event) | Err((_, event))) = &message.event;
         let sealed = match (&message.event, protocol) {
             (Err((refusal, _)), _) => Err(refusal.clone()),
-            (Ok(_), None) => Err(Refusal::new("unknown_protocol", format!("no protocol is called {:?}", message.protocol))),
+            (Ok(_), None) => Err(Refusal::new(
+                "unknown_protocol",
+                format!("no protocol is called {:?}", message.protocol),
+            )),
             (Ok(event), Some(protocol)) => self.seal(protocol, event),
         };
         let name = protocol.map_or("unknown", |p| p.id());
@@ -208,8 +248,13 @@ impl Reader {
                 row.reason = Some((refusal.code.to_owned(), refusal.detail.clone()));
                 metrics::dead(name, refusal.code);
                 tracing::warn!(
-                    protocol = name, peer = event.peer, msg_id = event.msg_id, out_seq = event.out_seq,
-                    code = refusal.code, reason = refusal.detail, "an outbound message cannot be sent"
+                    protocol = name,
+                    peer = event.peer,
+                    msg_id = event.msg_id,
+                    out_seq = event.out_seq,
+                    code = refusal.code,
+                    reason = refusal.detail,
+                    "an outbound message cannot be sent"
                 );
                 self.ops.event(
                     "delivery",
@@ -225,10 +270,17 @@ impl Reader {
         }
     }
 
-    fn seal(&self, protocol: &Arc<dyn Protocol>, event: &OutEvent) -> Result<(Vec<PeerName>, Sealed), Refusal> {
+    fn seal(
+        &self,
+        protocol: &Arc<dyn Protocol>,
+        event: &OutEvent,
+    ) -> Result<(Vec<PeerName>, Sealed), Refusal> {
         let limit = protocol.max_body().min(self.max_body);
         if event.payload.len() > limit {
-            let detail = format!("{} bytes are more than the {limit} that may travel", event.payload.len());
+            let detail = format!(
+                "{} bytes are more than the {limit} that may travel",
+                event.payload.len()
+            );
             return Err(Refusal::new("too_large", detail));
         }
         let peers = match protocol.targets(event)? {
@@ -245,7 +297,14 @@ impl Reader {
         Ok((peers, sealed))
     }
 
-    fn row(&self, id: i64, protocol: ProtocolId, peer: &str, event: &OutEvent, sealed: &Sealed) -> NewRow {
+    fn row(
+        &self,
+        id: i64,
+        protocol: ProtocolId,
+        peer: &str,
+        event: &OutEvent,
+        sealed: &Sealed,
+    ) -> NewRow {
         NewRow {
             id,
             protocol,
@@ -296,6 +355,13 @@ fn item(row: &NewRow) -> Item {
         expires_ms: row.expires_ms,
         peer_fault: false,
         traceparent: row.traceparent.clone(),
+    }
+}
+
+fn forget(unacked: &Mutex<HashSet<String>>, ids: &[String]) {
+    let mut set = unacked.lock().unwrap_or_else(PoisonError::into_inner);
+    for id in ids {
+        set.remove(id);
     }
 }
 

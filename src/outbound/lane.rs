@@ -149,7 +149,11 @@ impl Lane {
     /// There are rows on disk from `first` on (start-up, or a row that came back).
     pub fn has_tail(&mut self, first: i64) {
         if !self.tail || first <= self.loaded_to {
-            self.loaded_to = if self.tail || !self.held.is_empty() { self.loaded_to.min(first - 1) } else { first - 1 };
+            self.loaded_to = if self.tail || !self.held.is_empty() {
+                self.loaded_to.min(first - 1)
+            } else {
+                first - 1
+            };
         }
         self.tail = true;
         self.missed |= self.loading;
@@ -157,7 +161,11 @@ impl Lane {
 
     /// Nothing in memory, on disk or in flight, and nothing to remember.
     pub fn is_idle(&self) -> bool {
-        self.held.is_empty() && !self.tail && !self.loading && self.keys.is_empty() && self.facts.failures == 0
+        self.held.is_empty()
+            && !self.tail
+            && !self.loading
+            && self.keys.is_empty()
+            && self.facts.failures == 0
     }
 
     /// Attempts in flight.
@@ -224,10 +232,15 @@ impl Lane {
     /// Rows asked for by [`Step::LoadKey`].
     pub fn loaded_key(&mut self, name: &Arc<str>, rows: Vec<QueueRow>, full: bool) {
         let (limit, tail) = (self.loaded_to, self.tail);
-        let Some(key) = self.keys.get_mut(name) else { return };
+        let Some(key) = self.keys.get_mut(name) else {
+            return;
+        };
         key.busy = false;
         // Above `loaded_to` the lane's own reading meets them.
-        let rows: Vec<QueueRow> = rows.into_iter().filter(|r| !tail || r.id <= limit).collect();
+        let rows: Vec<QueueRow> = rows
+            .into_iter()
+            .filter(|r| !tail || r.id <= limit)
+            .collect();
         let next = rows.last().map(|r| r.id + 1);
         key.disk_from = None;
         let missed = key.missed.take().filter(|m| next.is_none_or(|n| *m >= n));
@@ -254,7 +267,9 @@ impl Lane {
         let found = self.keys.iter_mut().find_map(|(name, key)| {
             let at = key.items.iter().position(|i| i.id == id)?;
             key.items.remove(at);
-            if at == 0 && let Some(until) = key.waits_until.take() {
+            if at == 0
+                && let Some(until) = key.waits_until.take()
+            {
                 self.waiting.remove(&(until, name.clone()));
             }
             Some(name.clone())
@@ -282,7 +297,9 @@ impl Lane {
         item.body = None;
         let name = item.key.clone();
         let at = item.next_at_ms;
-        let Some(key) = self.keys.get_mut(&name) else { return };
+        let Some(key) = self.keys.get_mut(&name) else {
+            return;
+        };
         key.busy = false;
         if self.facts.tripped(policy) {
             key.items.push_front(item);
@@ -308,7 +325,9 @@ impl Lane {
 
     /// What a key does after its row left.
     fn after(&mut self, name: &Arc<str>) {
-        let Some(key) = self.keys.get_mut(name) else { return };
+        let Some(key) = self.keys.get_mut(name) else {
+            return;
+        };
         if key.busy || key.waits_until.is_some() {
             return;
         }
@@ -330,7 +349,9 @@ impl Lane {
         if recovered {
             self.window = 1;
             for (_, name) in std::mem::take(&mut self.waiting) {
-                let Some(key) = self.keys.get_mut(&name) else { continue };
+                let Some(key) = self.keys.get_mut(&name) else {
+                    continue;
+                };
                 if key.items.front().is_some_and(|i| i.peer_fault) {
                     key.waits_until = None;
                     if let Some(first) = key.items.front_mut() {
@@ -424,14 +445,20 @@ impl Lane {
             }
             return self.next(policy, schedule, now, room);
         }
-        let room_on_disk = self.held.len() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
+        let room_on_disk =
+            self.held.len() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
         if self.tail && !self.loading && room_on_disk {
             self.loading = true;
-            return Step::Load { after: self.loaded_to, limit: self.limits.head - self.held.len() };
+            return Step::Load {
+                after: self.loaded_to,
+                limit: self.limits.head - self.held.len(),
+            };
         }
         let dead_only = !room || self.in_flight >= window;
         while !dead_only && let Some(name) = self.runnable.pop_front() {
-            let Some(key) = self.keys.get_mut(&name) else { continue };
+            let Some(key) = self.keys.get_mut(&name) else {
+                continue;
+            };
             key.queued = false;
             let Some(item) = key.items.pop_front() else {
                 self.after(&name);
@@ -445,11 +472,21 @@ impl Lane {
             key.busy = true;
             self.in_flight += 1;
             if item.expires_ms.is_some_and(|t| t <= now) {
-                return Step::Dead(item, "expired", "the time given in Fed-Expires is over".into());
+                return Step::Dead(
+                    item,
+                    "expired",
+                    "the time given in Fed-Expires is over".into(),
+                );
             }
             let start = item.first_failed_ms.unwrap_or(item.created_ms);
-            if verdict == Verdict::Probe && now > schedule::ends_at(schedule, start) && !schedule.delays.is_empty() {
-                let why = format!("the peer did not take anything until the schedule ended (last: {})", self.facts.last_code);
+            if verdict == Verdict::Probe
+                && now > schedule::ends_at(schedule, start)
+                && !schedule.delays.is_empty()
+            {
+                let why = format!(
+                    "the peer did not take anything until the schedule ended (last: {})",
+                    self.facts.last_code
+                );
                 return Step::Dead(item, "peer_unreachable", why);
             }
             return Step::Attempt(item);

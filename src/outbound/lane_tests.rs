@@ -3,10 +3,16 @@ use std::time::Duration;
 use super::*;
 use crate::store::RowState;
 
-const POLICY: Policy = Policy { threshold: 3, initial: Duration::from_secs(5), max: Duration::from_secs(60) };
+const POLICY: Policy = Policy {
+    threshold: 3,
+    initial: Duration::from_secs(5),
+    max: Duration::from_secs(60),
+};
 
 fn schedule() -> Schedule {
-    Schedule { delays: vec![Duration::from_secs(30)] }
+    Schedule {
+        delays: vec![Duration::from_secs(30)],
+    }
 }
 
 fn lane() -> Lane {
@@ -82,7 +88,9 @@ fn a_waiting_head_blocks_its_own_key_only_and_sends_its_tail_to_disk() {
     let a = attempts(&mut lane, 30_000);
     assert_eq!(ids(&a), [1]);
     lane.finished(&a[0]);
-    let Step::LoadKey { key, from } = lane.next(&POLICY, &schedule(), 30_000, true) else { panic!("reads the key") };
+    let Step::LoadKey { key, from } = lane.next(&POLICY, &schedule(), 30_000, true) else {
+        panic!("reads the key")
+    };
     assert_eq!((&*key, from), ("a", 2));
     lane.loaded_key(&key, vec![row(2, "a"), row(5, "a")], false);
     let a = attempts(&mut lane, 30_000);
@@ -106,7 +114,10 @@ fn memory_is_bounded_and_the_tail_is_read_in_order() {
                 lane.finished(&item);
             }
             Step::Load { after, limit } => {
-                let page: Vec<_> = (after + 1..=100).take(limit).map(|id| row(id, &format!("k{id}"))).collect();
+                let page: Vec<_> = (after + 1..=100)
+                    .take(limit)
+                    .map(|id| row(id, &format!("k{id}")))
+                    .collect();
                 let (full, last) = (page.len() >= limit, page.last().map(|r| r.id));
                 lane.loaded(page, full, last);
             }
@@ -123,10 +134,14 @@ fn memory_is_bounded_and_the_tail_is_read_in_order() {
 fn an_arrival_during_a_read_is_not_lost() {
     let mut lane = lane();
     lane.has_tail(1);
-    let Step::Load { .. } = lane.next(&POLICY, &schedule(), 0, true) else { panic!("reads") };
+    let Step::Load { .. } = lane.next(&POLICY, &schedule(), 0, true) else {
+        panic!("reads")
+    };
     lane.arrive(row(2, "b").into());
     lane.loaded(vec![row(1, "a")], false, Some(1));
-    let Step::Load { after, .. } = lane.next(&POLICY, &schedule(), 0, true) else { panic!("reads again") };
+    let Step::Load { after, .. } = lane.next(&POLICY, &schedule(), 0, true) else {
+        panic!("reads again")
+    };
     assert_eq!(after, 1);
 }
 
@@ -147,7 +162,9 @@ fn an_open_peer_keeps_nothing_in_memory_probes_with_one_and_then_drains_all() {
         lane.waits(item.clone(), &POLICY);
     }
     assert!(lane.held.is_empty());
-    let Step::Sleep(until) = lane.next(&POLICY, &schedule(), 40, true) else { panic!("sleeps") };
+    let Step::Sleep(until) = lane.next(&POLICY, &schedule(), 40, true) else {
+        panic!("sleeps")
+    };
     let stored = |failed: bool| {
         (1..=5)
             .map(|id| {
@@ -159,10 +176,16 @@ fn an_open_peer_keeps_nothing_in_memory_probes_with_one_and_then_drains_all() {
             })
             .collect::<Vec<_>>()
     };
-    let Step::Load { after: 0, .. } = lane.next(&POLICY, &schedule(), until, true) else { panic!("reads") };
+    let Step::Load { after: 0, .. } = lane.next(&POLICY, &schedule(), until, true) else {
+        panic!("reads")
+    };
     lane.loaded(stored(true), false, Some(5));
     let probe = attempts(&mut lane, until);
-    assert_eq!(ids(&probe), [5], "the row never tried is due; the others keep their times");
+    assert_eq!(
+        ids(&probe),
+        [5],
+        "the row never tried is due; the others keep their times"
+    );
     assert!(lane.succeeded(&POLICY, until));
     lane.finished(&probe[0]);
     assert_eq!(attempts(&mut lane, until).len(), 1, "narrow at first");
@@ -174,5 +197,8 @@ fn an_expired_row_is_never_attempted() {
     let mut item: Item = row(1, "a").into();
     item.expires_ms = Some(10);
     lane.arrive(item);
-    assert!(matches!(lane.next(&POLICY, &schedule(), 11, true), Step::Dead(_, "expired", _)));
+    assert!(matches!(
+        lane.next(&POLICY, &schedule(), 11, true),
+        Step::Dead(_, "expired", _)
+    ));
 }

@@ -72,7 +72,9 @@ pub enum StartError {
 /// Threads by configuration, or one a core, at most 8.
 pub fn shard_count(configured: usize) -> usize {
     match configured {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8),
+        0 => std::thread::available_parallelism()
+            .map_or(1, std::num::NonZero::get)
+            .min(8),
         n => n,
     }
 }
@@ -93,7 +95,10 @@ impl Outbound {
                 initial: config.outbound.breaker_initial,
                 max: config.outbound.breaker_max,
             },
-            limits: Limits { window: config.outbound.peer_window, head: config.outbound.lane_head },
+            limits: Limits {
+                window: config.outbound.peer_window,
+                head: config.outbound.lane_head,
+            },
             window: (config.outbound.global_window / shards).max(1),
             jitter: config.outbound.jitter,
             throttle_pause: config.outbound.throttle_pause,
@@ -111,7 +116,9 @@ impl Outbound {
                 timeout: config.http.timeout,
                 max_answer: config.http.max_answer_bytes,
             };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let (shard, stop) = (Shard::new(shared.clone(), tools), stop.clone());
             threads.push(
                 std::thread::Builder::new()
@@ -136,10 +143,19 @@ impl Outbound {
         };
         let tasks = vec![
             tokio::spawn(reader.run(stop.clone())),
-            tokio::spawn(dead::run(parts.bus.clone(), parts.store.clone(), dead, stop.clone())),
+            tokio::spawn(dead::run(
+                parts.bus.clone(),
+                parts.store.clone(),
+                dead,
+                stop.clone(),
+            )),
             tokio::spawn(sweep(parts, senders, stop.clone())),
         ];
-        Ok(Self { threads, tasks, stop })
+        Ok(Self {
+            threads,
+            tasks,
+            stop,
+        })
     }
 
     /// Stops pulling, lets attempts in flight end (bounded by the drain time), waits for it.
@@ -171,7 +187,9 @@ async fn facts(store: &Store) -> Result<HashMap<(String, String), Facts>, StoreE
 /// Tells the shards which lanes have rows.
 async fn arm(parts: &Parts, shards: &[mpsc::Sender<Work>]) -> Result<(), StoreError> {
     for summary in parts.store.lanes().await? {
-        let Some(key) = lane_key(&parts.protocols, &summary.protocol, &summary.peer) else { continue };
+        let Some(key) = lane_key(&parts.protocols, &summary.protocol, &summary.peer) else {
+            continue;
+        };
         if let Some(shard) = shards.get(intake::shard_of(&key, shards.len())) {
             let _ = shard.send(Work::Tail(key, summary.first_id)).await;
         }
@@ -198,9 +216,13 @@ async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: Cancellation
         match parts.store.expired(parts.clock.now_ms(), 500).await {
             Ok(rows) => {
                 for row in rows {
-                    let Some(key) = lane_key(&parts.protocols, &row.protocol, &row.peer) else { continue };
+                    let Some(key) = lane_key(&parts.protocols, &row.protocol, &row.peer) else {
+                        continue;
+                    };
                     if let Some(shard) = shards.get(intake::shard_of(&key, shards.len())) {
-                        let _ = shard.send(Work::Expired(vec![(key, Item::from(row))])).await;
+                        let _ = shard
+                            .send(Work::Expired(vec![(key, Item::from(row))]))
+                            .await;
                     }
                 }
             }

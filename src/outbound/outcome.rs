@@ -35,7 +35,14 @@ pub enum HealthNews {
 }
 
 /// Decides. `jitter` is the share of a delay to add; `pause` the patience with a 429 that names none.
-pub fn decide(item: &Item, finished: &Finished, schedule: &Schedule, now: UnixMs, jitter: f64, pause: Duration) -> Fate {
+pub fn decide(
+    item: &Item,
+    finished: &Finished,
+    schedule: &Schedule,
+    now: UnixMs,
+    jitter: f64,
+    pause: Duration,
+) -> Fate {
     let made = item.attempts + 1;
     let row = |code: &str, detail: &str| {
         Some(AttemptRow {
@@ -49,7 +56,12 @@ pub fn decide(item: &Item, finished: &Finished, schedule: &Schedule, now: UnixMs
         })
     };
     let left = |outcome, attempt, health, reason| Fate {
-        settle: Settle { row: item.id, outcome, attempts: made, attempt },
+        settle: Settle {
+            row: item.id,
+            outcome,
+            attempts: made,
+            attempt,
+        },
         waits: None,
         health,
         reason,
@@ -57,35 +69,105 @@ pub fn decide(item: &Item, finished: &Finished, schedule: &Schedule, now: UnixMs
     match &finished.verdict {
         Verdict::Delivered | Verdict::Duplicate => {
             let attempt = if made > 1 { row("delivered", "") } else { None };
-            left(Outcome::Delivered { at_ms: now }, attempt, HealthNews::Good, None)
+            left(
+                Outcome::Delivered { at_ms: now },
+                attempt,
+                HealthNews::Good,
+                None,
+            )
         }
         Verdict::Refused(why) => {
-            let outcome = Outcome::Dead { at_ms: now, code: why.code.to_owned(), reason: why.detail.clone() };
-            let health = if finished.status.is_some() { HealthNews::Good } else { HealthNews::None };
-            left(outcome, row(why.code, &why.detail), health, Some(why.clone()))
+            let outcome = Outcome::Dead {
+                at_ms: now,
+                code: why.code.to_owned(),
+                reason: why.detail.clone(),
+            };
+            let health = if finished.status.is_some() {
+                HealthNews::Good
+            } else {
+                HealthNews::None
+            };
+            left(
+                outcome,
+                row(why.code, &why.detail),
+                health,
+                Some(why.clone()),
+            )
         }
         Verdict::Hold(why) => {
-            let outcome = Outcome::Held { code: why.code.to_owned(), reason: why.detail.clone() };
-            left(outcome, row(why.code, &why.detail), HealthNews::Good, Some(why.clone()))
+            let outcome = Outcome::Held {
+                code: why.code.to_owned(),
+                reason: why.detail.clone(),
+            };
+            left(
+                outcome,
+                row(why.code, &why.detail),
+                HealthNews::Good,
+                Some(why.clone()),
+            )
         }
-        Verdict::Retry { fault, reason, after: None } => {
+        Verdict::Retry {
+            fault,
+            reason,
+            after: None,
+        } => {
             let first = item.first_failed_ms.unwrap_or(now);
             let next = schedule::after_failure(schedule, made, first, now, jitter);
-            let health = if *fault == Fault::Peer { HealthNews::Bad } else { HealthNews::Good };
-            goes_on(item, next, made, first, *fault == Fault::Peer, reason, row(reason.code, &reason.detail), health, now)
+            let health = if *fault == Fault::Peer {
+                HealthNews::Bad
+            } else {
+                HealthNews::Good
+            };
+            goes_on(
+                item,
+                next,
+                made,
+                first,
+                *fault == Fault::Peer,
+                reason,
+                row(reason.code, &reason.detail),
+                health,
+                now,
+            )
         }
-        Verdict::Retry { reason, after: Some(patience), .. } => {
-            patient(item, finished, schedule, now, *patience, reason, row(reason.code, &reason.detail))
-        }
-        Verdict::Throttled { reason, after } => {
-            patient(item, finished, schedule, now, after.unwrap_or(pause), reason, row(reason.code, &reason.detail))
-        }
+        Verdict::Retry {
+            reason,
+            after: Some(patience),
+            ..
+        } => patient(
+            item,
+            finished,
+            schedule,
+            now,
+            *patience,
+            reason,
+            row(reason.code, &reason.detail),
+        ),
+        Verdict::Throttled { reason, after } => patient(
+            item,
+            finished,
+            schedule,
+            now,
+            after.unwrap_or(pause),
+            reason,
+            row(reason.code, &reason.detail),
+        ),
         // `attempt::run` resolves these two.
         Verdict::Again | Verdict::Rediscover(_) => {
             let why = Refusal::new("undecided", "the attempt ended without a verdict");
             let first = item.first_failed_ms.unwrap_or(now);
             let next = schedule::after_failure(schedule, made, first, now, jitter);
-            goes_on(item, next, made, first, false, &why, row(why.code, &why.detail), HealthNews::None, now)
+            goes_on(
+                item,
+                next,
+                made,
+                first,
+                false,
+                &why,
+                row(why.code, &why.detail),
+                HealthNews::None,
+                now,
+            )
         }
     }
 }
@@ -103,9 +185,30 @@ fn patient(
     let first = item.first_failed_ms.unwrap_or(now);
     let until = now.saturating_add(ms(patience.min(schedule::MAX_PATIENCE)));
     let next = schedule::after_patience(schedule, first, now, patience);
-    let whole_peer = matches!(finished.verdict, Verdict::Throttled { .. } | Verdict::Retry { fault: Fault::Peer, .. });
-    let health = if whole_peer { HealthNews::Patience(until) } else { HealthNews::None };
-    goes_on(item, next, item.attempts, first, true, why, attempt, health, now)
+    let whole_peer = matches!(
+        finished.verdict,
+        Verdict::Throttled { .. }
+            | Verdict::Retry {
+                fault: Fault::Peer,
+                ..
+            }
+    );
+    let health = if whole_peer {
+        HealthNews::Patience(until)
+    } else {
+        HealthNews::None
+    };
+    goes_on(
+        item,
+        next,
+        item.attempts,
+        first,
+        true,
+        why,
+        attempt,
+        health,
+        now,
+    )
 }
 
 #[allow(clippy::too_many_arguments)] // one call, one place where a row is built
@@ -138,9 +241,26 @@ fn goes_on(
                 ..item.clone()
             }),
         ),
-        Next::GiveUp => (Outcome::Dead { at_ms: now, code: why.code.to_owned(), reason: why.detail.clone() }, None),
+        Next::GiveUp => (
+            Outcome::Dead {
+                at_ms: now,
+                code: why.code.to_owned(),
+                reason: why.detail.clone(),
+            },
+            None,
+        ),
     };
-    Fate { settle: Settle { row: item.id, outcome, attempts, attempt }, waits, health, reason: Some(why.clone()) }
+    Fate {
+        settle: Settle {
+            row: item.id,
+            outcome,
+            attempts,
+            attempt,
+        },
+        waits,
+        health,
+        reason: Some(why.clone()),
+    }
 }
 
 #[cfg(test)]
@@ -167,13 +287,31 @@ mod tests {
     }
 
     fn after(verdict: Verdict, item: &Item, now: UnixMs) -> Fate {
-        let schedule = Schedule { delays: vec![Duration::from_secs(30), Duration::from_secs(60)] };
-        let finished = Finished { verdict, status: Some(500), started_ms: now, elapsed: Duration::ZERO };
-        decide(item, &finished, &schedule, now, 0.0, Duration::from_secs(60))
+        let schedule = Schedule {
+            delays: vec![Duration::from_secs(30), Duration::from_secs(60)],
+        };
+        let finished = Finished {
+            verdict,
+            status: Some(500),
+            started_ms: now,
+            elapsed: Duration::ZERO,
+        };
+        decide(
+            item,
+            &finished,
+            &schedule,
+            now,
+            0.0,
+            Duration::from_secs(60),
+        )
     }
 
     fn failing(fault: Fault) -> Verdict {
-        Verdict::Retry { fault, reason: Refusal::new("http_500", "it said 500"), after: None }
+        Verdict::Retry {
+            fault,
+            reason: Refusal::new("http_500", "it said 500"),
+            after: None,
+        }
     }
 
     #[test]
@@ -202,7 +340,10 @@ mod tests {
 
     #[test]
     fn patience_uses_up_no_attempt_and_pauses_the_peer() {
-        let verdict = Verdict::Throttled { reason: Refusal::new("throttled", "429"), after: None };
+        let verdict = Verdict::Throttled {
+            reason: Refusal::new("throttled", "429"),
+            after: None,
+        };
         let fate = after(verdict, &item(), 1_000);
         assert_eq!(fate.settle.attempts, 0);
         assert_eq!(fate.health, HealthNews::Patience(61_000));
@@ -211,7 +352,11 @@ mod tests {
 
     #[test]
     fn a_refusal_is_final_and_says_why() {
-        let fate = after(Verdict::Refused(Refusal::new("blocked", "you are blocked")), &item(), 5);
+        let fate = after(
+            Verdict::Refused(Refusal::new("blocked", "you are blocked")),
+            &item(),
+            5,
+        );
         assert!(fate.waits.is_none());
         assert!(matches!(fate.settle.outcome, Outcome::Dead { ref code, .. } if code == "blocked"));
     }

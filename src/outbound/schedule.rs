@@ -29,14 +29,25 @@ pub fn ms(d: Duration) -> i64 {
 
 /// When the schedule of a row whose clock started at `start` ends.
 pub fn ends_at(schedule: &Schedule, start: UnixMs) -> UnixMs {
-    schedule.delays.iter().fold(start, |t, d| t.saturating_add(ms(*d)))
+    schedule
+        .delays
+        .iter()
+        .fold(start, |t, d| t.saturating_add(ms(*d)))
 }
 
 /// What follows the failure, at `now`, of attempt number `attempt` (1 for the first) of a row whose
 /// first failure was at `first_failed`. `jitter` is the share of the delay to add, 0 and up.
-pub fn after_failure(schedule: &Schedule, attempt: u32, first_failed: UnixMs, now: UnixMs, jitter: f64) -> Next {
+pub fn after_failure(
+    schedule: &Schedule,
+    attempt: u32,
+    first_failed: UnixMs,
+    now: UnixMs,
+    jitter: f64,
+) -> Next {
     let index = usize::try_from(attempt.max(1)).unwrap_or(usize::MAX) - 1;
-    let Some(delay) = schedule.delays.get(index) else { return Next::GiveUp };
+    let Some(delay) = schedule.delays.get(index) else {
+        return Next::GiveUp;
+    };
     // The end counts only what was due: jitter of earlier delays must not cost the last attempt.
     let late = ends_at(schedule, first_failed);
     if now > late && index + 1 < schedule.delays.len() {
@@ -46,13 +57,22 @@ pub fn after_failure(schedule: &Schedule, attempt: u32, first_failed: UnixMs, no
 }
 
 /// The peer asked for `patience` at `now`: when to try again, or that the row's lifetime is over.
-pub fn after_patience(schedule: &Schedule, first_failed: UnixMs, now: UnixMs, patience: Duration) -> Next {
+pub fn after_patience(
+    schedule: &Schedule,
+    first_failed: UnixMs,
+    now: UnixMs,
+    patience: Duration,
+) -> Next {
     let end = ends_at(schedule, first_failed);
     if now >= end && !schedule.delays.is_empty() {
         return Next::GiveUp;
     }
     let at = now.saturating_add(ms(patience.min(MAX_PATIENCE)));
-    Next::At(if schedule.delays.is_empty() { at } else { at.min(end.max(now.saturating_add(1))) })
+    Next::At(if schedule.delays.is_empty() {
+        at
+    } else {
+        at.min(end.max(now.saturating_add(1)))
+    })
 }
 
 #[cfg(test)]
@@ -60,7 +80,9 @@ mod tests {
     use super::*;
 
     fn uam() -> Schedule {
-        Schedule { delays: [30, 300, 1_800, 7_200].map(Duration::from_secs).to_vec() }
+        Schedule {
+            delays: [30, 300, 1_800, 7_200].map(Duration::from_secs).to_vec(),
+        }
     }
 
     #[test]

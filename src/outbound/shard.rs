@@ -54,11 +54,30 @@ pub struct Shared {
 }
 
 enum Done {
-    Attempted { lane: LaneKey, item: Item, slow: bool, finished: Finished, fate: Box<Fate>, commit: Result<Commit, StoreError> },
+    Attempted {
+        lane: LaneKey,
+        item: Item,
+        slow: bool,
+        finished: Finished,
+        fate: Box<Fate>,
+        commit: Result<Commit, StoreError>,
+    },
     /// The row could not be read back or is no longer pending.
-    Gone { lane: LaneKey, item: Item, slow: bool },
-    Page { lane: LaneKey, rows: Vec<QueueRow>, asked: usize },
-    KeyPage { lane: LaneKey, key: Arc<str>, rows: Vec<QueueRow> },
+    Gone {
+        lane: LaneKey,
+        item: Item,
+        slow: bool,
+    },
+    Page {
+        lane: LaneKey,
+        rows: Vec<QueueRow>,
+        asked: usize,
+    },
+    KeyPage {
+        lane: LaneKey,
+        key: Arc<str>,
+        rows: Vec<QueueRow>,
+    },
     Settled(i64),
 }
 
@@ -123,7 +142,9 @@ impl Shard {
         }
         let drained = tokio::time::timeout(self.shared.drain, async {
             while let Some(done) = self.tasks.join_next().await {
-                if let Ok(Done::Attempted { commit: Ok(commit), .. }) = done
+                if let Ok(Done::Attempted {
+                    commit: Ok(commit), ..
+                }) = done
                     && let Err(error) = commit.await
                 {
                     tracing::warn!(%error, "an outcome could not be recorded while stopping");
@@ -131,13 +152,17 @@ impl Shard {
             }
         });
         if drained.await.is_err() {
-            tracing::warn!("attempts still in flight at the end of the drain time will be repeated");
+            tracing::warn!(
+                "attempts still in flight at the end of the drain time will be repeated"
+            );
         }
     }
 
     fn next_wake(&self) -> Option<Duration> {
         let (at, _) = self.wakes.first()?;
-        let ms = at.saturating_sub(self.tools.clock.now_ms()).clamp(0, 3_600_000);
+        let ms = at
+            .saturating_sub(self.tools.clock.now_ms())
+            .clamp(0, 3_600_000);
         Some(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
     }
 
@@ -159,8 +184,16 @@ impl Shard {
     fn entry(&mut self, key: &LaneKey) -> &mut Entry {
         let (shared, lanes) = (&self.shared, &mut self.lanes);
         lanes.entry(key.clone()).or_insert_with(|| {
-            let facts = shared.health.get(&(key.0.to_owned(), key.1.to_string())).cloned().unwrap_or_default();
-            Entry { lane: Lane::new(shared.limits, facts), average_ms: 0.0, armed: None }
+            let facts = shared
+                .health
+                .get(&(key.0.to_owned(), key.1.to_string()))
+                .cloned()
+                .unwrap_or_default();
+            Entry {
+                lane: Lane::new(shared.limits, facts),
+                average_ms: 0.0,
+                armed: None,
+            }
         })
     }
 
@@ -182,7 +215,8 @@ impl Shard {
             }
             Work::Expired(items) => {
                 for (key, item) in items {
-                    if !self.unsettled.contains(&item.id) && !self.entry(&key).lane.forget(item.id) {
+                    if !self.unsettled.contains(&item.id) && !self.entry(&key).lane.forget(item.id)
+                    {
                         let why = "the time given in Fed-Expires is over".to_owned();
                         self.bury(key, item, "expired", why, false);
                     }
@@ -194,27 +228,49 @@ impl Shard {
 
     /// Does what the lane asks for until it rests.
     fn poke(&mut self, key: &LaneKey) {
-        let Some(protocol) = self.shared.protocols.get(key.0).cloned() else { return };
+        let Some(protocol) = self.shared.protocols.get(key.0).cloned() else {
+            return;
+        };
         loop {
             let now = self.tools.clock.now_ms();
-            let (full, half) = (self.in_flight >= self.shared.window, self.slow_in_flight * 2 >= self.shared.window);
-            let Some(entry) = self.lanes.get_mut(key) else { return };
+            let (full, half) = (
+                self.in_flight >= self.shared.window,
+                self.slow_in_flight * 2 >= self.shared.window,
+            );
+            let Some(entry) = self.lanes.get_mut(key) else {
+                return;
+            };
             let room = !full && !(half && entry.slow());
-            match entry.lane.next(&self.shared.policy, protocol.schedule(), now, room) {
+            match entry
+                .lane
+                .next(&self.shared.policy, protocol.schedule(), now, room)
+            {
                 Step::Attempt(item) => self.attempt(key.clone(), protocol.clone(), item),
                 Step::Dead(item, code, why) => self.bury(key.clone(), item, code, why, true),
                 Step::Load { after, limit } => {
                     let (store, lane) = (self.shared.store.clone(), key.clone());
                     self.tasks.spawn(async move {
-                        let rows = read_until(|| store.pending(lane.0, &lane.1, after, limit)).await;
-                        Done::Page { lane, rows, asked: limit }
+                        let rows =
+                            read_until(|| store.pending(lane.0, &lane.1, after, limit)).await;
+                        Done::Page {
+                            lane,
+                            rows,
+                            asked: limit,
+                        }
                     });
                 }
                 Step::LoadKey { key: name, from } => {
                     let (store, lane) = (self.shared.store.clone(), key.clone());
                     self.tasks.spawn(async move {
-                        let rows = read_until(|| store.pending_of_key(lane.0, &lane.1, &name, from, KEY_PAGE)).await;
-                        Done::KeyPage { lane, key: name, rows }
+                        let rows = read_until(|| {
+                            store.pending_of_key(lane.0, &lane.1, &name, from, KEY_PAGE)
+                        })
+                        .await;
+                        Done::KeyPage {
+                            lane,
+                            key: name,
+                            rows,
+                        }
                     });
                 }
                 Step::Sleep(at) => {
@@ -239,7 +295,8 @@ impl Shard {
             }
         }
         let starving = self.lanes.get(key).is_some_and(|e| e.lane.has_runnable())
-            && (self.in_flight >= self.shared.window || self.slow_in_flight * 2 >= self.shared.window);
+            && (self.in_flight >= self.shared.window
+                || self.slow_in_flight * 2 >= self.shared.window);
         if starving && !self.starved.contains(key) {
             self.starved.push(key.clone());
         }
@@ -279,7 +336,11 @@ impl Shard {
         let now = self.tools.clock.now_ms();
         let settle = Settle {
             row: item.id,
-            outcome: Outcome::Dead { at_ms: now, code: code.to_owned(), reason: why.clone() },
+            outcome: Outcome::Dead {
+                at_ms: now,
+                code: code.to_owned(),
+                reason: why.clone(),
+            },
             attempts: item.attempts,
             attempt: Some(AttemptRow {
                 queue_id: item.id,
@@ -301,7 +362,14 @@ impl Shard {
 
     fn done(&mut self, done: Option<Done>) {
         match done {
-            Some(Done::Attempted { lane, item, slow, finished, fate, commit }) => {
+            Some(Done::Attempted {
+                lane,
+                item,
+                slow,
+                finished,
+                fate,
+                commit,
+            }) => {
                 self.left_flight(slow);
                 self.attempted(&lane, item, &finished, *fate, commit);
             }
@@ -313,7 +381,11 @@ impl Shard {
                 }
                 self.poke(&lane);
             }
-            Some(Done::Page { lane, mut rows, asked }) => {
+            Some(Done::Page {
+                lane,
+                mut rows,
+                asked,
+            }) => {
                 let full = rows.len() >= asked;
                 let last = rows.last().map(|r| r.id);
                 rows.retain(|r| !self.unsettled.contains(&r.id));
@@ -322,7 +394,11 @@ impl Shard {
                 }
                 self.poke(&lane);
             }
-            Some(Done::KeyPage { lane, key, mut rows }) => {
+            Some(Done::KeyPage {
+                lane,
+                key,
+                mut rows,
+            }) => {
                 let full = rows.len() >= KEY_PAGE;
                 rows.retain(|r| !self.unsettled.contains(&r.id));
                 if let Some(entry) = self.lanes.get_mut(&lane) {
@@ -348,7 +424,14 @@ impl Shard {
         metrics::in_flight_add(-1);
     }
 
-    fn attempted(&mut self, lane: &LaneKey, item: Item, finished: &Finished, fate: Fate, commit: Result<Commit, StoreError>) {
+    fn attempted(
+        &mut self,
+        lane: &LaneKey,
+        item: Item,
+        finished: &Finished,
+        fate: Fate,
+        commit: Result<Commit, StoreError>,
+    ) {
         let now = self.tools.clock.now_ms();
         self.settled(fate.settle.clone(), Some(commit));
         self.report(lane, &item, finished, &fate);
@@ -358,8 +441,12 @@ impl Shard {
             entry.average_ms = entry.average_ms * 0.8 + finished.elapsed.as_secs_f64() * 200.0;
             let code = fate.reason.as_ref().map_or("", |r| r.code);
             match fate.health {
-                HealthNews::Good if entry.lane.succeeded(&policy, now) => changed = Some("recovered"),
-                HealthNews::Bad if entry.lane.failed(&policy, finished.started_ms, now, code) => changed = Some("open"),
+                HealthNews::Good if entry.lane.succeeded(&policy, now) => {
+                    changed = Some("recovered")
+                }
+                HealthNews::Bad if entry.lane.failed(&policy, finished.started_ms, now, code) => {
+                    changed = Some("open")
+                }
                 HealthNews::Patience(until) => {
                     entry.lane.facts.throttled(until);
                     changed = Some("throttled");
@@ -409,12 +496,22 @@ impl Shard {
     }
 
     fn health_changed(&self, lane: &LaneKey, what: &'static str) {
-        let Some(entry) = self.lanes.get(lane) else { return };
+        let Some(entry) = self.lanes.get(lane) else {
+            return;
+        };
         let facts = &entry.lane.facts;
         tracing::info!(protocol = lane.0, peer = %lane.1, failures = facts.failures, code = facts.last_code, "peer {what}");
-        self.shared.ops.event("peer", what, lane.0, lane.1.as_str(), json!(facts));
-        let Ok(text) = serde_json::to_string(facts) else { return };
-        let row = HealthRow { protocol: lane.0.to_owned(), peer: lane.1.to_string(), facts: text };
+        self.shared
+            .ops
+            .event("peer", what, lane.0, lane.1.as_str(), json!(facts));
+        let Ok(text) = serde_json::to_string(facts) else {
+            return;
+        };
+        let row = HealthRow {
+            protocol: lane.0.to_owned(),
+            peer: lane.1.to_string(),
+            facts: text,
+        };
         let store = self.shared.store.clone();
         tokio::spawn(async move {
             if let Err(error) = store.put_health(row).await {
@@ -430,19 +527,33 @@ impl Shard {
         };
         let (ops, peer) = (&self.shared.ops, lane.1.as_str());
         match (&fate.settle.outcome, &fate.reason) {
-            (Outcome::Delivered { .. }, _) => ops.tally("delivery", "delivered", lane.0, peer, || {
-                let code = if finished.verdict == Verdict::Duplicate { "duplicate" } else { "delivered" };
-                said(fate.settle.attempts, &Refusal::new(code, ""))
-            }),
+            (Outcome::Delivered { .. }, _) => {
+                ops.tally("delivery", "delivered", lane.0, peer, || {
+                    let code = if finished.verdict == Verdict::Duplicate {
+                        "duplicate"
+                    } else {
+                        "delivered"
+                    };
+                    said(fate.settle.attempts, &Refusal::new(code, ""))
+                })
+            }
             (Outcome::Retry { next_at_ms, .. }, Some(reason)) => {
                 metrics::retry(lane.0);
                 let mut body = said(fate.settle.attempts, reason);
                 body["next_at_ms"] = json!(next_at_ms);
                 ops.event("delivery", "retrying", lane.0, peer, body);
             }
-            (Outcome::Dead { .. }, Some(reason)) => self.report_dead(lane, item, fate.settle.attempts, reason),
+            (Outcome::Dead { .. }, Some(reason)) => {
+                self.report_dead(lane, item, fate.settle.attempts, reason)
+            }
             (Outcome::Held { .. }, Some(reason)) => {
-                ops.event("delivery", "held", lane.0, peer, said(fate.settle.attempts, reason));
+                ops.event(
+                    "delivery",
+                    "held",
+                    lane.0,
+                    peer,
+                    said(fate.settle.attempts, reason),
+                );
             }
             _ => {}
         }
@@ -457,7 +568,9 @@ impl Shard {
         let body = json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id,
             "peer": lane.1.as_str(), "attempts": attempts, "code": reason.code, "reason": reason.detail,
             "queue_id": item.id});
-        self.shared.ops.event("delivery", "dead", lane.0, lane.1.as_str(), body);
+        self.shared
+            .ops
+            .event("delivery", "dead", lane.0, lane.1.as_str(), body);
     }
 }
 

@@ -69,13 +69,21 @@ impl Facts {
     /// The verdict at `now`.
     pub fn verdict(&self, policy: &Policy, now: UnixMs) -> Verdict {
         if self.paused_until_ms > now {
-            return Verdict::Wait { until_ms: self.paused_until_ms };
+            return Verdict::Wait {
+                until_ms: self.paused_until_ms,
+            };
         }
         if !self.tripped(policy) {
             return Verdict::Closed;
         }
-        let until_ms = self.last_failure_ms.saturating_add(policy.open_for_ms(self.failures));
-        if until_ms > now { Verdict::Wait { until_ms } } else { Verdict::Probe }
+        let until_ms = self
+            .last_failure_ms
+            .saturating_add(policy.open_for_ms(self.failures));
+        if until_ms > now {
+            Verdict::Wait { until_ms }
+        } else {
+            Verdict::Probe
+        }
     }
 
     /// Whether enough failures were counted to open.
@@ -110,8 +118,11 @@ impl Facts {
 mod tests {
     use super::*;
 
-    const POLICY: Policy =
-        Policy { threshold: 3, initial: Duration::from_secs(5), max: Duration::from_secs(60) };
+    const POLICY: Policy = Policy {
+        threshold: 3,
+        initial: Duration::from_secs(5),
+        max: Duration::from_secs(60),
+    };
 
     #[test]
     fn concurrent_failures_count_once() {
@@ -131,23 +142,46 @@ mod tests {
             assert_eq!(facts.verdict(&POLICY, i * 10), Verdict::Closed);
             facts.failed(i * 10, i * 10 + 1, "connect");
         }
-        assert_eq!(facts.verdict(&POLICY, 100), Verdict::Wait { until_ms: 21 + 5_000 });
+        assert_eq!(
+            facts.verdict(&POLICY, 100),
+            Verdict::Wait {
+                until_ms: 21 + 5_000
+            }
+        );
         assert_eq!(facts.verdict(&POLICY, 21 + 5_000), Verdict::Probe);
         facts.failed(6_000, 6_001, "connect");
-        assert_eq!(facts.verdict(&POLICY, 6_002), Verdict::Wait { until_ms: 6_001 + 10_000 });
+        assert_eq!(
+            facts.verdict(&POLICY, 6_002),
+            Verdict::Wait {
+                until_ms: 6_001 + 10_000
+            }
+        );
     }
 
     #[test]
     fn the_open_time_is_bounded() {
-        let facts = Facts { failures: u32::MAX, last_failure_ms: 0, ..Facts::default() };
-        assert_eq!(facts.verdict(&POLICY, 1), Verdict::Wait { until_ms: 60_000 });
+        let facts = Facts {
+            failures: u32::MAX,
+            last_failure_ms: 0,
+            ..Facts::default()
+        };
+        assert_eq!(
+            facts.verdict(&POLICY, 1),
+            Verdict::Wait { until_ms: 60_000 }
+        );
     }
 
     #[test]
     fn success_closes_and_says_whether_an_outage_ended() {
-        let mut facts = Facts { failures: 2, ..Facts::default() };
+        let mut facts = Facts {
+            failures: 2,
+            ..Facts::default()
+        };
         assert!(!facts.succeeded(&POLICY, 5));
-        let mut facts = Facts { failures: 3, ..Facts::default() };
+        let mut facts = Facts {
+            failures: 3,
+            ..Facts::default()
+        };
         assert!(facts.succeeded(&POLICY, 5));
         assert_eq!(facts.verdict(&POLICY, 6), Verdict::Closed);
     }
