@@ -1,13 +1,50 @@
 //! The one outgoing HTTP client: guarded resolver, no redirects, bounded answers.
+//!
+//! Two pools stand behind it: one whose resolver refuses every address that is not public, and one
+//! for the hosts that `http.allow_hosts` names. Which one a request uses is decided by host *and*
+//! port before it is sent; a literal address never meets a resolver and is judged here.
+//! Proxy environment variables and system roots are not looked at.
 
-use std::time::Duration;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use bytes::{Bytes, BytesMut};
+use reqwest::Url;
+
+use super::failure::{classify, failure};
+use super::guard::{Guard, HostRules, bare};
+use super::resolver::{GuardedResolver, Names};
+use super::tls;
 use crate::config::HttpConfig;
-use crate::protocol::{Answer, Request, TransportError};
+use crate::protocol::{Answer, Request, TransportError, TransportKind};
+
+/// What we call ourselves.
+pub const USER_AGENT: &str = concat!("Drawbridge/", env!("CARGO_PKG_VERSION"), " (federation)");
+
+/// Connections kept open to one peer when idle; its default window is 8.
+const IDLE_PER_HOST: usize = 16;
+/// How long an idle connection is kept. Below what servers and balancers usually allow (60 s), so
+/// that we close first.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Bytes of answer headers in HTTP/2; HTTP/1 has hyper's own bound.
+const MAX_HEADER_LIST: u32 = 64 * 1024;
 
 /// An outgoing client with its own connection pool; one a shard. Cloning shares the pool.
 #[derive(Clone)]
-pub struct Client {}
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    /// For everybody.
+    guarded: reqwest::Client,
+    /// For the hosts that may resolve anywhere.
+    exempt: reqwest::Client,
+    guard: Arc<Guard>,
+    allow_hosts: HostRules,
+    plain_hosts: HostRules,
+    names: Arc<Names>,
+    srv: bool,
+}
 
 /// One SRV target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,13 +55,45 @@ pub struct SrvTarget {
     pub target: String,
 }
 
-#[allow(unused_variables)]
 impl Client {
-    /// A client by these settings (roots, exceptions, DNS servers, timeouts).
+    /// A client by these settings (roots, exceptions, DNS servers, timeouts). The error is a
+    /// sentence that names the file or setting.
     pub fn new(config: &HttpConfig) -> Result<Self, String> {
-        todo!()
+        let tls = tls::client_config(&config.extra_roots).map_err(|e| e.to_string())?;
+        let names = Arc::new(Names::new(config));
+        let guard = Arc::new(Guard::new(&config.allow_cidrs));
+        let pool = |guard: Option<Arc<Guard>>| {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .dns_resolver(GuardedResolver {
+                    names: Arc::clone(&names),
+                    guard,
+                })
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .user_agent(USER_AGENT)
+                .connect_timeout(config.connect_timeout)
+                .tcp_nodelay(true)
+                .pool_max_idle_per_host(IDLE_PER_HOST)
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .http2_max_header_list_size(MAX_HEADER_LIST)
+                .build()
+                .map_err(|e| format!("the HTTP client cannot be set up: {e}"))
+        };
+        Ok(Self(Arc::new(Inner {
+            guarded: pool(Some(Arc::clone(&guard)))?,
+            exempt: pool(None)?,
+            guard,
+            allow_hosts: HostRules::new(config.allow_hosts.iter().map(String::as_str)),
+            plain_hosts: HostRules::new(config.plain_hosts.iter().map(String::as_str)),
+            names,
+            srv: config.srv,
+        })))
     }
+
     /// Sends one request; the answer's body is read up to `max_body` bytes (more: `TooLarge`).
+    /// `timeout` covers everything from resolving to the end of the body. Redirects are answers.
     /// Plain http only to hosts that the configuration names.
     pub async fn send(
         &self,
@@ -32,11 +101,183 @@ impl Client {
         timeout: Duration,
         max_body: usize,
     ) -> Result<Answer, TransportError> {
-        todo!()
+        let started = Instant::now();
+        let url = Url::parse(&request.url).map_err(|e| {
+            failure(
+                TransportKind::Invalid,
+                format!("{} is no URL: {e}", shown(&request.url)),
+            )
+        })?;
+        let pool = self.admit(&url)?;
+        let mut outgoing = reqwest::Request::new(request.method, url);
+        *outgoing.headers_mut() = request.headers;
+        if !request.body.is_empty() {
+            *outgoing.body_mut() = Some(request.body.into());
+        }
+        // The target is kept for error sentences only; it is read from the request when needed.
+        let target = Target(request.url);
+        match tokio::time::timeout(timeout, exchange(pool, outgoing, max_body)).await {
+            Ok(Ok((status, headers, body))) => Ok(Answer {
+                status,
+                headers,
+                body,
+                elapsed: started.elapsed(),
+            }),
+            Ok(Err(Failed::Transport(error))) => Err(classify(&error, &target.authority())),
+            Ok(Err(Failed::TooLarge)) => Err(failure(
+                TransportKind::TooLarge,
+                format!(
+                    "the answer of {} is larger than {max_body} bytes",
+                    target.authority()
+                ),
+            )),
+            Err(_) => Err(failure(
+                TransportKind::Timeout,
+                format!(
+                    "{} did not finish its answer within {} ms",
+                    target.authority(),
+                    timeout.as_millis()
+                ),
+            )),
+        }
     }
+
     /// SRV lookup through the configured DNS servers, 2 s a query; best first (priority, then weight).
     /// `Ok(vec![])`: no such record. `Err`: no answer (SERVFAIL, timeout), so a fallback may be tried.
     pub async fn srv(&self, name: &str) -> Result<Vec<SrvTarget>, TransportError> {
-        todo!()
+        if !self.0.srv {
+            return Ok(Vec::new());
+        }
+        self.0.names.srv(name).await
     }
+
+    /// Whether this URL may be asked at all, and through which pool.
+    fn admit(&self, url: &Url) -> Result<&reqwest::Client, TransportError> {
+        let invalid = |why: &str| {
+            failure(
+                TransportKind::Invalid,
+                format!("{why}: {}", shown(url.as_str())),
+            )
+        };
+        let host = bare(
+            url.host_str()
+                .ok_or_else(|| invalid("the URL has no host"))?,
+        );
+        let port = url
+            .port_or_known_default()
+            .ok_or_else(|| invalid("the URL has no port"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            // Not shown: it may hold a password.
+            return Err(failure(
+                TransportKind::Invalid,
+                format!("the URL for {host} holds a user name or password; remove it"),
+            ));
+        }
+        match url.scheme() {
+            "https" => {}
+            "http" if self.0.plain_hosts.names(host, port) => {}
+            "http" => {
+                return Err(failure(
+                    TransportKind::Forbidden,
+                    format!(
+                        "{host}:{port} is spoken to without TLS only if http.plain_hosts names it"
+                    ),
+                ));
+            }
+            _ => return Err(invalid("only https (and http to named hosts) is spoken")),
+        }
+        if self.0.allow_hosts.names(host, port) {
+            return Ok(&self.0.exempt);
+        }
+        if let Some(address) = literal(host) {
+            self.0
+                .guard
+                .check(address)
+                .map_err(|e| failure(TransportKind::Forbidden, e.to_string()))?;
+        }
+        Ok(&self.0.guarded)
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+/// Why an exchange gave no answer, before it has its sentence.
+enum Failed {
+    Transport(reqwest::Error),
+    TooLarge,
+}
+
+async fn exchange(
+    pool: &reqwest::Client,
+    request: reqwest::Request,
+    max_body: usize,
+) -> Result<(u16, http::HeaderMap, Bytes), Failed> {
+    let mut response = pool.execute(request).await.map_err(Failed::Transport)?;
+    let announced = response.content_length().unwrap_or(0);
+    if announced > max_body as u64 {
+        return Err(Failed::TooLarge);
+    }
+    let status = response.status().as_u16();
+    let headers = std::mem::take(response.headers_mut());
+    // Most answers are one chunk: it is kept as it came, without a copy.
+    let Some(first) = next_chunk(&mut response, max_body).await? else {
+        return Ok((status, headers, Bytes::new()));
+    };
+    let Some(second) = next_chunk(&mut response, max_body - first.len()).await? else {
+        return Ok((status, headers, first));
+    };
+    let mut body = BytesMut::with_capacity(first.len() + second.len());
+    body.extend_from_slice(&first);
+    body.extend_from_slice(&second);
+    while let Some(chunk) = next_chunk(&mut response, max_body - body.len()).await? {
+        body.extend_from_slice(&chunk);
+    }
+    Ok((status, headers, body.freeze()))
+}
+
+async fn next_chunk(
+    response: &mut reqwest::Response,
+    room: usize,
+) -> Result<Option<Bytes>, Failed> {
+    match response.chunk().await.map_err(Failed::Transport)? {
+        Some(chunk) if chunk.len() > room => Err(Failed::TooLarge),
+        other => Ok(other),
+    }
+}
+
+/// An address written as host. URL parsing has already made `0x7f.1` and the like plain.
+fn literal(host: &str) -> Option<IpAddr> {
+    let last = host.bytes().last()?;
+    // No top-level domain ends in a digit, and only IPv6 has colons: names are not parsed in vain.
+    (last.is_ascii_digit() || host.contains(':'))
+        .then(|| host.parse().ok())
+        .flatten()
+}
+
+/// Host and port of a URL, worked out only when a sentence needs it.
+struct Target(String);
+
+impl Target {
+    fn authority(&self) -> String {
+        Url::parse(&self.0).map_or_else(
+            |_| "the peer".to_owned(),
+            |url| {
+                format!(
+                    "{}:{}",
+                    url.host_str().unwrap_or("?"),
+                    url.port_or_known_default().unwrap_or(0)
+                )
+            },
+        )
+    }
+}
+
+/// A URL cut for a sentence.
+fn shown(url: &str) -> String {
+    let cut: String = url.chars().take(120).collect();
+    format!("{cut:?}")
 }

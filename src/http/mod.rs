@@ -1,3 +1,15 @@
 //! The server skin (TLS, limits, drain) and the guarded client (pool, SSRF guard, timeouts).
+//!
+//! Outgoing: [`client`] sends, [`resolver`] finds addresses, [`guard`] judges them before anything
+//! is dialled, [`failure`] turns what went wrong into a kind. Incoming: [`server`] accepts,
+//! [`connection`] limits one connection, [`forwarded`] finds the client behind trusted proxies.
+//! [`tls`] makes the settings of both sides.
+
 pub mod client;
+mod connection;
+mod failure;
+pub mod forwarded;
+pub mod guard;
+mod resolver;
 pub mod server;
+pub mod tls;

@@ -1,0 +1,164 @@
+//! The environment as a layer.
+//!
+//! `DRAWBRIDGE_SECTION__KEY` names any key of the file. A name with `__` in it must be a setting; one
+//! without is left alone unless it is a top-level key or a setting written with too few underscores,
+//! since tools keep variables of their own under the same prefix. The UAM document's names come
+//! first, so that ours win.
+
+use toml::Value;
+
+use super::ConfigError;
+use super::layers::{Layers, nearest};
+
+const PREFIX: &str = "DRAWBRIDGE_";
+
+/// How the UAM document writes a value.
+enum Form {
+    Text,
+    Integer,
+    /// `1`, `true` or `yes`; anything else is false.
+    Flag,
+    Seconds,
+    Hours,
+    /// Python's names of levels.
+    Level,
+}
+
+const UAM: [(&str, &str, Form); 10] = [
+    ("UAM_RELAY_DOMAIN", "uam.domain", Form::Text),
+    ("UAM_RELAY_HTTP_URL", "uam.http_url", Form::Text),
+    ("UAM_RELAY_KEY_PATH", "uam.key_path", Form::Text),
+    ("UAM_FEDERATION_ENABLED", "uam.enabled", Form::Flag),
+    ("UAM_FEDERATION_MAX_HOPS", "uam.max_hops", Form::Integer),
+    (
+        "UAM_FEDERATION_RELAY_RATE_LIMIT",
+        "uam.relay_rate_limit",
+        Form::Integer,
+    ),
+    (
+        "UAM_FEDERATION_TIMESTAMP_MAX_AGE",
+        "uam.timestamp_max_age",
+        Form::Seconds,
+    ),
+    (
+        "UAM_FEDERATION_DISCOVERY_TTL_HOURS",
+        "uam.discovery_ttl",
+        Form::Hours,
+    ),
+    ("UAM_ADMIN_API_KEY", "uam.admin_api_key", Form::Text),
+    ("UAM_LOG_LEVEL", "log.level", Form::Level),
+];
+
+/// Puts the variables that are settings on top.
+pub(super) fn apply(layers: &mut Layers, env: &[(String, String)]) -> Result<(), ConfigError> {
+    for (name, path, form) in UAM {
+        let given = env.iter().find(|(n, _)| n == name).map(|(_, v)| v.trim());
+        // An empty variable is how compose files write "not set".
+        if let Some(text) = given.filter(|text| !text.is_empty()) {
+            layers.add_value(path, uam_value(name, text, form)?, name)?;
+        }
+    }
+    let paths = layers.paths();
+    let mut ours: Vec<_> = env
+        .iter()
+        .filter_map(|(name, text)| Some((name, name.strip_prefix(PREFIX)?, text)))
+        .collect();
+    ours.sort();
+    refuse_two_forms(&ours)?;
+    for (name, rest, text) in ours {
+        let path = rest.to_ascii_lowercase().replace("__", ".");
+        if paths.contains(&path) {
+            let value = typed(layers, &path, name, text)?;
+            layers.add_value(&path, value, name)?;
+            continue;
+        }
+        let flat = |p: &str| p.replace(['.', '_'], "");
+        let meant = paths.iter().find(|p| flat(p) == flat(&path)).cloned();
+        let meant = match meant {
+            Some(meant) => Some(meant),
+            None if rest.contains("__") => nearest(&path, &paths),
+            None => continue,
+        };
+        let hint = meant.map_or_else(String::new, |p| {
+            format!("; did you mean {PREFIX}{}?", variable(&p))
+        });
+        return Err(ConfigError(format!(
+            "the environment variable {name} names no setting{hint}"
+        )));
+    }
+    Ok(())
+}
+
+fn variable(path: &str) -> String {
+    path.replace('.', "__").to_ascii_uppercase()
+}
+
+/// Within one layer a setting and its `_file` form exclude each other; variables arrive one by one,
+/// so this is looked at here.
+fn refuse_two_forms(ours: &[(&String, &str, &String)]) -> Result<(), ConfigError> {
+    let set = |wanted: &str| {
+        ours.iter()
+            .any(|(_, rest, text)| *rest == wanted && !text.is_empty())
+    };
+    for (name, rest, _) in ours {
+        if let Some(plain) = rest.strip_suffix("_FILE")
+            && set(rest)
+            && set(plain)
+        {
+            return Err(ConfigError(format!(
+                "{name} and {PREFIX}{plain} are two forms of one setting; keep one"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn uam_value(name: &str, text: &str, form: Form) -> Result<Value, ConfigError> {
+    let number = |unit: &str| {
+        text.parse::<i64>()
+            .ok()
+            .filter(|n| *n >= 0)
+            .ok_or_else(|| ConfigError(format!("{name} must be {unit}, not {text:?}")))
+    };
+    Ok(match form {
+        Form::Text => Value::String(text.to_owned()),
+        Form::Integer => Value::Integer(number("a whole number")?),
+        Form::Flag => Value::Boolean(matches!(
+            text.to_ascii_lowercase().as_str(),
+            "1" | "true" | "yes"
+        )),
+        Form::Seconds => Value::String(format!("{}s", number("a whole number of seconds")?)),
+        Form::Hours => Value::String(format!("{}h", number("a whole number of hours")?.max(1))),
+        Form::Level => Value::String(match text.to_ascii_lowercase().as_str() {
+            "warning" => "warn".to_owned(),
+            "critical" | "fatal" => "error".to_owned(),
+            other => other.to_owned(),
+        }),
+    })
+}
+
+/// Reads `text` as the kind of value that the key has by default.
+fn typed(layers: &Layers, path: &str, name: &str, text: &str) -> Result<Value, ConfigError> {
+    let wrong = |wanted: &str| ConfigError(format!("{name} must be {wanted}, not {text:?}"));
+    let trimmed = text.trim();
+    Ok(match layers.default_of(path) {
+        Some(Value::Integer(_)) => {
+            Value::Integer(trimmed.parse().map_err(|_| wrong("a whole number"))?)
+        }
+        Some(Value::Float(_)) => Value::Float(trimmed.parse().map_err(|_| wrong("a number"))?),
+        Some(Value::Boolean(_)) => match trimmed.to_ascii_lowercase().as_str() {
+            "1" | "true" | "yes" => Value::Boolean(true),
+            "0" | "false" | "no" => Value::Boolean(false),
+            _ => return Err(wrong("true or false")),
+        },
+        Some(Value::Array(_)) => Value::Array(
+            trimmed
+                .split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty())
+                .map(|item| Value::String(item.to_owned()))
+                .collect(),
+        ),
+        _ => Value::String(trimmed.to_owned()),
+    })
+}

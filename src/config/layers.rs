@@ -1,0 +1,275 @@
+//! Layers of settings, merged, each value with the name of where it came from.
+//!
+//! The default file is the schema: a key that it does not name is unknown. Two places are free:
+//! `[http.hosts]`, whose keys are host names, and `[[peers]]`, which the default file can only show
+//! in a comment ([`PEER_KEYS`]).
+
+use std::collections::HashMap;
+
+use toml::{Table, Value};
+
+use super::{ConfigError, DEFAULT_TOML};
+
+/// The table whose keys are the user's own.
+const FREE_TABLE: &str = "http.hosts";
+/// The list of tables.
+pub(super) const PEERS: &str = "peers";
+/// Keys of one `[[peers]]` block.
+pub(super) const PEER_KEYS: [&str; 5] = ["protocol", "name", "endpoint", "public_key", "accepted"];
+/// Settings that have two forms, of which a layer's choice replaces a lower layer's.
+const TWO_FORMS: [(&str, &str, &str); 2] = [
+    ("nats", "url", "url_file"),
+    ("uam", "admin_api_key", "admin_api_key_file"),
+];
+
+/// All layers so far as one table.
+pub(super) struct Layers {
+    schema: Table,
+    merged: Table,
+    origins: HashMap<String, String>,
+}
+
+impl Layers {
+    /// The lowest layer alone.
+    pub(super) fn defaults() -> Result<Self, ConfigError> {
+        let schema: Table = DEFAULT_TOML
+            .parse()
+            .map_err(|e| ConfigError(format!("the built-in defaults cannot be read: {e}")))?;
+        Ok(Self {
+            merged: schema.clone(),
+            schema,
+            origins: HashMap::new(),
+        })
+    }
+
+    /// Puts the TOML `text` on top; `origin` (a file's name) stands in front of what is said about it.
+    pub(super) fn add_text(&mut self, text: &str, origin: &str) -> Result<(), ConfigError> {
+        let table: Table = text.parse().map_err(|e: toml::de::Error| {
+            ConfigError(format!("{origin}: {}", e.to_string().trim_end()))
+        })?;
+        self.add(table, origin)
+    }
+
+    /// Puts one value on top.
+    pub(super) fn add_value(
+        &mut self,
+        path: &str,
+        value: Value,
+        origin: &str,
+    ) -> Result<(), ConfigError> {
+        let mut keys = path.rsplit('.');
+        let mut layer = Table::new();
+        if let Some(last) = keys.next() {
+            layer.insert(last.to_owned(), value);
+        }
+        for key in keys {
+            layer = Table::from_iter([(key.to_owned(), Value::Table(layer))]);
+        }
+        self.add(layer, origin)
+    }
+
+    fn add(&mut self, layer: Table, origin: &str) -> Result<(), ConfigError> {
+        self.check(&layer, &self.schema, "", origin)?;
+        for (section, one, other) in TWO_FORMS {
+            let set = |key: &str| {
+                layer
+                    .get(section)
+                    .and_then(|t| t.get(key))
+                    .and_then(Value::as_str)
+                    .is_some_and(|text| !text.is_empty())
+            };
+            match (set(one), set(other)) {
+                (true, true) => {
+                    return Err(ConfigError(format!(
+                        "{origin}: {section}.{one} and {section}.{other} are two forms of one setting; keep one"
+                    )));
+                }
+                (true, false) => self.clear(section, other),
+                (false, true) => self.clear(section, one),
+                (false, false) => {}
+            }
+        }
+        merge(&mut self.merged, layer, "", origin, &mut self.origins);
+        Ok(())
+    }
+
+    fn clear(&mut self, section: &str, key: &str) {
+        if let Some(Value::Table(table)) = self.merged.get_mut(section) {
+            table.insert(key.to_owned(), Value::String(String::new()));
+        }
+    }
+
+    fn check(
+        &self,
+        layer: &Table,
+        schema: &Table,
+        prefix: &str,
+        origin: &str,
+    ) -> Result<(), ConfigError> {
+        for (key, value) in layer {
+            let path = join(prefix, key);
+            if path == PEERS {
+                check_peers(value, origin)?;
+                continue;
+            }
+            match (schema.get(key), value) {
+                (None, _) => return Err(self.unknown(&path, key, schema, origin)),
+                (Some(Value::Table(_)), Value::Table(_)) if path == FREE_TABLE => {}
+                (Some(Value::Table(below)), Value::Table(inner)) => {
+                    self.check(inner, below, &path, origin)?;
+                }
+                (Some(Value::Table(_)), other) => {
+                    return Err(ConfigError(format!(
+                        "{origin}: {path} must be a section, [{path}], not {}",
+                        kind(other)
+                    )));
+                }
+                (Some(_), _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, path: &str, key: &str, schema: &Table, origin: &str) -> ConfigError {
+        let mut beside: Vec<String> = schema.keys().map(|k| join(parent(path), k)).collect();
+        if parent(path).is_empty() {
+            beside.push(PEERS.to_owned());
+        }
+        let all = self.paths();
+        let hint = nearest(path, &beside)
+            .or_else(|| {
+                let same = |p: &&String| p.rsplit('.').next() == Some(key);
+                all.iter().find(same).cloned()
+            })
+            .or_else(|| nearest(path, &all))
+            .map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        ConfigError(format!("{origin}: there is no setting {path}{hint}"))
+    }
+
+    /// Every key that holds a value, as a dotted path.
+    pub(super) fn paths(&self) -> Vec<String> {
+        let mut paths = Vec::new();
+        collect(&self.schema, "", &mut paths);
+        paths
+    }
+
+    /// The default of a key, for its kind.
+    pub(super) fn default_of(&self, path: &str) -> Option<&Value> {
+        at(&self.schema, path)
+    }
+
+    /// The value in force.
+    pub(super) fn value(&self, path: &str) -> Option<&Value> {
+        at(&self.merged, path)
+    }
+
+    /// A sentence about a key, with where its value came from in front.
+    pub(super) fn wrong(&self, path: &str, sentence: &str) -> ConfigError {
+        match self.origins.get(path) {
+            Some(origin) => ConfigError(format!("{origin}: {path} {sentence}")),
+            None => ConfigError(format!("{path} {sentence}")),
+        }
+    }
+}
+
+fn check_peers(value: &Value, origin: &str) -> Result<(), ConfigError> {
+    let blocks = value.as_array().filter(|a| a.iter().all(Value::is_table));
+    let Some(blocks) = blocks else {
+        return Err(ConfigError(format!(
+            "{origin}: peers must be blocks that begin with [[peers]], not {}",
+            kind(value)
+        )));
+    };
+    let known: Vec<String> = PEER_KEYS.iter().map(|k| join(PEERS, k)).collect();
+    for key in blocks
+        .iter()
+        .filter_map(Value::as_table)
+        .flat_map(Table::keys)
+    {
+        if !PEER_KEYS.contains(&key.as_str()) {
+            let path = join(PEERS, key);
+            let hint = nearest(&path, &known)
+                .map_or_else(String::new, |near| format!("; did you mean {near}?"));
+            return Err(ConfigError(format!(
+                "{origin}: there is no setting {path}{hint}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn merge(
+    into: &mut Table,
+    layer: Table,
+    prefix: &str,
+    origin: &str,
+    origins: &mut HashMap<String, String>,
+) {
+    for (key, value) in layer {
+        let path = join(prefix, &key);
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(inner)) => {
+                merge(below, inner, &path, origin, origins);
+            }
+            (_, value) => {
+                into.insert(key, value);
+                origins.insert(path, origin.to_owned());
+            }
+        }
+    }
+}
+
+fn collect(table: &Table, prefix: &str, paths: &mut Vec<String>) {
+    for (key, value) in table {
+        let path = join(prefix, key);
+        match value {
+            Value::Table(inner) if path != FREE_TABLE => collect(inner, &path, paths),
+            Value::Table(_) => {}
+            _ => paths.push(path),
+        }
+    }
+}
+
+fn at<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
+    match path.split_once('.') {
+        None => table.get(path),
+        Some((head, tail)) => at(table.get(head)?.as_table()?, tail),
+    }
+}
+
+fn join(prefix: &str, key: &str) -> String {
+    if prefix.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{prefix}.{key}")
+    }
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('.').map_or("", |(parent, _)| parent)
+}
+
+/// The candidate that `wanted` is likely a slip of; none if nothing is near.
+pub(super) fn nearest(wanted: &str, candidates: &[String]) -> Option<String> {
+    let leaf = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    let wanted_leaf = leaf(wanted);
+    candidates
+        .iter()
+        .map(|c| (strsim::damerau_levenshtein(&leaf(c), &wanted_leaf), c))
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, _)| *distance <= 1 + wanted_leaf.chars().count() / 4)
+        .map(|(_, c)| c.clone())
+}
+
+/// What a value is, in words.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "a text",
+        Value::Integer(_) => "a number",
+        Value::Float(_) => "a fraction",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a section",
+    }
+}

@@ -1,0 +1,215 @@
+//! The shapes of the configuration, validated: what every room reads.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything, validated.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where keys, the database and the managed NATS server's files live. Relative paths elsewhere
+    /// were joined to it.
+    pub data_dir: PathBuf,
+    pub nats: NatsConfig,
+    pub http: HttpConfig,
+    pub public: ListenConfig,
+    /// A loopback address always.
+    pub admin: ListenConfig,
+    pub outbound: OutboundConfig,
+    pub log: LogConfig,
+    /// Each delivered or accepted message its own operator event, instead of sums.
+    pub ops_single: bool,
+    pub uam: UamConfig,
+    pub peers: Vec<PeerPin>,
+}
+
+/// `[nats]`
+#[derive(Clone)]
+pub struct NatsConfig {
+    /// None: managed server. May hold a password: not shown by `Debug`.
+    pub url: Option<String>,
+    /// First token of every subject.
+    pub prefix: String,
+    pub credentials_file: Option<PathBuf>,
+    pub connect_timeout: Duration,
+    pub request_timeout: Duration,
+    /// ensure | verify | off
+    pub streams: StreamPolicy,
+    pub partitions: u8,
+    /// Messages pulled but not yet acknowledged at most.
+    pub max_ack_pending: u32,
+    /// Inbound publishes in flight at most.
+    pub publish_window: usize,
+    pub managed: ManagedConfig,
+}
+
+/// `[nats.managed]`
+#[derive(Clone, Debug)]
+pub struct ManagedConfig {
+    /// None: looked for, else fetched.
+    pub binary: Option<PathBuf>,
+    /// None: any free port.
+    pub port: Option<u16>,
+    pub store_dir: PathBuf,
+    pub cache_dir: PathBuf,
+    /// `always` or a duration as nats-server reads it.
+    pub sync_interval: String,
+    /// bytes, 16 MiB
+    pub max_payload: usize,
+}
+
+/// What to do about stream definitions at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamPolicy {
+    Ensure,
+    Verify,
+    Off,
+}
+
+/// `[http]`: outgoing.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    pub connect_timeout: Duration,
+    pub timeout: Duration,
+    pub max_answer_bytes: usize,
+    /// PEM files with extra roots.
+    pub extra_roots: Vec<PathBuf>,
+    /// CIDRs that the SSRF guard lets through besides public addresses.
+    pub allow_cidrs: Vec<ipnet::IpNet>,
+    /// Hosts (name or literal, optionally `:port`) that may resolve anywhere.
+    pub allow_hosts: Vec<String>,
+    /// Hosts that may be spoken to without TLS.
+    pub plain_hosts: Vec<String>,
+    /// `IP:port`; empty: the system's.
+    pub dns_servers: Vec<SocketAddr>,
+    /// host → addresses, asked before DNS (like a hosts file).
+    pub hosts: Vec<(String, Vec<std::net::IpAddr>)>,
+    /// Look SRV records up at all.
+    pub srv: bool,
+}
+
+/// `[public]`, `[admin]`: a listener.
+#[derive(Clone, Debug)]
+pub struct ListenConfig {
+    pub address: SocketAddr,
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub max_body_bytes: usize,
+    pub max_header_bytes: usize,
+    pub max_connections: usize,
+    pub header_timeout: Duration,
+    pub request_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub drain_timeout: Duration,
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+/// `[outbound]`
+#[derive(Clone, Debug)]
+pub struct OutboundConfig {
+    /// Threads; 0: one a core, at most 8.
+    pub shards: usize,
+    /// Attempts in flight to one peer at most.
+    pub peer_window: usize,
+    /// Attempts in flight in all.
+    pub global_window: usize,
+    /// Items of a lane kept in memory.
+    pub lane_head: usize,
+    pub breaker_threshold: u32,
+    pub breaker_initial: Duration,
+    pub breaker_max: Duration,
+    /// Pause after a 429 without `Retry-After`.
+    pub throttle_pause: Duration,
+    /// Share of a delay added at random at most (0.1 = 10 %).
+    pub jitter: f64,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    pub level: String,
+    pub json: bool,
+}
+
+/// `[uam]`
+#[derive(Clone, Debug)]
+pub struct UamConfig {
+    /// The protocol runs when a domain is set and this is true.
+    pub enabled: bool,
+    pub domain: Option<String>,
+    /// Public base URL, `https://relay.example.org`.
+    pub http_url: Option<String>,
+    pub key_path: PathBuf,
+    pub max_hops: i64,
+    pub relay_rate_limit: u32,
+    pub timestamp_max_age: Duration,
+    pub discovery_ttl: Duration,
+    pub admin_api_key: Option<Secret>,
+    pub retry_delays: Vec<Duration>,
+    /// The document's literal rule: unproven failures cost the named relay its score.
+    pub charge_unproven: bool,
+    /// Unproven failures one client address may cause a minute.
+    pub unproven_per_minute: u32,
+    /// Allow discovery of peers not pinned (false: only `[[peers]]`).
+    pub discovery: bool,
+}
+
+/// `[[peers]]`: what is pinned for one peer.
+#[derive(Clone, Debug)]
+pub struct PeerPin {
+    pub protocol: String,
+    pub name: String,
+    /// Base URL, `https://relay.beta.com` (the protocol appends its own path).
+    pub endpoint: Option<String>,
+    /// Base64 key.
+    pub public_key: Option<String>,
+    /// `_all` reaches it.
+    pub accepted: bool,
+}
+
+/// A secret that never shows in a log.
+#[derive(Clone)]
+pub struct Secret(pub zeroize::Zeroizing<String>);
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+impl std::fmt::Debug for NatsConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsConfig")
+            .field("url", &self.shown_url())
+            .field("prefix", &self.prefix)
+            .field("credentials_file", &self.credentials_file)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("streams", &self.streams)
+            .field("partitions", &self.partitions)
+            .field("max_ack_pending", &self.max_ack_pending)
+            .field("publish_window", &self.publish_window)
+            .field("managed", &self.managed)
+            .finish()
+    }
+}
+
+impl NatsConfig {
+    /// The URL for logs and errors: without user, password or token. None: managed server.
+    pub fn shown_url(&self) -> Option<String> {
+        let url = self.url.as_deref()?;
+        let shown = url.split(',').map(|one| {
+            let one = one.trim();
+            let (scheme, rest) = one.split_once("://").unwrap_or(("nats", one));
+            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+            format!("{scheme}://{host}")
+        });
+        Some(shown.collect::<Vec<_>>().join(","))
+    }
+}
+
+impl UamConfig {
+    /// Our domain when the protocol is to run: enabled, and a domain is set.
+    pub fn running(&self) -> Option<&str> {
+        self.domain.as_deref().filter(|_| self.enabled)
+    }
+}
