@@ -1,6 +1,9 @@
 //! The bridge's own binary and a nats-server as processes, to be started, killed and started again
 //! on the same ports and files.
-#![allow(dead_code, reason = "shared by several test binaries, each uses its part")]
+#![allow(
+    dead_code,
+    reason = "shared by several test binaries, each uses its part"
+)]
 
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, SocketAddr};

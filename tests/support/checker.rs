@@ -364,7 +364,10 @@ mod tests {
             let reason = reason.map(str::to_owned);
             one(move |h| {
                 h.arrivals.retain(|a| a.id != "c");
-                h.dead.push(Dead { id: "c".into(), reason });
+                h.dead.push(Dead {
+                    id: "c".into(),
+                    reason,
+                });
             })
         };
         assert_eq!(dead(Some("refused")), []);
@@ -373,7 +376,12 @@ mod tests {
 
     #[test]
     fn what_arrived_is_not_dead() {
-        let found = one(|h| h.dead.push(Dead { id: "a".into(), reason: Some("timeout".into()) }));
+        let found = one(|h| {
+            h.dead.push(Dead {
+                id: "a".into(),
+                reason: Some("timeout".into()),
+            })
+        });
         assert_eq!(found, [Violation::DeadAfterArrival("a".into())]);
     }
 
@@ -385,8 +393,14 @@ mod tests {
 
     #[test]
     fn a_refused_or_foreign_message_must_not_arrive() {
-        assert_eq!(one(|h| h.arrivals.push(arrival("r", 13))), [Violation::OutPhantom("r".into())]);
-        assert_eq!(one(|h| h.arrivals.push(arrival("q", 13))), [Violation::OutPhantom("q".into())]);
+        assert_eq!(
+            one(|h| h.arrivals.push(arrival("r", 13))),
+            [Violation::OutPhantom("r".into())]
+        );
+        assert_eq!(
+            one(|h| h.arrivals.push(arrival("q", 13))),
+            [Violation::OutPhantom("q".into())]
+        );
     }
 
     #[test]
@@ -442,7 +456,13 @@ mod tests {
     #[test]
     fn first_arrivals_of_a_key_come_in_publishing_order() {
         let found = one(|h| h.arrivals[0].t = 15 * S);
-        assert_eq!(found, [Violation::OutOfOrder { key: "k".into(), id: "a".into() }]);
+        assert_eq!(
+            found,
+            [Violation::OutOfOrder {
+                key: "k".into(),
+                id: "a".into()
+            }]
+        );
         let other_key = one(|h| {
             h.arrivals[0].t = 15 * S;
             h.out[0].key = "other".into();
@@ -452,7 +472,10 @@ mod tests {
 
     #[test]
     fn a_forged_delivery_is_reported() {
-        assert_eq!(one(|h| h.forged.push("bad".into())), [Violation::Forged("bad".into())]);
+        assert_eq!(
+            one(|h| h.forged.push("bad".into())),
+            [Violation::Forged("bad".into())]
+        );
     }
 
     #[test]
@@ -484,7 +507,10 @@ mod tests {
 
     #[test]
     fn the_lasting_reader_must_be_given_what_the_scan_finds() {
-        assert_eq!(one(|h| h.read.clear()), [Violation::ReaderDiffers("x".into())]);
+        assert_eq!(
+            one(|h| h.read.clear()),
+            [Violation::ReaderDiffers("x".into())]
+        );
         assert_eq!(
             one(|h| h.read.push(event(7, "x"))),
             [Violation::ReaderDiffers("x".into())]

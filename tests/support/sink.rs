@@ -5,7 +5,10 @@
 //! cut off, and so that "the answer was written" is a moment this file sees. It runs inside a test,
 //! or as a process of its own that can be killed ([`SinkProcess`]: the test executable runs itself
 //! again with one test, [`main_if_asked`]).
-#![allow(dead_code, reason = "shared by several test binaries, each uses its part")]
+#![allow(
+    dead_code,
+    reason = "shared by several test binaries, each uses its part"
+)]
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -148,7 +151,10 @@ impl Sink {
                     json!({"address": address, "public_key": public_of(&address), "tier": 1, "verified_domain": null}),
                 );
             }
-            return (404, json!({"error": "not_found", "detail": format!("Agent not found: {address}")}));
+            return (
+                404,
+                json!({"error": "not_found", "detail": format!("Agent not found: {address}")}),
+            );
         }
         // `/api/v1/versions` too: this relay speaks the legacy form.
         (404, json!({"detail": "Not Found"}))
@@ -171,10 +177,20 @@ impl Sink {
                     note: why,
                     ..Line::default()
                 });
-                return answer(socket, 401, "", &json!({"error": "unauthorized", "detail": "Invalid relay signature"}).to_string()).await;
+                return answer(
+                    socket,
+                    401,
+                    "",
+                    &json!({"error": "unauthorized", "detail": "Invalid relay signature"})
+                        .to_string(),
+                )
+                .await;
             }
         };
-        let id = envelope["message_id"].as_str().unwrap_or_default().to_owned();
+        let id = envelope["message_id"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let text = payload_text(&envelope);
         let mode = self.mode();
         let mut words = mode.split_whitespace();
@@ -195,9 +211,19 @@ impl Sink {
             token: token.clone(),
             status,
             note: text.chars().take(200).collect(),
-            form: if request.body_has_nonce() { "nonce" } else { "legacy" }.into(),
+            form: if request.body_has_nonce() {
+                "nonce"
+            } else {
+                "legacy"
+            }
+            .into(),
         });
-        let known = status == 200 && !self.seen.lock().expect("no reader panics").insert(id.clone());
+        let known = status == 200
+            && !self
+                .seen
+                .lock()
+                .expect("no reader panics")
+                .insert(id.clone());
         if word == "slow" {
             tokio::time::sleep(Duration::from_millis(argument.parse().unwrap_or(1000))).await;
         }
@@ -207,7 +233,16 @@ impl Sink {
             status => json!({"error": "error", "detail": format!("told to answer {status}")}),
         };
         let keep = match word {
-            "html" => answer_as(socket, 200, "text/html", "", "<html><body>It works!</body></html>").await?,
+            "html" => {
+                answer_as(
+                    socket,
+                    200,
+                    "text/html",
+                    "",
+                    "<html><body>It works!</body></html>",
+                )
+                .await?
+            }
             "endless" => {
                 socket
                     .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -279,7 +314,12 @@ pub async fn serve(listener: TcpListener, options: SinkOptions) -> std::io::Resu
     }
 }
 
-async fn answer(socket: &mut TcpStream, status: u16, extra: &str, body: &str) -> std::io::Result<bool> {
+async fn answer(
+    socket: &mut TcpStream,
+    status: u16,
+    extra: &str,
+    body: &str,
+) -> std::io::Result<bool> {
     answer_as(socket, status, "application/json", extra, body).await
 }
 
@@ -319,7 +359,10 @@ impl Incoming {
         let head = String::from_utf8_lossy(&buffer[..head_end]).into_owned();
         let mut lines = head.split("\r\n");
         let mut first = lines.next().unwrap_or_default().split(' ');
-        let (method, path) = (first.next().unwrap_or_default(), first.next().unwrap_or_default());
+        let (method, path) = (
+            first.next().unwrap_or_default(),
+            first.next().unwrap_or_default(),
+        );
         let headers: HashMap<_, _> = lines
             .filter_map(|l| l.split_once(':'))
             .map(|(k, v)| (k.trim().to_ascii_lowercase(), v.trim().to_owned()))
@@ -409,7 +452,13 @@ impl SinkProcess {
     /// Starts it and waits until it listens.
     pub async fn start(&mut self) {
         let child = Command::new(std::env::current_exe().expect("the test executable"))
-            .args(["sink_main", "--exact", "--ignored", "--nocapture", "--quiet"])
+            .args([
+                "sink_main",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+                "--quiet",
+            ])
             .env(ENV, serde_json::to_string(&self.options).expect("JSON"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -4,7 +4,10 @@
 //! Keys are derived from names, so that the process that posts and the process that serves key
 //! look-ups agree without talking. Text stays in printable ASCII and numbers stay small integers;
 //! within that, sorted compact JSON *is* the canonical form (sheet, section 3).
-#![allow(dead_code, reason = "shared by several test binaries, each uses its part")]
+#![allow(
+    dead_code,
+    reason = "shared by several test binaries, each uses its part"
+)]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -41,7 +44,9 @@ pub fn now_ns() -> u64 {
 
 /// Now, in the relays' own form: UTC, milliseconds, `Z`.
 pub fn now_text() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%S.%3fZ")
+        .to_string()
 }
 
 fn canonical(value: &Value) -> String {
@@ -99,7 +104,10 @@ pub fn payload_text(envelope: &Value) -> String {
 
 /// Base64 in either alphabet, with padding or none.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
-    let plain = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    let plain = text
+        .trim_end_matches('=')
+        .replace('-', "+")
+        .replace('_', "/");
     STANDARD_NO_PAD.decode(plain).ok()
 }
 
@@ -148,7 +156,14 @@ pub fn delivery_signed_by(
 pub fn verify_delivery(body: &[u8], signature: &str, key: &VerifyingKey) -> Result<Value, String> {
     let body: Value = serde_json::from_slice(body).map_err(|e| format!("body is no JSON: {e}"))?;
     let mut signed = serde_json::Map::new();
-    for field in ["envelope", "via", "hop_count", "timestamp", "from_relay", "nonce"] {
+    for field in [
+        "envelope",
+        "via",
+        "hop_count",
+        "timestamp",
+        "from_relay",
+        "nonce",
+    ] {
         if let Some(value) = body.get(field) {
             signed.insert(field.into(), value.clone());
         }
