@@ -111,7 +111,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             protocol: uam.id().to_owned(),
             name: uam.domain().to_owned(),
             fingerprint: public.fingerprint(),
-            public_key: crate::protocols::uam::encode_key(&public),
+            public_key: public.to_base64(),
         });
         routes = uam.clone().routes();
         protocols.insert(uam.id(), uam);
@@ -165,6 +165,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 }
 
 impl Running {
+    /// Rows still to be delivered, oldest first.
+    pub async fn pending(&self) -> Result<Vec<crate::store::QueueRow>, StoreError> {
+        let filter = crate::store::RowFilter {
+            states: [crate::store::RowState::Pending].into(),
+            ..Default::default()
+        };
+        self.store.list_rows(&filter).await
+    }
+
     /// Stops: no new requests and messages, those in hand are finished (each part bounded by the
     /// drain time), then the ledger, the broker connection and the managed server are closed.
     pub async fn stop(self) {

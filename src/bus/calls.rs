@@ -37,6 +37,29 @@ impl Bus {
             token(protocol),
             method.join(".")
         );
+        self.request(subject, body, timeout).await
+    }
+
+    /// A request to the bridge itself, `fed.do.<protocol>.<method>`, as a local backend makes it.
+    /// `Err(Refused)`: the bridge's own sentence.
+    pub async fn call_bridge(
+        &self,
+        protocol: &str,
+        method: &str,
+        body: Bytes,
+    ) -> Result<serde_json::Value, BusError> {
+        let subject = format!("{}.do.{}.{method}", self.prefix(), token(protocol));
+        let answer = self.request(subject, body, CALL_TIMEOUT).await?;
+        let mut answer: serde_json::Value = serde_json::from_slice(&answer)
+            .map_err(|e| BusError::unavailable(format!("the bridge's answer is no JSON: {e}")))?;
+        if answer["ok"] == true {
+            return Ok(answer["result"].take());
+        }
+        let sentence = answer["error"]["detail"].as_str().unwrap_or("refused without a reason");
+        Err(BusError::new(BusErrorKind::Refused, sentence.to_owned()))
+    }
+
+    async fn request(&self, subject: String, body: Bytes, timeout: Duration) -> Result<Bytes, BusError> {
         let request = async_nats::Request::new()
             .payload(body)
             .timeout(Some(timeout));
@@ -50,10 +73,10 @@ impl Bus {
             Ok(Ok(message)) => Ok(message.payload),
             Ok(Err(e)) => Err(match e.kind() {
                 RequestErrorKind::NoResponders => {
-                    BusError::unavailable(format!("no local backend answers {subject}"))
+                    BusError::unavailable(format!("nobody answers {subject}"))
                 }
                 RequestErrorKind::TimedOut => BusError::unavailable(format!(
-                    "the local backend did not answer {subject} in time"
+                    "no answer to {subject} in time"
                 )),
                 RequestErrorKind::MaxPayloadExceeded => BusError::new(
                     BusErrorKind::Refused,
@@ -62,7 +85,7 @@ impl Bus {
                 _ => BusError::unavailable(format!("{subject}: {e}")),
             }),
             Err(_) => Err(BusError::unavailable(format!(
-                "the local backend did not answer {subject} in time"
+                "no answer to {subject} in time"
             ))),
         }
     }

@@ -98,7 +98,7 @@ pub fn main() -> ExitCode {
             Command::Keys(command) => lists::keys(command),
             Command::Verify(command) => verify::verify(command),
             Command::Config(ConfigCommand::Defaults) => {
-                print!("{}", crate::config::DEFAULTS);
+                print!("{}", crate::config::DEFAULT_TOML);
                 Ok(ExitCode::SUCCESS)
             }
             Command::Config(ConfigCommand::Check(args)) => args.load().map(|_| {
@@ -125,4 +125,17 @@ pub async fn connect(config: &Config) -> Result<Bus, String> {
     };
     let nats = NatsConfig { url: Some(url), ..config.nats.clone() };
     Bus::connect(&nats).await.map_err(|e| e.to_string())
+}
+
+/// A file's bytes; `-` is standard input.
+pub fn read(path: &std::path::Path) -> Result<bytes::Bytes, String> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let outcome = if path.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut bytes).map(|_| ())
+    } else {
+        std::fs::read(path).map(|b| bytes = b)
+    };
+    outcome.map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(bytes.into())
 }

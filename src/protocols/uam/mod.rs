@@ -175,6 +175,11 @@ impl Uam {
         &self.endpoint
     }
 
+    /// Our public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.key.public()
+    }
+
     /// Our public key as the protocol writes it.
     pub fn public_key_text(&self) -> String {
         self.key.public().to_base64()
