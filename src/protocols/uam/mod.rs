@@ -4,6 +4,7 @@ pub mod canonical;
 pub mod envelope;
 pub mod json;
 mod number;
+pub mod payload;
 pub mod python;
 pub mod relay_request;
 pub mod time;
