@@ -88,7 +88,7 @@ pub struct Request {
 pub struct Outcome {
     pub status: u16,
     pub json: Option<Value>,
-    /// Score of the body's `from_relay`, if it names one.
+    /// Score of the relay that the request names.
     pub score_after: Option<i64>,
     /// Recipient and message id of each event published.
     pub published: Vec<(String, String)>,
@@ -102,20 +102,29 @@ pub async fn deliver_case(
     state: State,
     request: Request,
 ) -> Outcome {
-    let from_relay = serde_json::from_str::<Value>(&request.body)
-        .ok()
-        .and_then(|body| body.get("from_relay")?.as_str().map(str::to_owned));
+    let relay = source_relay(&request);
     let world = World::build(nats, n, form, state).await;
     let before = world.last_seq().await;
     let (status, json) = world.ask(request).await;
     let outcome = Outcome {
         status,
         json,
-        score_after: from_relay.map(|relay| world.trust.score(ID, &relay)),
+        score_after: relay.map(|relay| world.trust.score(ID, &relay)),
         published: world.published_after(before).await,
     };
     world.end().await;
     outcome
+}
+
+/// The body's `from_relay`, or the header's where the body cannot be read or names none.
+fn source_relay(request: &Request) -> Option<String> {
+    let body = serde_json::from_str::<Value>(&request.body).ok();
+    let named = body.and_then(|body| body.get("from_relay")?.as_str().map(str::to_owned));
+    named.or_else(|| {
+        let mut headers = request.headers.iter();
+        let header = headers.find(|(name, _)| name.eq_ignore_ascii_case("x-uam-relay-domain"));
+        header.map(|(_, value)| value.clone())
+    })
 }
 
 struct World {
