@@ -75,7 +75,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         Some(_) => (None, config.nats.clone()),
         None => {
             let server = ManagedServer::start(&config.nats).await?;
-            let nats = crate::config::NatsConfig { url: Some(server.url()), ..config.nats.clone() };
+            let nats = crate::config::NatsConfig {
+                url: Some(server.url()),
+                ..config.nats.clone()
+            };
             (Some(server), nats)
         }
     };
@@ -116,7 +119,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         routes = uam.clone().routes();
         protocols.insert(uam.id(), uam);
     } else {
-        tracing::warn!("no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM");
+        tracing::warn!(
+            "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM"
+        );
     }
     let protocols = Arc::new(protocols);
 
@@ -138,10 +143,23 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let admin_server = Server::bind(&config.admin, false)?;
     let admin_at = admin_server.local_addr();
-    let state = AdminState { store: store.clone(), peers, trust, health: health.clone(), keys, clock: clock.clone() };
+    let state = AdminState {
+        store: store.clone(),
+        peers,
+        trust,
+        health: health.clone(),
+        keys,
+        clock: clock.clone(),
+    };
     let mut tasks = vec![
         tokio::spawn(admin_server.serve(admin::router(state), stop_rest.clone())),
-        tokio::spawn(housekeeping(store.clone(), bus.clone(), health, clock, stop_rest.clone())),
+        tokio::spawn(housekeeping(
+            store.clone(),
+            bus.clone(),
+            health,
+            clock,
+            stop_rest.clone(),
+        )),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
     let (public, listeners) = listen(&config.public, &routes, threads, &stop_listening)?;
@@ -222,7 +240,9 @@ fn listen(
     }
     let mut handles = Vec::new();
     for (n, server) in servers.into_iter().enumerate() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let (routes, stop) = (routes.clone(), stop.clone());
         let thread = std::thread::Builder::new().name(format!("public-{n}"));
         handles.push(thread.spawn(move || runtime.block_on(server.serve(routes, stop)))?);
@@ -240,7 +260,10 @@ async fn serve_calls(
         Box::pin(async move {
             match protocols.get(protocol.as_str()) {
                 Some(p) => p.call(&method, body).await,
-                None => Err(Refusal::new("unknown_protocol", format!("no protocol is called {protocol:?}"))),
+                None => Err(Refusal::new(
+                    "unknown_protocol",
+                    format!("no protocol is called {protocol:?}"),
+                )),
             }
         })
     }))
@@ -248,7 +271,13 @@ async fn serve_calls(
 }
 
 /// Gauges, readiness of store and broker, retention.
-async fn housekeeping(store: Store, bus: Bus, health: Health, clock: Clock, stop: CancellationToken) {
+async fn housekeeping(
+    store: Store,
+    bus: Bus,
+    health: Health,
+    clock: Clock,
+    stop: CancellationToken,
+) {
     let mut connected = bus.connected_changes();
     let mut due = tokio::time::interval(HOUSEKEEPING);
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -287,7 +316,14 @@ async fn housekeeping(store: Store, bus: Bus, health: Health, clock: Clock, stop
 /// Makes the data directory, readable by its owner only.
 fn private_dir(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| {
-        std::io::Error::new(e.kind(), format!("the data directory {} cannot be made: {e}", path.display()))
-    })
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| {
+            std::io::Error::new(
+                e.kind(),
+                format!("the data directory {} cannot be made: {e}", path.display()),
+            )
+        })
 }

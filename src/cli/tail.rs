@@ -35,7 +35,11 @@ pub async fn tail(args: TailArgs) -> Outcome {
         area @ ("in" | "dead" | "held" | "ops") => format!("{}.{area}.>", bus.prefix()),
         other => other.to_owned(),
     };
-    let from = if args.all { TailFrom::All } else { TailFrom::New };
+    let from = if args.all {
+        TailFrom::All
+    } else {
+        TailFrom::New
+    };
     let mut tail = bus.tail(&filter, from).await.map_err(|e| e.to_string())?;
     let mut seen = 0;
     while args.count.is_none_or(|n| seen < n) {
@@ -50,14 +54,23 @@ fn line(message: &StoredMessage, as_json: bool) -> String {
     let payload = String::from_utf8_lossy(&message.payload);
     if as_json {
         let body = serde_json::from_slice::<Box<serde_json::value::RawValue>>(&message.payload);
-        let headers: serde_json::Map<_, _> =
-            message.headers.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+        let headers: serde_json::Map<_, _> = message
+            .headers
+            .iter()
+            .map(|(k, v)| (k.clone(), json!(v)))
+            .collect();
         let mut object = json!({"seq": message.seq, "time_ms": message.time_ms, "subject": message.subject, "headers": headers});
         // A body that is not JSON is shown as text.
-        object["payload"] = body.map_or_else(|_| json!(payload), |raw| serde_json::from_str(raw.get()).unwrap_or_else(|_| json!(raw.get())));
+        object["payload"] = body.map_or_else(
+            |_| json!(payload),
+            |raw| serde_json::from_str(raw.get()).unwrap_or_else(|_| json!(raw.get())),
+        );
         return object.to_string();
     }
     // Control characters of a stranger's event must not reach the terminal.
-    let shown: String = payload.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let shown: String = payload
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     format!("{} {} {shown}", message.seq, message.subject)
 }

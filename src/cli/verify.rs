@@ -45,7 +45,9 @@ pub fn verify(command: VerifyCommand) -> Outcome {
     let config = args.config.load()?;
     let input = super::read(&args.request)?;
     let now_ms = match &args.at {
-        Some(text) => crate::protocols::uam::time::parse_ms(text).map_err(|e| format!("--at: {e}"))?,
+        Some(text) => {
+            crate::protocols::uam::time::parse_ms(text).map_err(|e| format!("--at: {e}"))?
+        }
         None => Clock::system().now_ms(),
     };
     let context = explain::Context {
@@ -59,7 +61,11 @@ pub fn verify(command: VerifyCommand) -> Outcome {
     let steps = explain::explain(&input, &context);
     steps.iter().for_each(|step| print(step, args.json));
     let failed = steps.iter().any(|s| s.ok == Some(false));
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn print(step: &Step, as_json: bool) {

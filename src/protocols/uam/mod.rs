@@ -22,6 +22,7 @@ pub mod canonical;
 pub mod deliver;
 pub mod discover;
 pub mod envelope;
+pub mod explain;
 pub mod json;
 pub mod judge;
 mod number;
