@@ -160,7 +160,10 @@ async fn an_event_is_published_with_its_headers_and_marked() {
     let b = bench().await;
     assert_eq!(b.door.enter(event("m1", "{}")).await, Entry::New);
     let message = b.bus.seen.lock().unwrap()[0].clone();
-    assert_eq!(message.subject, "fed.in.uam.alpha_test:8443.handshake.=52equest");
+    assert_eq!(
+        message.subject,
+        "fed.in.uam.alpha_test:8443.handshake.=52equest"
+    );
     assert_eq!(message.stream, "FED_IN");
     let header = |name: &str| {
         let found = message.headers.iter().find(|(n, _)| n == name);
@@ -291,9 +294,14 @@ async fn what_an_earlier_run_left_is_published_before_the_door_opens() {
     let entry = b.door.enter(event("m1", "1")).await;
     assert!(matches!(entry, Entry::Unavailable { .. }));
     let bus = Fake::new();
-    let door = Door::over(b.store.clone(), bus.clone(), Ops::silent(), Clock::fixed(NOW))
-        .await
-        .unwrap();
+    let door = Door::over(
+        b.store.clone(),
+        bus.clone(),
+        Ops::silent(),
+        Clock::fixed(NOW),
+    )
+    .await
+    .unwrap();
     assert_eq!(bus.payloads(), ["1"]);
     assert_eq!(door.enter(event("m1", "1")).await, Entry::Duplicate);
 }

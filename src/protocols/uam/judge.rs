@@ -113,7 +113,7 @@ pub fn judge(
             reason("redirect", "the endpoint redirects, which is not followed"),
             None,
         )),
-        400..=499 => plain(retry(
+        status if (400..500).contains(&status) => plain(retry(
             Fault::Message,
             reason(
                 "unexpected_status",
