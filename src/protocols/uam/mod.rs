@@ -25,6 +25,7 @@ pub mod envelope;
 pub mod json;
 pub mod judge;
 mod number;
+pub mod payload;
 pub mod python;
 pub mod relay_request;
 pub mod routes;
