@@ -1,0 +1,379 @@
+//! The one writer: gathers what waits into one transaction and answers each caller when it is
+//! durable.
+//!
+//! * Idle, an operation is committed at once; while a commit runs the next batch gathers, so batches
+//!   widen by themselves under load, up to [`MAX_WIDTH`] rows or [`MAX_BYTES`].
+//! * A transaction that fails as a whole (disk full, locked, gone) answers every operation in it
+//!   with `Unavailable`, and the store is unhealthy until a commit succeeds. Unhealthy and idle, the
+//!   writer tries a small write itself each second: nobody has to risk a message to find out.
+//! * A transaction that fails for any other reason is repeated one operation at a time, so that one
+//!   bad operation cannot take others down.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::ops::{Answer, Job, Work};
+use super::plan::{Plan, plan};
+use super::types::{StoreError, StoreErrorKind};
+
+/// Most rows in one transaction.
+const MAX_WIDTH: usize = 2_000;
+/// Most bytes in one transaction; one larger operation goes alone.
+const MAX_BYTES: usize = 4 << 20;
+/// How often an unhealthy, idle store tries to write.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// A database that can commit a plan. The seam between batching and a database's dialect.
+pub(super) trait Backend {
+    /// Writes all of the plan in one durable transaction, or none of it.
+    fn commit(&mut self, plan: &Plan<'_>) -> impl Future<Output = Result<Answers, StoreError>>;
+
+    /// Writes and removes a little, durably: does the disk take writes again?
+    fn probe(&mut self) -> impl Future<Output = Result<(), StoreError>>;
+
+    /// Leaves the database tidy.
+    fn close(self) -> impl Future<Output = ()>;
+}
+
+/// Answers of the operations that have one, in the plan's order.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    pub arrivals: Vec<Answer>,
+    pub singles: Vec<Answer>,
+}
+
+/// What the handles see of the writer.
+#[derive(Debug)]
+pub(super) struct Gauges {
+    /// The last commit succeeded.
+    pub healthy: AtomicBool,
+    /// Operations handed in and not answered.
+    pub waiting: AtomicUsize,
+}
+
+/// Runs until closed, or until every handle is gone; `finish` ends the reads before the database
+/// is closed.
+pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
+    mut backend: B,
+    mut jobs: mpsc::Receiver<Job>,
+    gauges: Arc<Gauges>,
+    finish: impl FnOnce() -> F,
+) {
+    let mut carried: Option<Job> = None;
+    let mut closers = Vec::new();
+    let mut batch = Vec::new();
+    loop {
+        let first = match carried.take() {
+            Some(job) => Some(job),
+            None if gauges.healthy.load(Ordering::Relaxed) => jobs.recv().await,
+            None => match tokio::time::timeout(PROBE_EVERY, jobs.recv()).await {
+                Ok(job) => job,
+                Err(_) => {
+                    note(&gauges, &backend.probe().await);
+                    continue;
+                }
+            },
+        };
+        let Some(first) = first else { break };
+        carried = gather(first, &mut jobs, &mut batch);
+        batch.retain_mut(|job: &mut Job| {
+            if !matches!(job.work, Work::Close) {
+                return true;
+            }
+            // What was accepted before the door shut is still written.
+            jobs.close();
+            let done = std::mem::replace(&mut job.done, oneshot::channel().0);
+            closers.push(done);
+            gauges.waiting.fetch_sub(1, Ordering::AcqRel);
+            false
+        });
+        if !batch.is_empty() {
+            commit(&mut backend, &mut batch, &gauges).await;
+        }
+    }
+    finish().await;
+    backend.close().await;
+    for done in closers {
+        let _ = done.send(Ok(Answer::Done));
+    }
+}
+
+/// Takes what waits, up to a batch's width; answers the operation that did not fit.
+fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) -> Option<Job> {
+    let (mut width, mut bytes) = (first.work.width(), first.work.cost());
+    batch.push(first);
+    while width < MAX_WIDTH && bytes < MAX_BYTES {
+        let Ok(job) = jobs.try_recv() else {
+            return None;
+        };
+        width += job.work.width();
+        bytes += job.work.cost();
+        if width > MAX_WIDTH || bytes > MAX_BYTES {
+            return Some(job);
+        }
+        batch.push(job);
+    }
+    None
+}
+
+/// Commits a batch and answers everyone in it.
+async fn commit<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gauges) {
+    if batch.iter().all(|job| matches!(job.work, Work::Barrier)) {
+        // Nothing to write, so nothing learned about whether writing works.
+        return answer(batch, Answers::default(), gauges);
+    }
+    let alone = batch.len() == 1;
+    let result = attempt(backend, batch).await;
+    match result {
+        Ok(answers) => {
+            note(gauges, &Ok(()));
+            answer(batch, answers, gauges);
+        }
+        // Broken for all: trying each alone would only be slower.
+        Err(e) if alone || e.kind == StoreErrorKind::Unavailable => {
+            note(gauges, &Err(e.clone()));
+            for job in batch.drain(..) {
+                reply(job, Err(e.clone()), gauges);
+            }
+        }
+        Err(e) => {
+            tracing::warn!(error = %e, operations = batch.len(), "a batch failed; its operations go one by one");
+            for job in std::mem::take(batch) {
+                let mut single = vec![job];
+                match attempt(backend, &single).await {
+                    Ok(answers) => {
+                        note(gauges, &Ok(()));
+                        answer(&mut single, answers, gauges);
+                    }
+                    Err(e) => {
+                        note(gauges, &Err(e.clone()));
+                        for job in single {
+                            reply(job, Err(e.clone()), gauges);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn attempt<B: Backend>(backend: &mut B, batch: &[Job]) -> Result<Answers, StoreError> {
+    let plan = plan(batch.iter().map(|job| &job.work));
+    backend.commit(&plan).await
+}
+
+/// Hands each operation of a committed batch its answer.
+fn answer(batch: &mut Vec<Job>, answers: Answers, gauges: &Gauges) {
+    let mut arrivals = answers.arrivals.into_iter();
+    let mut singles = answers.singles.into_iter();
+    for job in batch.drain(..) {
+        let answer = match job.work {
+            Work::Accept(_) => arrivals.next(),
+            Work::Single(_) => singles.next(),
+            _ => Some(Answer::Done),
+        };
+        let result = answer.ok_or_else(|| StoreError {
+            kind: StoreErrorKind::Corrupt,
+            detail: "an operation was committed without an answer".into(),
+        });
+        reply(job, result, gauges);
+    }
+}
+
+fn reply(job: Job, result: Result<Answer, StoreError>, gauges: &Gauges) {
+    // A barrier has nothing to write, so nothing of it can fail.
+    let result = match job.work {
+        Work::Barrier => Ok(Answer::Done),
+        _ => result,
+    };
+    gauges.waiting.fetch_sub(1, Ordering::AcqRel);
+    // Whoever asked may have gone; the write stands all the same.
+    let _ = job.done.send(result);
+}
+
+/// Keeps health and says when it changes.
+fn note(gauges: &Gauges, result: &Result<(), StoreError>) {
+    match result {
+        Ok(()) => {
+            if !gauges.healthy.swap(true, Ordering::Relaxed) {
+                tracing::info!("the store takes writes again");
+            }
+        }
+        Err(e) => {
+            if gauges.healthy.swap(false, Ordering::Relaxed) {
+                tracing::error!(error = %e, "the store does not take writes");
+            }
+        }
+    }
+}
+
+/// Stands in for the writer of a store opened read-only: refuses every write.
+pub(super) async fn refuse(mut jobs: mpsc::Receiver<Job>, gauges: Arc<Gauges>) {
+    while let Some(job) = jobs.recv().await {
+        let closing = matches!(job.work, Work::Close);
+        let result = match job.work {
+            Work::Barrier | Work::Close => Ok(Answer::Done),
+            _ => Err(StoreError {
+                kind: StoreErrorKind::Unavailable,
+                detail: "opened for reading only; ask the running bridge, or stop it first".into(),
+            }),
+        };
+        if closing {
+            jobs.close();
+        }
+        reply(job, result, &gauges);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::types::{Outcome, Settle};
+
+    /// Refuses row 13 for a reason of its own, and everything while `full`.
+    struct Fake {
+        full: Arc<AtomicBool>,
+        commits: Arc<AtomicUsize>,
+    }
+
+    impl Backend for Fake {
+        async fn commit(&mut self, plan: &Plan<'_>) -> Result<Answers, StoreError> {
+            let kind = if self.full.load(Ordering::SeqCst) {
+                StoreErrorKind::Unavailable
+            } else if plan.settles.iter().any(|s| s.row == 13) {
+                StoreErrorKind::Corrupt
+            } else {
+                self.commits.fetch_add(1, Ordering::SeqCst);
+                return Ok(Answers::default());
+            };
+            let detail = "refused".into();
+            Err(StoreError { kind, detail })
+        }
+
+        async fn probe(&mut self) -> Result<(), StoreError> {
+            self.commit(&Plan::default()).await.map(drop)
+        }
+
+        async fn close(self) {}
+    }
+
+    type Waiter = oneshot::Receiver<Result<Answer, StoreError>>;
+
+    struct Rig {
+        jobs: mpsc::Sender<Job>,
+        queue: mpsc::Receiver<Job>,
+        gauges: Arc<Gauges>,
+        full: Arc<AtomicBool>,
+        commits: Arc<AtomicUsize>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (jobs, queue) = mpsc::channel(64);
+            let gauges = Gauges {
+                healthy: AtomicBool::new(true),
+                waiting: AtomicUsize::new(0),
+            };
+            Self {
+                jobs,
+                queue,
+                gauges: Arc::new(gauges),
+                full: Arc::default(),
+                commits: Arc::default(),
+            }
+        }
+
+        fn hand_in(&self, work: Work) -> Waiter {
+            let (done, answer) = oneshot::channel();
+            self.gauges.waiting.fetch_add(1, Ordering::SeqCst);
+            let _room = None;
+            self.jobs.try_send(Job { work, done, _room }).unwrap();
+            answer
+        }
+
+        fn settle(&self, row: i64) -> Waiter {
+            self.hand_in(Work::Settle(Settle {
+                row,
+                outcome: Outcome::Delivered { at_ms: 0 },
+                attempts: 1,
+                attempt: None,
+            }))
+        }
+
+        async fn run(self) -> Arc<Gauges> {
+            let fake = Fake {
+                full: self.full,
+                commits: self.commits,
+            };
+            drop(self.jobs);
+            run(fake, self.queue, self.gauges.clone(), || async {}).await;
+            self.gauges
+        }
+    }
+
+    fn wide_row(id: usize) -> crate::store::types::NewRow {
+        crate::store::types::NewRow {
+            id: i64::try_from(id).unwrap(),
+            protocol: "uam",
+            peer: String::new(),
+            msg_id: String::new(),
+            out_seq: 0,
+            event_id: String::new(),
+            event_type: String::new(),
+            order_key: String::new(),
+            body: bytes::Bytes::new(),
+            created_ms: 0,
+            expires_ms: None,
+            traceparent: None,
+            state: crate::store::types::RowState::Pending,
+            reason: None,
+            records: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_bad_operation_takes_no_other_down() {
+        let rig = Rig::new();
+        let waiters: Vec<_> = (11..16).map(|row| rig.settle(row)).collect();
+        let gauges = rig.run().await;
+        for (row, waiter) in (11..16).zip(waiters) {
+            assert_eq!(waiter.await.unwrap().is_err(), row == 13);
+        }
+        assert!(gauges.healthy.load(Ordering::SeqCst));
+        assert_eq!(gauges.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn what_waits_together_is_committed_together() {
+        let rig = Rig::new();
+        let commits = rig.commits.clone();
+        let waiters: Vec<_> = (100..150).map(|row| rig.settle(row)).collect();
+        rig.run().await;
+        for waiter in waiters {
+            waiter.await.unwrap().unwrap();
+        }
+        assert_eq!(commits.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_all_and_keeps_barriers_open() {
+        let rig = Rig::new();
+        rig.full.store(true, Ordering::SeqCst);
+        let (one, two) = (rig.settle(1), rig.settle(2));
+        let barrier = rig.hand_in(Work::Barrier);
+        // One more in a batch of its own: it must not pass for a commit that succeeded.
+        rig.hand_in(Work::Insert((0..MAX_WIDTH).map(wide_row).collect()));
+        rig.hand_in(Work::Barrier);
+        let gauges = rig.run().await;
+        for waiter in [one, two] {
+            let refused = waiter.await.unwrap().unwrap_err();
+            assert_eq!(refused.kind, StoreErrorKind::Unavailable);
+        }
+        assert_eq!(barrier.await.unwrap().unwrap(), Answer::Done);
+        assert!(!gauges.healthy.load(Ordering::SeqCst));
+    }
+}
