@@ -119,11 +119,9 @@ impl Bus {
             .add(format!("{root}.*.>"))
             .await
             .map_err(|e| failed(&e))?;
-        // The broker knows the subscription before we say that we serve.
-        tokio::time::timeout(self.patience(), client.flush())
-            .await
-            .map_err(|_| failed(&"no answer in time"))?
-            .map_err(|e| failed(&e))?;
+        // The broker handles a connection's commands in order: once it answers this one it knows
+        // the subscription. (A flush only empties our own buffer.)
+        self.round_trip().await.map_err(|e| failed(&e))?;
         let closed = self.inner.closed.clone();
         tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(CALLS));
@@ -166,6 +164,25 @@ impl Bus {
             drop(service);
         });
         Ok(())
+    }
+}
+
+impl Bus {
+    /// Waits until the broker has handled what this connection sent so far.
+    async fn round_trip(&self) -> Result<(), BusError> {
+        let client = &self.inner.client;
+        match tokio::time::timeout(
+            self.patience(),
+            client.request(client.new_inbox(), Bytes::new()),
+        )
+        .await
+        {
+            // Nobody listens at a new inbox: that nobody does is the answer.
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => Ok(()),
+            Ok(Err(e)) => Err(BusError::unavailable(e.to_string())),
+            Err(_) => Err(BusError::unavailable("no answer in time")),
+        }
     }
 }
 
