@@ -99,7 +99,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     if config.uam.domain.is_some() {
         let uam = Uam::new(UamParts {
             config: config.uam.clone(),
-            pins: config.peers.clone(),
             store: store.clone(),
             peers: peers.clone(),
             trust: trust.clone(),
