@@ -1,1 +1,17 @@
-fn main() {}
+//! Arguments in, exit code out.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use drawbridge::bus::guard;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    // The helper mode of our own binary comes before anything else is read.
+    if let Some((first, rest)) = args.split_first()
+        && first == guard::GUARD_COMMAND
+    {
+        return ExitCode::from(u8::try_from(guard::guard_main(rest)).unwrap_or(2));
+    }
+    ExitCode::SUCCESS
+}

@@ -1,11 +1,48 @@
 //! NATS: connection, streams, pull, publish, ask; the managed local server.
+//!
+//! Promises, each kept by one file:
+//!
+//! * [`subject`]: one function makes subject tokens, and host names read back.
+//! * `connect`: a connection that comes back for ever, and an old broker is refused by a sentence.
+//! * `streams`: what is missing is made, what differs is said, nothing is deleted or shrunk.
+//! * `intake`: one consumer of the outbound stream, renewed by epoch, so that delivery resumes at
+//!   the oldest message, in order; a lost consumer or stream is noticed within seconds.
+//! * `publish`: a publish is done when JetStream acknowledged it; with a window in flight the
+//!   order of calls is the order in the stream.
+//! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
+//! * `read`: what the repair of `fed.in` and the command line read back.
+//! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::jetstream;
 use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::NatsConfig;
 use crate::protocol::OutEvent;
 
+mod calls;
+mod connect;
+pub mod find;
+pub mod guard;
+mod intake;
+pub mod launch;
+pub mod managed;
+mod parse;
+mod publish;
+mod read;
+mod retry;
+mod streams;
 pub mod subject;
+
+pub use intake::Intake;
+pub use managed::ManagedServer;
+pub use read::{StoredMessage, StreamFacts, Tail, TailFrom, TailMessage};
+pub use streams::stream_name;
 
 /// What to match on when the bus fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +71,51 @@ pub struct BusError {
     pub detail: String,
 }
 
+impl BusError {
+    pub(crate) fn new(kind: BusErrorKind, detail: impl Into<String>) -> Self {
+        Self {
+            kind,
+            detail: detail.into(),
+        }
+    }
+
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(BusErrorKind::Unavailable, detail)
+    }
+}
+
 /// A connection and its JetStream context; cloning shares it. Each shard may open its own.
 #[derive(Clone)]
-pub struct Bus {}
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: async_nats::Client,
+    js: jetstream::Context,
+    config: NatsConfig,
+    /// Publishes in flight at most.
+    window: Arc<Semaphore>,
+    link: watch::Receiver<Link>,
+    connected: watch::Receiver<bool>,
+    notices: mpsc::Sender<(String, Bytes)>,
+    notices_dropped: Arc<AtomicU64>,
+    /// Ends what serves in the background.
+    closed: CancellationToken,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
+}
+
+/// What became of the connection so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Link {
+    /// How often it was lost.
+    losses: u64,
+}
 
 /// A message of `FED_OUT` with its parsed form, to be acknowledged when its row is durable.
 pub struct OutMessage {
@@ -55,13 +134,18 @@ pub struct OutMessage {
 }
 
 /// Acknowledges one message. Dropping it without `ack` leaves the message to redelivery.
-pub struct AckHandle {}
+pub struct AckHandle {
+    client: async_nats::Client,
+    reply: async_nats::Subject,
+}
 
-#[allow(unused_variables)]
 impl AckHandle {
     /// Acknowledges (fire and forget; a lost one is redelivered and meets its row).
     pub async fn ack(self) -> Result<(), BusError> {
-        todo!()
+        self.client
+            .publish(self.reply, Bytes::from_static(b"+ACK"))
+            .await
+            .map_err(|e| BusError::unavailable(format!("an acknowledgement was not sent: {e}")))
     }
 }
 
@@ -71,7 +155,8 @@ pub struct BusMessage {
     pub subject: String,
     pub headers: Vec<(String, String)>,
     pub payload: Bytes,
-    /// Sent as `Nats-Expected-Stream`.
+    /// Sent as `Nats-Expected-Stream`: `FED_IN`, `FED_DEAD`, … (the name under another prefix is
+    /// derived by [`stream_name`]).
     pub stream: &'static str,
 }
 
@@ -83,78 +168,8 @@ pub struct ServerFacts {
     pub name: String,
 }
 
-#[allow(unused_variables)]
-impl Bus {
-    /// Connects (retrying with `backoff` until `NatsConfig::connect_timeout`), checks the version.
-    pub async fn connect(config: &NatsConfig) -> Result<Self, BusError> {
-        todo!()
-    }
-    /// The server connected to.
-    pub fn server(&self) -> ServerFacts {
-        todo!()
-    }
-    /// Connected at this moment.
-    pub fn connected(&self) -> bool {
-        todo!()
-    }
-    /// Subject prefix (`fed`).
-    pub fn prefix(&self) -> &str {
-        todo!()
-    }
-    /// Applies `streams/*.json` by policy (`ensure | verify | off`); answers the differences as sentences.
-    pub async fn apply_streams(&self) -> Result<Vec<String>, BusError> {
-        todo!()
-    }
-    /// Publishes and awaits the PubAck; answers the stream sequence and whether it was a duplicate.
-    pub async fn publish(&self, message: BusMessage) -> Result<(u64, bool), BusError> {
-        todo!()
-    }
-    /// Publishes in order with a window in flight: resolves to one receiver per message, in order of PubAck.
-    /// The outer future waits for room in the window, so the order of calls is the order in the stream.
-    pub async fn publish_windowed(
-        &self,
-        message: BusMessage,
-    ) -> Result<futures_util::future::BoxFuture<'static, Result<(u64, bool), BusError>>, BusError>
-    {
-        todo!()
-    }
-    /// Core publish without acknowledgement (ops events go through JetStream stream FED_OPS but are not awaited).
-    pub fn notify(&self, subject: String, payload: Bytes) {
-        todo!()
-    }
-    /// Opens the intake: deletes our earlier consumer on FED_OUT, makes `drawbridge-<epoch>` with
-    /// metadata `store=<store_id>`; a consumer of another store is refused.
-    /// `filter_protocols`: subjects of these protocols only (others stay in the stream); empty: nothing is pulled.
-    pub async fn open_intake(
-        &self,
-        store_id: &str,
-        epoch: i64,
-        protocols: &[&str],
-    ) -> Result<Intake, BusError> {
-        todo!()
-    }
-    /// A request to a local backend, `fed.ask.<protocol>.<method>`.
-    pub async fn ask(
-        &self,
-        protocol: &str,
-        method: &str,
-        body: Bytes,
-        timeout: std::time::Duration,
-    ) -> Result<Bytes, BusError> {
-        todo!()
-    }
-    /// Serves `fed.do.<protocol>.<method>` as a NATS micro service until the bus is closed.
-    pub async fn serve_calls(&self, handler: CallHandler) -> Result<(), BusError> {
-        todo!()
-    }
-    /// Drains and closes.
-    pub async fn close(&self) {
-        todo!()
-    }
-}
-
 /// Answers a `fed.do` request: (protocol, method, body) → JSON or a refusal.
-pub type CallHandler = std::sync::Arc<
+pub type CallHandler = Arc<
     dyn Fn(
             String,
             String,
@@ -166,38 +181,58 @@ pub type CallHandler = std::sync::Arc<
         + Sync,
 >;
 
-/// The one pull consumer of `FED_OUT`.
-pub struct Intake {}
+impl Bus {
+    /// The server connected to.
+    pub fn server(&self) -> ServerFacts {
+        let info = self.inner.client.server_info();
+        ServerFacts {
+            version: info.version,
+            max_payload: info.max_payload,
+            name: info.server_name,
+        }
+    }
 
-#[allow(unused_variables)]
-impl Intake {
-    /// The next batch: at least one message, at most `max`; waits while there is none.
-    /// `Err(Unavailable | Stream)`: the consumer or stream is lost, open a new intake with a new epoch.
-    pub async fn next_batch(&mut self, max: usize) -> Result<Vec<OutMessage>, BusError> {
-        todo!()
+    /// Connected at this moment.
+    pub fn connected(&self) -> bool {
+        self.inner.client.connection_state() == async_nats::connection::State::Connected
     }
-}
 
-/// A nats-server that we started.
-pub struct ManagedServer {}
+    /// Changes of the connection, for readiness and for the check of `fed.in` after a reconnect.
+    pub fn connected_changes(&self) -> watch::Receiver<bool> {
+        self.inner.connected.clone()
+    }
 
-#[allow(unused_variables)]
-impl ManagedServer {
-    /// Finds or obtains the binary, starts it (loopback, free port unless configured), waits until it
-    /// answers. It is supervised (started again when it dies) and never outlives this process.
-    pub async fn start(config: &NatsConfig) -> Result<Self, BusError> {
-        todo!()
+    /// Subject prefix (`fed`).
+    pub fn prefix(&self) -> &str {
+        &self.inner.config.prefix
     }
-    /// `nats://127.0.0.1:PORT`
-    pub fn url(&self) -> String {
-        todo!()
+
+    /// Notices that [`Bus::notify`] had to drop since the start.
+    pub fn notices_dropped(&self) -> u64 {
+        self.inner.notices_dropped.load(Ordering::Relaxed)
     }
-    /// Process id of the server.
-    pub fn pid(&self) -> Option<u32> {
-        todo!()
+
+    /// Drains and closes: stops serving calls, sends what is buffered, at most for the request
+    /// timeout. Other clones are closed with it.
+    pub async fn close(&self) {
+        let inner = &self.inner;
+        inner.closed.cancel();
+        let end = async {
+            // A flush that fails means the connection is gone already.
+            let _ = inner.client.flush().await;
+            let _ = inner.client.drain().await;
+        };
+        if tokio::time::timeout(self.patience(), end).await.is_err() {
+            tracing::warn!("nats: closing took too long; what was buffered may be lost");
+        }
     }
-    /// Stops it, waits.
-    pub async fn stop(self) {
-        todo!()
+
+    fn patience(&self) -> Duration {
+        self.inner.config.request_timeout
+    }
+
+    /// A stream's name under the configured prefix.
+    fn stream(&self, logical: &str) -> String {
+        stream_name(self.prefix(), logical)
     }
 }

@@ -339,6 +339,17 @@ fn uam(s: &Section<'_>) -> Result<UamConfig, ConfigError> {
             &format!("must hold at most 32 delays, not {}", retry_delays.len()),
         ));
     }
+    let wire_forms = match s.text("wire_forms")? {
+        "both" => WireForms::Both,
+        "legacy" => WireForms::Legacy,
+        "nonce" => WireForms::Nonce,
+        other => {
+            return Err(s.wrong(
+                "wire_forms",
+                &format!("must be \"both\", \"legacy\" or \"nonce\", not {other:?}"),
+            ));
+        }
+    };
     Ok(UamConfig {
         enabled: s.flag("enabled")?,
         domain,
@@ -353,6 +364,7 @@ fn uam(s: &Section<'_>) -> Result<UamConfig, ConfigError> {
         charge_unproven: s.flag("charge_unproven")?,
         unproven_per_minute: s.int("unproven_per_minute", 1, 1_000_000)?,
         discovery: s.flag("discovery")?,
+        wire_forms,
     })
 }
 

@@ -152,6 +152,16 @@ pub struct UamConfig {
     pub unproven_per_minute: u32,
     /// Allow discovery of peers not pinned (false: only `[[peers]]`).
     pub discovery: bool,
+    /// Wire forms taken from other relays.
+    pub wire_forms: WireForms,
+}
+
+/// Wire forms of UAM: with the signed field `nonce` (relays of 1.0) and without (0.2, 0.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireForms {
+    Both,
+    Legacy,
+    Nonce,
 }
 
 /// `[[peers]]`: what is pinned for one peer.

@@ -1,6 +1,20 @@
 //! Ed25519 keys, and the proof that a signature held.
+//!
+//! Verification is strict: a scalar not below the group order, a small-order point and a key in
+//! non-canonical form are refused, so that every verifier agrees on what a signature proves.
+//! [`Proof`] can be made by [`PublicKey::verify`] alone; what demands one cannot be reached by an
+//! event that nobody checked.
 
+pub mod b64;
+mod keyfile;
+
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
+
+use ed25519_dalek::{Signature, Signer, VerifyingKey};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 /// Evidence that an Ed25519 signature was verified. Only [`PublicKey::verify`] makes one.
 #[derive(Debug)]
@@ -8,7 +22,7 @@ pub struct Proof(());
 
 /// A remote key, parsed once; small-order keys do not become one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublicKey {}
+pub struct PublicKey(VerifyingKey);
 
 /// Why a key or signature is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,29 +37,63 @@ pub enum KeyError {
     Mismatch,
 }
 
-#[allow(unused_variables)]
 impl PublicKey {
-    /// Parses 32 bytes; refuses small-order points.
+    /// Parses 32 bytes; refuses small-order points and non-canonical encodings.
     pub fn parse(bytes: &[u8; 32]) -> Result<Self, KeyError> {
-        todo!()
+        let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::BadKey)?;
+        if key.is_weak() {
+            return Err(KeyError::SmallOrder);
+        }
+        if key.to_edwards().compress().to_bytes() != *bytes {
+            return Err(KeyError::BadKey);
+        }
+        Ok(Self(key))
     }
+
+    /// Parses the wire form: base64 of the 32 bytes ([`b64::decode`]).
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        Self::parse(&b64::decode_array(text).map_err(|_| KeyError::BadKey)?)
+    }
+
     /// The 32 bytes.
     pub fn to_bytes(&self) -> [u8; 32] {
-        todo!()
+        self.0.to_bytes()
     }
+
+    /// The wire form: URL-safe base64 without padding, 43 characters.
+    pub fn to_base64(&self) -> String {
+        b64::encode(self.0.as_bytes())
+    }
+
     /// `verify_strict`.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<Proof, KeyError> {
-        todo!()
+        let signature: &[u8; 64] = signature.try_into().map_err(|_| KeyError::BadLength)?;
+        self.0
+            .verify_strict(message, &Signature::from_bytes(signature))
+            .map(|()| Proof(()))
+            .map_err(|_| KeyError::Mismatch)
     }
+
     /// Hex SHA-256 of the 32 key bytes.
     pub fn fingerprint(&self) -> String {
-        todo!()
+        hex(&Sha256::digest(self.0.as_bytes()))
+    }
+
+    /// The X25519 key of the same point, for NaCl boxes.
+    pub fn to_x25519(&self) -> [u8; 32] {
+        self.0.to_montgomery().to_bytes()
     }
 }
 
-/// Our own signing key; zeroised when dropped, never printed.
+/// Our own signing key; zeroised when dropped, never printed. Cloning shares it.
 #[derive(Clone)]
-pub struct SigningKey {}
+pub struct SigningKey(Arc<ed25519_dalek::SigningKey>);
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({})", self.public().fingerprint())
+    }
+}
 
 /// What [`SigningKey::load_or_create`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,23 +107,115 @@ pub enum KeyOrigin {
 #[error("{0}")]
 pub struct KeyFileError(pub String);
 
-#[allow(unused_variables)]
 impl SigningKey {
     /// From a 32-byte seed.
     pub fn from_seed(seed: [u8; 32]) -> Self {
-        todo!()
+        let seed = Zeroizing::new(seed);
+        Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed)))
     }
+
+    /// A fresh key that is kept nowhere (demo, probes).
+    pub fn generate() -> Result<Self, getrandom::Error> {
+        let mut seed = Zeroizing::new([0u8; 32]);
+        getrandom::fill(&mut seed[..])?;
+        Ok(Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed))))
+    }
+
     /// Reads the file (one line, base64 of the 32-byte seed, mode 0600), or makes it (0600, fsynced,
     /// by a temporary name and link, never overwriting).
     pub fn load_or_create(path: &Path) -> Result<(Self, KeyOrigin), KeyFileError> {
-        todo!()
+        let (seed, origin) = keyfile::load_or_create(path)?;
+        Ok((
+            Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed))),
+            origin,
+        ))
     }
+
     /// Signs.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
-        todo!()
+        self.0.sign(message).to_bytes()
     }
+
     /// Its public half.
     pub fn public(&self) -> PublicKey {
-        todo!()
+        PublicKey(self.0.verifying_key())
+    }
+
+    /// The X25519 secret of the same key, for NaCl boxes.
+    pub fn to_x25519(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.0.to_scalar_bytes())
+    }
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for b in bytes {
+        text.push(char::from(DIGITS[usize::from(b >> 4)]));
+        text.push(char::from(DIGITS[usize::from(b & 15)]));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_proves_its_own_message_only() {
+        let key = SigningKey::from_seed([3; 32]);
+        let public = PublicKey::parse(&key.public().to_bytes()).unwrap();
+        let signature = key.sign(b"hello");
+        assert!(public.verify(b"hello", &signature).is_ok());
+        assert_eq!(
+            public.verify(b"hallo", &signature).unwrap_err(),
+            KeyError::Mismatch
+        );
+        assert_eq!(
+            public.verify(b"hello", &signature[..63]).unwrap_err(),
+            KeyError::BadLength
+        );
+    }
+
+    #[test]
+    fn a_scalar_not_below_the_group_order_is_refused() {
+        // L, little endian, added to S: the same signature to a lax verifier.
+        const L: [u8; 32] = [
+            0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9,
+            0xde, 0x14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+        ];
+        let key = SigningKey::from_seed([4; 32]);
+        let mut signature = key.sign(b"m");
+        let mut carry = 0u16;
+        for (s, l) in signature[32..].iter_mut().zip(L) {
+            let sum = u16::from(*s) + u16::from(l) + carry;
+            *s = (sum & 0xff) as u8;
+            carry = sum >> 8;
+        }
+        assert_eq!(
+            key.public().verify(b"m", &signature).unwrap_err(),
+            KeyError::Mismatch
+        );
+    }
+
+    #[test]
+    fn small_order_and_non_canonical_keys_do_not_become_a_key() {
+        let mut neutral = [0u8; 32];
+        neutral[0] = 1;
+        assert_eq!(PublicKey::parse(&neutral), Err(KeyError::SmallOrder));
+        assert_eq!(PublicKey::parse(&[0; 32]), Err(KeyError::SmallOrder));
+        // y = p + 3 is y = 3 written differently.
+        let mut high = [0xffu8; 32];
+        high[0] = 0xf0;
+        high[31] = 0x7f;
+        assert!(PublicKey::parse(&high).is_err());
+    }
+
+    #[test]
+    fn debug_output_never_holds_the_seed() {
+        let key = SigningKey::from_seed([9; 32]);
+        let shown = format!("{key:?}");
+        assert!(!shown.contains(&hex(&[9; 32])) && !shown.contains(&b64::encode([9; 32])));
     }
 }

@@ -2,274 +2,340 @@
 //!
 //! Every write is an operation handed to one writer, which gathers what waits into one transaction
 //! (at once when idle, wider under load) and wakes each caller when *its* rows are fsynced.
-//! Reads go through a small pool beside it.
+//! Reads go through a small pool beside it. Both live on a thread of their own, so a handle may be
+//! used from any runtime, and a caller that goes away takes nothing with it.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | [`types`] | rows and operations as callers see them |
+//! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
+//! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
+//! | `sqlite`, `bulk`, `apply`, `single`, `prune`, `read` | SQLite: opening and errors, multi-row statements, writes, reads |
 
+mod apply;
+mod bulk;
+mod facts;
+mod inbound;
+mod ops;
+mod plan;
+mod prune;
+mod queue;
+mod read;
+mod single;
+mod sqlite;
 pub mod types;
+mod writer;
 pub use types::*;
 
-use std::path::Path;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
+use futures_util::FutureExt;
+use sqlx::sqlite::SqlitePool;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use self::ops::{Answer, Job, Work};
+use self::writer::Gauges;
 use crate::clock::Clock;
-use crate::protocol::{PeerName, PeerRecord, ProtocolId, Record, ReplayId};
+
+/// Bytes that may wait for the writer; whoever wants to hand in more waits.
+const ROOM: usize = 32 << 20;
+/// Operations that may wait: what fits the room at the smallest cost, and the closing one.
+const QUEUE: usize = ROOM / 512 + 1;
 
 /// Handle to the store; cloning shares it.
 #[derive(Clone)]
-pub struct Store {}
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: String,
+    clock: Clock,
+    jobs: mpsc::Sender<Job>,
+    room: Arc<Semaphore>,
+    gauges: Arc<Gauges>,
+    next_row: Arc<AtomicI64>,
+    closed: AtomicBool,
+    runtime: tokio::runtime::Handle,
+    readers: SqlitePool,
+}
 
 /// Resolves when the operation it came from is durable.
 pub type Commit<T = ()> = futures_util::future::BoxFuture<'static, Result<T, StoreError>>;
 
-#[allow(unused_variables)]
+/// What the store's thread made when it opened the file.
+struct Opened {
+    id: String,
+    readers: SqlitePool,
+}
+
 impl Store {
     /// Opens (creates, migrates) the SQLite file at `path`. A file another process has open for
     /// writing, or one newer than this binary, is refused.
     pub async fn open(path: &Path, clock: Clock) -> Result<Self, StoreError> {
-        todo!()
+        Self::start(path, clock, true).await
+    }
+
+    /// Opens the file for reading beside whoever writes it: takes no lock, changes nothing; every
+    /// write fails with `StoreErrorKind::Unavailable`. For commands that look while the bridge runs.
+    pub async fn open_read_only(path: &Path) -> Result<Self, StoreError> {
+        Self::start(path, Clock::system(), false).await
+    }
+
+    async fn start(path: &Path, clock: Clock, write: bool) -> Result<Self, StoreError> {
+        let path = path.to_path_buf();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|e| thread_failed(&e))?;
+        let handle = runtime.handle().clone();
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let gauges = Arc::new(Gauges {
+            healthy: AtomicBool::new(true),
+            waiting: AtomicUsize::new(0),
+        });
+        let next_row = Arc::new(AtomicI64::new(1));
+        let (tell, opened) = oneshot::channel();
+        let own = (clock.clone(), gauges.clone(), next_row.clone());
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || {
+                let (clock, gauges, next_row) = own;
+                runtime.block_on(async move {
+                    if write {
+                        serve(path, clock, queue, gauges, next_row, tell).await;
+                    } else {
+                        serve_reading(path, queue, gauges, tell).await;
+                    }
+                });
+            })
+            .map_err(|e| thread_failed(&e))?;
+        let opened = opened.await.map_err(|_| closed())??;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                id: opened.id,
+                clock,
+                jobs,
+                room: Arc::new(Semaphore::new(ROOM)),
+                gauges,
+                next_row,
+                closed: AtomicBool::new(false),
+                runtime: handle,
+                readers: opened.readers,
+            }),
+        })
     }
 
     /// Finishes what waits and closes. Later operations fail with `StoreErrorKind::Closed`.
     pub async fn close(&self) {
-        todo!()
+        if self.inner.closed.swap(true, Ordering::AcqRel) {
+            // Someone else closes: wait until the writer is gone.
+            self.inner.jobs.closed().await;
+            return;
+        }
+        self.inner.room.close();
+        if let Ok(done) = self.hand_in(Work::Close, None).await {
+            let _ = done.await;
+        }
     }
 
     /// Identity of this database, made once; in consumer metadata.
     pub fn id(&self) -> &str {
-        todo!()
+        &self.inner.id
     }
 
     /// Last commit succeeded (false: disk full, gone). For readiness.
     pub fn healthy(&self) -> bool {
-        todo!()
+        self.inner.gauges.healthy.load(Ordering::Relaxed)
     }
 
-    // ---------------------------------------------------------------- outbound queue
-
-    /// The next ledger numbers, `n` of them, ascending; never reused, never read from disk.
-    pub fn reserve_rows(&self, n: usize) -> std::ops::Range<i64> {
-        todo!()
+    /// Operations handed to the writer and not answered yet, for a gauge.
+    pub fn waiting(&self) -> usize {
+        self.inner.gauges.waiting.load(Ordering::Relaxed)
     }
 
-    /// Which of these message ids (per protocol) have a row already, committed.
-    pub async fn known_messages(
+    /// Waits for room and hands an operation in.
+    async fn submit(
         &self,
-        protocol: ProtocolId,
-        ids: &[String],
-    ) -> Result<std::collections::HashSet<String>, StoreError> {
-        todo!()
+        work: Work,
+    ) -> Result<oneshot::Receiver<Result<Answer, StoreError>>, StoreError> {
+        // One larger than the room itself goes when it has all of it.
+        let cost = u32::try_from(work.cost().min(ROOM)).unwrap_or(u32::MAX);
+        let room = self
+            .inner
+            .room
+            .clone()
+            .acquire_many_owned(cost)
+            .await
+            .map_err(|_| closed())?;
+        self.hand_in(work, Some(room)).await
     }
 
-    /// Queues rows for insertion (waits for room, then returns); the inner future resolves at
-    /// commit. A row whose (protocol, msg_id, peer) exists is skipped silently.
-    pub async fn enqueue(&self, rows: Vec<NewRow>) -> Result<Commit, StoreError> {
-        todo!()
-    }
-
-    /// Records an outcome. If the row still waits to be inserted the two become one write.
-    pub async fn settle(&self, settle: Settle) -> Result<Commit, StoreError> {
-        todo!()
-    }
-
-    /// Pending rows of one lane with `id > after`, ascending, at most `limit`, read after everything
-    /// handed to the writer before this call is committed.
-    pub async fn pending(
+    async fn hand_in(
         &self,
-        protocol: ProtocolId,
-        peer: &PeerName,
-        after: i64,
-        limit: usize,
-    ) -> Result<Vec<QueueRow>, StoreError> {
-        todo!()
+        work: Work,
+        room: Option<tokio::sync::OwnedSemaphorePermit>,
+    ) -> Result<oneshot::Receiver<Result<Answer, StoreError>>, StoreError> {
+        let (done, answer) = oneshot::channel();
+        // The place is taken before the operation counts as waiting: a caller that goes away in
+        // between leaves no trace.
+        let place = self.inner.jobs.reserve().await.map_err(|_| closed())?;
+        self.inner.gauges.waiting.fetch_add(1, Ordering::AcqRel);
+        place.send(Job {
+            work,
+            done,
+            _room: room,
+        });
+        Ok(answer)
     }
 
-    /// The same for one order key of the lane, `id >= from`.
-    pub async fn pending_of_key(
+    /// Hands an operation in; the commit answers through `map`.
+    async fn write<T: Send + 'static>(
         &self,
-        protocol: ProtocolId,
-        peer: &PeerName,
-        key: &str,
-        from: i64,
-        limit: usize,
-    ) -> Result<Vec<QueueRow>, StoreError> {
-        todo!()
+        work: Work,
+        map: fn(Answer) -> T,
+    ) -> Result<Commit<T>, StoreError> {
+        let answer = self.submit(work).await?;
+        Ok(answer
+            .map(move |result| result.map_err(|_| closed())?.map(map))
+            .boxed())
     }
 
-    /// One row, whatever its state.
-    pub async fn row(&self, id: i64) -> Result<Option<QueueRow>, StoreError> {
-        todo!()
+    /// The same for an operation whose answer says nothing.
+    async fn put(&self, work: Work) -> Result<Commit, StoreError> {
+        self.write(work, |_| ()).await
     }
 
-    /// Every lane with pending rows: for arming timers at start.
-    pub async fn lanes(&self) -> Result<Vec<LaneSummary>, StoreError> {
-        todo!()
+    /// Waits until everything handed in before this call is committed.
+    async fn barrier(&self) -> Result<(), StoreError> {
+        if self.inner.gauges.waiting.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        self.submit(Work::Barrier)
+            .await?
+            .await
+            .map_err(|_| closed())?
+            .map(drop)
     }
 
-    /// Rows for `queue list`, newest last.
-    pub async fn list_rows(&self, filter: &RowFilter) -> Result<Vec<QueueRow>, StoreError> {
-        todo!()
+    /// Runs a read on the store's own thread.
+    async fn read<T, F, R>(&self, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(SqlitePool) -> R,
+        R: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
+    {
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Err(closed());
+        }
+        self.inner
+            .runtime
+            .spawn(read(self.inner.readers.clone()))
+            .await
+            .map_err(|_| closed())?
+            .map_err(sqlite::meaning)
     }
 
-    /// Pending rows past `expires_ms`, at most `limit`: to be settled dead.
-    pub async fn expired(&self, now_ms: i64, limit: usize) -> Result<Vec<QueueRow>, StoreError> {
-        todo!()
+    /// A read that sees everything handed to the writer before it.
+    async fn read_after<T, F, R>(&self, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(SqlitePool) -> R,
+        R: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
+    {
+        self.barrier().await?;
+        self.read(read).await
     }
+}
 
-    /// Dead rows whose notice on FED_DEAD is not acknowledged yet.
-    pub async fn unnoticed_dead(&self, limit: usize) -> Result<Vec<QueueRow>, StoreError> {
-        todo!()
+/// The store's thread, from opening to closing.
+async fn serve(
+    path: PathBuf,
+    clock: Clock,
+    queue: mpsc::Receiver<Job>,
+    gauges: Arc<Gauges>,
+    next_row: Arc<AtomicI64>,
+    tell: oneshot::Sender<Result<Opened, StoreError>>,
+) {
+    let opened = async {
+        let lock = sqlite::lock(&path)?;
+        let mut conn = sqlite::open(&path).await?;
+        let id = single::identity(&mut conn, &fresh_id()?)
+            .await
+            .map_err(sqlite::meaning)?;
+        let marks = single::load_marks(&mut conn)
+            .await
+            .map_err(sqlite::meaning)?;
+        next_row.store(marks.rows, Ordering::Release);
+        let readers = sqlite::readers(&path).await?;
+        let writer = apply::SqliteWriter::new(&path, clock, conn, marks, next_row, lock);
+        Ok((writer, Opened { id, readers }))
+    };
+    match opened.await {
+        Ok((writer, opened)) => {
+            let readers = opened.readers.clone();
+            if tell.send(Ok(opened)).is_ok() {
+                writer::run(writer, queue, gauges, || readers.close()).await;
+            }
+        }
+        Err(e) => {
+            let _ = tell.send(Err(e));
+        }
     }
+}
 
-    /// Marks notices as sent.
-    pub async fn noticed(&self, ids: Vec<i64>) -> Result<Commit, StoreError> {
-        todo!()
+/// The same for a store opened to read.
+async fn serve_reading(
+    path: PathBuf,
+    queue: mpsc::Receiver<Job>,
+    gauges: Arc<Gauges>,
+    tell: oneshot::Sender<Result<Opened, StoreError>>,
+) {
+    let opened = async {
+        let readers = sqlite::readers(&path).await?;
+        sqlite::check_readable(&readers, &path).await?;
+        let id = read::identity(readers.clone())
+            .await
+            .map_err(sqlite::meaning)?;
+        Ok(Opened { id, readers })
+    };
+    match opened.await {
+        Ok(opened) => {
+            let readers = opened.readers.clone();
+            if tell.send(Ok(opened)).is_ok() {
+                writer::refuse(queue, gauges).await;
+                readers.close().await;
+            }
+        }
+        Err(e) => {
+            let _ = tell.send(Err(e));
+        }
     }
+}
 
-    // ---------------------------------------------------------------- inbound ledger
+/// 128 random bits as hex.
+fn fresh_id() -> Result<String, StoreError> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(|e| StoreError {
+        kind: StoreErrorKind::Unavailable,
+        detail: format!("the system gives no random numbers: {e}"),
+    })?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
 
-    /// Inserts event and replay ids in one commit. The outer future waits for room, the inner for
-    /// the commit, and answers what was found.
-    pub async fn accept(&self, event: NewInbound) -> Result<Commit<Accepted>, StoreError> {
-        todo!()
+fn thread_failed(e: &std::io::Error) -> StoreError {
+    StoreError {
+        kind: StoreErrorKind::Unavailable,
+        detail: format!("cannot start the store's thread: {e}"),
     }
+}
 
-    /// Marks inbound events as acknowledged by JetStream.
-    pub async fn published(&self, ids: Vec<i64>) -> Result<Commit, StoreError> {
-        todo!()
-    }
-
-    /// Inbound events JetStream has not acknowledged, ledger order, `id > after`.
-    pub async fn unpublished(
-        &self,
-        after: i64,
-        limit: usize,
-    ) -> Result<Vec<InboundRow>, StoreError> {
-        todo!()
-    }
-
-    /// Whether this dedupe key is in the ledger.
-    pub async fn has_inbound(
-        &self,
-        protocol: ProtocolId,
-        dedupe_key: &str,
-    ) -> Result<bool, StoreError> {
-        todo!()
-    }
-
-    /// Whether this replay id is known and not expired.
-    pub async fn replay_seen(
-        &self,
-        protocol: ProtocolId,
-        id: &ReplayId,
-    ) -> Result<bool, StoreError> {
-        todo!()
-    }
-
-    // ---------------------------------------------------------------- peers, trust, protocol rows
-
-    /// `known_relays`.
-    pub async fn peers(&self) -> Result<Vec<PeerRecord>, StoreError> {
-        todo!()
-    }
-    /// Inserts or replaces one record.
-    pub async fn put_peer(&self, peer: PeerRecord) -> Result<Commit, StoreError> {
-        todo!()
-    }
-    /// Health facts of every peer.
-    pub async fn health(&self) -> Result<Vec<HealthRow>, StoreError> {
-        todo!()
-    }
-    /// Inserts or replaces one peer's facts.
-    pub async fn put_health(&self, row: HealthRow) -> Result<Commit, StoreError> {
-        todo!()
-    }
-
-    /// Trust rules, all.
-    pub async fn trust_rules(&self) -> Result<Vec<TrustRow>, StoreError> {
-        todo!()
-    }
-    /// Adds or replaces one rule; answers its row id.
-    pub async fn put_trust(&self, row: TrustRow) -> Result<Commit, StoreError> {
-        todo!()
-    }
-    /// Removes one rule; false when there was none.
-    pub async fn remove_trust(
-        &self,
-        protocol: &str,
-        pattern: &str,
-        rule: &str,
-    ) -> Result<Commit<bool>, StoreError> {
-        todo!()
-    }
-
-    /// Reputation scores, all.
-    pub async fn scores(&self) -> Result<Vec<(String, String, i64)>, StoreError> {
-        todo!()
-    }
-    /// Writes one score (protocol, peer, score).
-    pub async fn put_score(
-        &self,
-        protocol: ProtocolId,
-        peer: &str,
-        score: i64,
-    ) -> Result<Commit, StoreError> {
-        todo!()
-    }
-
-    /// A protocol's rows of one kind.
-    pub async fn records(
-        &self,
-        protocol: ProtocolId,
-        kind: &str,
-    ) -> Result<Vec<(String, String)>, StoreError> {
-        todo!()
-    }
-    /// One of them.
-    pub async fn record(
-        &self,
-        protocol: ProtocolId,
-        kind: &str,
-        key: &str,
-    ) -> Result<Option<String>, StoreError> {
-        todo!()
-    }
-    /// Writes (value) or deletes (None) rows in one commit.
-    pub async fn put_records(
-        &self,
-        protocol: ProtocolId,
-        records: Vec<Record>,
-    ) -> Result<Commit, StoreError> {
-        todo!()
-    }
-
-    /// Our own signing keys as seen at earlier starts (`federation_server_keys`): (key_id, public key hex, first seen ms).
-    pub async fn server_keys(
-        &self,
-        protocol: ProtocolId,
-    ) -> Result<Vec<(String, String, i64)>, StoreError> {
-        todo!()
-    }
-    /// Remembers one.
-    pub async fn put_server_key(
-        &self,
-        protocol: ProtocolId,
-        key_id: &str,
-        public_key_hex: &str,
-    ) -> Result<Commit, StoreError> {
-        todo!()
-    }
-
-    /// The consumer epoch, incremented and committed.
-    pub async fn next_epoch(&self) -> Result<i64, StoreError> {
-        todo!()
-    }
-
-    /// Prunes in small steps what retention allows (outcomes older than a day, replay ids past
-    /// their time, …); answers how many rows went.
-    pub async fn prune(&self, now_ms: i64) -> Result<u64, StoreError> {
-        todo!()
-    }
-
-    /// Counts for gauges: pending rows, oldest pending (ms since epoch), dead rows, by protocol.
-    pub async fn queue_counts(&self) -> Result<Vec<QueueCounts>, StoreError> {
-        todo!()
+fn closed() -> StoreError {
+    StoreError {
+        kind: StoreErrorKind::Closed,
+        detail: "closed".into(),
     }
 }

@@ -1,1 +1,386 @@
-//! UAM.
+//! UAM: relays that pass on signed envelopes of agents.
+//!
+//! The bridge is one relay among others: it signs what its backend publishes and delivers it to the
+//! recipient's relay, and takes what other relays deliver for its own domain. The facts are those of
+//! the protocol sheet; names like "check 13" are numbers of its tables.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | [`deliver`] | the delivery route: the checks in their order |
+//! | [`send`] | from a backend's envelope to a signed request |
+//! | [`judge`] | what a relay's answer means |
+//! | [`discover`] | finding a relay |
+//! | [`agents`] | agents' keys, ours and strangers' |
+//! | [`verify`], [`relay_request`], [`envelope`], [`canonical`], [`json`] | the pure part: what is read, signed, checked |
+//! | [`admin`], [`routes`], [`answer`] | the other routes, and refusals in the protocol's words |
+
+pub mod address;
+pub mod admin;
+pub mod agents;
+pub mod answer;
+pub mod canonical;
+pub mod deliver;
+pub mod discover;
+pub mod envelope;
+pub mod json;
+pub mod judge;
+mod number;
+pub mod python;
+pub mod relay_request;
+pub mod routes;
+pub mod send;
+pub mod time;
+pub mod verify;
+
+#[cfg(test)]
+mod discover_tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+
+use crate::clock::Clock;
+use crate::config::{PeerPin, UamConfig};
+use crate::identity::{self, KeyFileError, KeyOrigin, PublicKey, SigningKey};
+use crate::inbound::Door;
+use crate::ops::Ops;
+use crate::peers::Peers;
+use crate::protocol::{
+    Answer, Judgement, OutEvent, PeerName, PeerRecord, Protocol, ProtocolId, Refusal, Request,
+    Schedule, Sealed, Targets, TransportError, TransportKind, Try,
+};
+use crate::store::{Store, StoreError};
+use crate::trust::Trust;
+
+use agents::Agents;
+use discover::{DELIVER_PATH, Net, Pin};
+
+/// Its name in subjects, tables and settings.
+pub const ID: ProtocolId = "uam";
+/// Largest request body, either way, bytes (sheet, section 4: 1.0 refuses more).
+pub const MAX_BODY: usize = 1024 * 1024;
+/// What via, timestamps and the like add to an envelope in a request, bytes.
+const WRAPPING: usize = 4 * 1024;
+
+/// What a relay is made of.
+pub struct UamParts {
+    pub config: UamConfig,
+    /// The configuration's `[[peers]]`; those of other protocols are passed over.
+    pub pins: Vec<PeerPin>,
+    pub store: Store,
+    pub peers: Peers,
+    pub trust: Trust,
+    pub door: Door,
+    /// Usually the outgoing HTTP client.
+    pub net: Arc<dyn Net>,
+    pub ops: Ops,
+    pub clock: Clock,
+}
+
+/// Why the relay cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum UamError {
+    /// A setting is wrong or missing; the sentence names it.
+    #[error("{0}")]
+    Setting(String),
+    /// The key file cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A UAM relay.
+pub struct Uam {
+    config: UamConfig,
+    domain: PeerName,
+    endpoint: String,
+    key: SigningKey,
+    pins: HashMap<PeerName, Pin>,
+    store: Store,
+    peers: Peers,
+    trust: Trust,
+    door: Door,
+    net: Arc<dyn Net>,
+    agents: Arc<Agents>,
+    ops: Ops,
+    clock: Clock,
+    schedule: Schedule,
+    me: Weak<Self>,
+}
+
+impl Uam {
+    /// A relay over these parts: reads or makes its key, loads its agents.
+    pub async fn new(parts: UamParts) -> Result<Arc<Self>, UamError> {
+        let config = parts.config;
+        let domain = config.domain.clone().ok_or_else(|| {
+            UamError::Setting(
+                "uam.domain (UAM_RELAY_DOMAIN) is not set: a relay needs the domain of its agents"
+                    .into(),
+            )
+        })?;
+        let domain = PeerName::parse(&domain)
+            .map_err(|error| UamError::Setting(format!("uam.domain: {error}")))?;
+        let base = config
+            .http_url
+            .clone()
+            .unwrap_or_else(|| format!("https://{domain}"));
+        let endpoint = format!("{}{DELIVER_PATH}", base.trim_end_matches('/'));
+        let (key, origin) = SigningKey::load_or_create(&config.key_path)?;
+        remember_key(&parts.store, &config, &key, origin).await?;
+        let agents = Agents::open(
+            domain.as_str(),
+            parts.store.clone(),
+            parts.peers.clone(),
+            Arc::clone(&parts.net),
+        )
+        .await?;
+        let schedule = Schedule {
+            delays: config.retry_delays.clone(),
+        };
+        let pins = pins(&parts.pins)?;
+        if !config.enabled {
+            tracing::info!("Federation is disabled");
+        }
+        Ok(Arc::new_cyclic(|me| Self {
+            config,
+            domain,
+            endpoint,
+            key,
+            pins,
+            store: parts.store,
+            peers: parts.peers,
+            trust: parts.trust,
+            door: parts.door,
+            net: parts.net,
+            agents: Arc::new(agents),
+            ops: parts.ops,
+            clock: parts.clock,
+            schedule,
+            me: me.clone(),
+        }))
+    }
+
+    /// The domain of our agents.
+    pub fn domain(&self) -> &str {
+        self.domain.as_str()
+    }
+
+    /// Where others deliver to us.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Our public key as the protocol writes it.
+    pub fn public_key_text(&self) -> String {
+        self.key.public().to_base64()
+    }
+
+    /// Key of a relay's window in [`Trust::admit`].
+    pub fn rate_key(from_relay: &str) -> String {
+        format!("uam/relay/{from_relay}")
+    }
+
+    /// This value as the core holds it; `None` only while it is being dropped.
+    fn shared(&self) -> Option<Arc<dyn Protocol>> {
+        self.me.upgrade().map(|me| me as Arc<dyn Protocol>)
+    }
+}
+
+/// Remembers our key, and says what follows when it is not the one of earlier starts.
+async fn remember_key(
+    store: &Store,
+    config: &UamConfig,
+    key: &SigningKey,
+    origin: KeyOrigin,
+) -> Result<(), StoreError> {
+    let path = config.key_path.display();
+    match origin {
+        KeyOrigin::Loaded => tracing::info!("Relay keypair loaded from {path}"),
+        KeyOrigin::Created => tracing::info!("Relay keypair generated and saved to {path}"),
+    }
+    let id = key.public().fingerprint();
+    let hex = identity::hex(&key.public().to_bytes());
+    let known = store.server_keys(ID).await?;
+    if known.iter().any(|(old, _, _)| *old == id) {
+        return Ok(());
+    }
+    if let Some((old, _, _)) = known.last() {
+        tracing::warn!(
+            old_key = %old,
+            new_key = %id,
+            "this relay has a new identity: {path} holds another key than before. Peers that know \
+             the old key see a signature mismatch until they fetch our well-known file again, which \
+             they do at the first request signed with the new key; if the old file was lost by \
+             mistake, stop and restore it from a backup"
+        );
+    }
+    store.put_server_key(ID, &id, &hex).await?.await
+}
+
+/// The pins of this protocol.
+fn pins(all: &[PeerPin]) -> Result<HashMap<PeerName, Pin>, UamError> {
+    let mut pins = HashMap::new();
+    for pin in all.iter().filter(|pin| pin.protocol == ID) {
+        let wrong = |what: &str| UamError::Setting(format!("peers: {} of {}", what, pin.name));
+        let name = PeerName::parse(&pin.name)
+            .map_err(|error| UamError::Setting(format!("peers.name: {error}")))?;
+        let base = match &pin.endpoint {
+            None => None,
+            Some(url) => {
+                let url = url.trim_end_matches('/');
+                let url = url.strip_suffix(DELIVER_PATH).unwrap_or(url);
+                discover::origin_of(url).ok_or_else(|| wrong("endpoint is no absolute URL"))?;
+                Some(url.to_owned())
+            }
+        };
+        let public_key = match &pin.public_key {
+            None => None,
+            Some(text) => Some(
+                PublicKey::from_base64(text)
+                    .map_err(|_| wrong("public_key is no base64 Ed25519 key"))?
+                    .to_bytes(),
+            ),
+        };
+        pins.insert(name, Pin { base, public_key });
+    }
+    Ok(pins)
+}
+
+impl Protocol for Uam {
+    fn id(&self) -> ProtocolId {
+        ID
+    }
+
+    fn enabled(&self) -> bool {
+        self.config.enabled
+    }
+
+    fn max_body(&self) -> usize {
+        MAX_BODY - WRAPPING
+    }
+
+    fn targets(&self, event: &OutEvent) -> Result<Targets, Refusal> {
+        send::targets(self, event)
+    }
+
+    fn seal(&self, event: &OutEvent, _previous: Option<&str>) -> Result<Sealed, Refusal> {
+        send::seal(self, event)
+    }
+
+    fn dress(&self, sealed: &Sealed, peer: &PeerRecord, attempt: &Try) -> Result<Request, Refusal> {
+        send::dress(self, sealed, peer, attempt)
+    }
+
+    fn judge(
+        &self,
+        answer: Result<&Answer, &TransportError>,
+        peer: &PeerRecord,
+        attempt: &Try,
+    ) -> Judgement {
+        judge::judge(answer, peer, attempt)
+    }
+
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    fn discover<'a>(
+        &'a self,
+        name: &'a PeerName,
+    ) -> BoxFuture<'a, Result<PeerRecord, TransportError>> {
+        Box::pin(async move {
+            let pin = self.pins.get(name).cloned().unwrap_or_default();
+            if !self.config.discovery && pin == Pin::default() {
+                return Err(TransportError {
+                    kind: TransportKind::Discovery,
+                    detail: format!(
+                        "{name} is not among [[peers]] and uam.discovery is off, so it is not looked up"
+                    ),
+                });
+            }
+            let found = discover::discover(&*self.net, name, &pin).await?;
+            let mut facts = serde_json::Map::new();
+            if let Some(dialect) = found.dialect {
+                facts.insert(judge::DIALECT.into(), dialect.name().into());
+            }
+            let ttl = i64::try_from(self.config.discovery_ttl.as_millis()).unwrap_or(i64::MAX);
+            Ok(PeerRecord {
+                protocol: ID,
+                name: name.clone(),
+                endpoint: found.endpoint,
+                alternatives: found.alternatives,
+                public_key: Some(found.public_key),
+                discovered_via: found.via.to_owned(),
+                last_verified_ms: self.clock.now_ms(),
+                ttl_ms: Some(ttl),
+                facts,
+            })
+        })
+    }
+
+    fn routes(self: Arc<Self>) -> axum::Router {
+        routes::router(self)
+    }
+
+    fn call<'a>(
+        &'a self,
+        method: &'a str,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<serde_json::Value, Refusal>> {
+        Box::pin(async move {
+            match method {
+                "agent.put" => {
+                    let AgentPut {
+                        address,
+                        public_key,
+                    } = parse(&body, "{\"address\",\"public_key\"}")?;
+                    let (address, key) = self.agents.put(&address, &public_key).await?;
+                    Ok(json!({"address": address, "public_key": key}))
+                }
+                "agent.remove" => {
+                    let AgentName { address } = parse(&body, "{\"address\"}")?;
+                    let removed = self.agents.remove(&address).await?;
+                    Ok(json!({"address": address, "removed": removed}))
+                }
+                "agent.list" => {
+                    let agents: Vec<_> = self
+                        .agents
+                        .all()
+                        .into_iter()
+                        .map(|(address, key)| json!({"address": address, "public_key": key}))
+                        .collect();
+                    Ok(json!({"agents": agents}))
+                }
+                _ => Err(Refusal::new(
+                    "unknown_method",
+                    "uam has agent.put, agent.remove and agent.list",
+                )),
+            }
+        })
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct AgentPut {
+    address: String,
+    public_key: String,
+}
+
+#[derive(serde::Deserialize)]
+struct AgentName {
+    address: String,
+}
+
+fn parse<T: serde::de::DeserializeOwned>(body: &[u8], shape: &str) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::new(
+            "bad_request",
+            format!("expected a JSON object {shape}: {error}"),
+        )
+    })
+}

@@ -1,0 +1,174 @@
+//! Questions: ours to local backends (`fed.ask`), theirs to the bridge (`fed.do`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::RequestErrorKind;
+use async_nats::service::ServiceExt;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use super::subject::token;
+use super::{Bus, BusError, BusErrorKind, CallHandler};
+use crate::protocol::Refusal;
+
+/// Calls answered at the same time at most; further ones wait in the subscription.
+const CALLS: usize = 64;
+
+/// A call that takes longer is answered with a refusal, so that a backend never hangs on us.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Bus {
+    /// A request to a local backend, `fed.ask.<protocol>.<method>`; a method may have several
+    /// tokens, separated by `.`.
+    pub async fn ask(
+        &self,
+        protocol: &str,
+        method: &str,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, BusError> {
+        let method: Vec<String> = method.split('.').map(token).collect();
+        let subject = format!(
+            "{}.ask.{}.{}",
+            self.prefix(),
+            token(protocol),
+            method.join(".")
+        );
+        let request = async_nats::Request::new()
+            .payload(body)
+            .timeout(Some(timeout));
+        // The outer limit also covers a connection that takes no more commands.
+        let answer = tokio::time::timeout(
+            timeout,
+            self.inner.client.send_request(subject.clone(), request),
+        )
+        .await;
+        match answer {
+            Ok(Ok(message)) => Ok(message.payload),
+            Ok(Err(e)) => Err(match e.kind() {
+                RequestErrorKind::NoResponders => {
+                    BusError::unavailable(format!("no local backend answers {subject}"))
+                }
+                RequestErrorKind::TimedOut => BusError::unavailable(format!(
+                    "the local backend did not answer {subject} in time"
+                )),
+                RequestErrorKind::MaxPayloadExceeded => BusError::new(
+                    BusErrorKind::Refused,
+                    format!("{subject}: larger than the broker's max_payload"),
+                ),
+                _ => BusError::unavailable(format!("{subject}: {e}")),
+            }),
+            Err(_) => Err(BusError::unavailable(format!(
+                "the local backend did not answer {subject} in time"
+            ))),
+        }
+    }
+
+    /// Serves `fed.do.<protocol>.<method>` as the NATS micro service `drawbridge` until the bus is
+    /// closed. Returns once requests are being taken; the serving goes on in the background. A
+    /// method may have several tokens (`agent.put`). Answers `{"ok":true,"result":…}` or
+    /// `{"ok":false,"error":{"code":…,"detail":…}}`.
+    pub async fn serve_calls(&self, handler: CallHandler) -> Result<(), BusError> {
+        let failed = |e: &dyn std::fmt::Display| {
+            BusError::unavailable(format!("the call service cannot be started: {e}"))
+        };
+        let client = self.inner.client.clone();
+        let service = client
+            .service_builder()
+            .description("Drawbridge: requests of local backends to the federation bridge")
+            .start("drawbridge", env!("CARGO_PKG_VERSION"))
+            .await
+            .map_err(|e| failed(&e))?;
+        let root = format!("{}.do", self.prefix());
+        let mut endpoint = service
+            .endpoint_builder()
+            .name("do")
+            .add(format!("{root}.*.>"))
+            .await
+            .map_err(|e| failed(&e))?;
+        // The broker knows the subscription before we say that we serve.
+        tokio::time::timeout(self.patience(), client.flush())
+            .await
+            .map_err(|_| failed(&"no answer in time"))?
+            .map_err(|e| failed(&e))?;
+        let closed = self.inner.closed.clone();
+        tokio::spawn(async move {
+            let room = Arc::new(Semaphore::new(CALLS));
+            loop {
+                let work = async {
+                    let permit = Arc::clone(&room).acquire_owned().await.ok()?;
+                    Some((permit, endpoint.next().await?))
+                };
+                let next = tokio::select! {
+                    biased;
+                    () = closed.cancelled() => None,
+                    next = work => next,
+                };
+                let Some((permit, request)) = next else {
+                    break;
+                };
+                let call =
+                    address(&root, request.message.subject.as_str()).map(|(protocol, method)| {
+                        handler(protocol, method, request.message.payload.clone())
+                    });
+                tokio::spawn(async move {
+                    let outcome = match call {
+                        None => Err(Refusal::new(
+                            "bad_subject",
+                            "a call goes to fed.do.<protocol>.<method>",
+                        )),
+                        Some(call) => tokio::time::timeout(CALL_TIMEOUT, call)
+                            .await
+                            .unwrap_or_else(|_| {
+                                Err(Refusal::new("timeout", "the call took too long"))
+                            }),
+                    };
+                    if let Err(e) = request.respond(Ok(answer(outcome))).await {
+                        tracing::debug!("nats: a call's answer was not sent: {e}");
+                    }
+                    drop(permit);
+                });
+            }
+            // Dropping the service leaves `$SRV`.
+            drop(service);
+        });
+        Ok(())
+    }
+}
+
+/// Protocol and method of a call's subject.
+fn address(root: &str, subject: &str) -> Option<(String, String)> {
+    let (protocol, method) = subject
+        .strip_prefix(root)?
+        .strip_prefix('.')?
+        .split_once('.')?;
+    Some((protocol.to_owned(), method.to_owned()))
+}
+
+fn answer(outcome: Result<serde_json::Value, Refusal>) -> Bytes {
+    let value = match outcome {
+        Ok(result) => json!({"ok": true, "result": result}),
+        Err(refusal) => json!({
+            "ok": false,
+            "error": {"code": refusal.code, "detail": refusal.detail},
+        }),
+    };
+    Bytes::from(value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_may_have_several_tokens() {
+        assert_eq!(
+            address("fed.do", "fed.do.uam.agent.put"),
+            Some(("uam".to_owned(), "agent.put".to_owned()))
+        );
+        assert_eq!(address("fed.do", "fed.do.uam"), None);
+    }
+}

@@ -1,0 +1,375 @@
+//! The one pull consumer of the outbound stream.
+//!
+//! Promise: delivery is in stream order and resumes at the oldest unacknowledged message. Waiting
+//! for redelivery would break that (newer messages come first), so the owner never waits: at
+//! start, after a reconnect and on a gap it deletes its consumer and makes one named with its new
+//! epoch; the work queue still holds what is unacknowledged. One long pull with heartbeats keeps
+//! messages coming without a round trip each, and tells within seconds when the other side is
+//! gone.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
+use async_nats::jetstream::{ErrorCode, Message};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use tokio::sync::watch;
+
+use super::parse::{Stored, parse};
+use super::publish::js_error;
+use super::{AckHandle, Bus, BusError, BusErrorKind, Link, OutMessage};
+
+/// Redelivery is only for an owner that hangs: the epoch change is what brings messages back.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+
+/// The broker speaks at least this often; twice as long a silence is a loss.
+const HEARTBEAT: Duration = Duration::from_millis(2_000);
+
+/// A pull lives this long and is then renewed.
+const PULL_EXPIRES: Duration = Duration::from_secs(30);
+
+/// Messages asked for ahead at most.
+const PULL_BATCH: usize = 1_024;
+
+/// Bytes asked for ahead at least; twice the broker's largest message if that is more.
+const PULL_BYTES: usize = 32 * 1024 * 1024;
+
+const CONSUMER_PREFIX: &str = "drawbridge-";
+const STORE_KEY: &str = "store";
+const EPOCH_KEY: &str = "epoch";
+
+/// The one pull consumer of `FED_OUT`.
+pub struct Intake {
+    bus: Bus,
+    stream: String,
+    messages: pull::Stream,
+    link: watch::Receiver<Link>,
+    losses: u64,
+    /// Consumer sequence of the next message; anything else is a gap.
+    expected: u64,
+    broken: Option<String>,
+}
+
+impl Bus {
+    /// Opens the intake: deletes our earlier consumers on FED_OUT, makes `drawbridge-<epoch>` with
+    /// metadata `store=<store_id>`; a consumer of another store is refused (`Foreign`).
+    ///
+    /// `held_back` are the known protocols that are switched off: their messages stay in the
+    /// stream. Without any, everything is pulled, also what names an unknown protocol or has an
+    /// unreadable subject, so that it can be dead-lettered. NATS has no negative filter, so with
+    /// some held back only the `enabled` protocols and unreadable subjects are pulled, and
+    /// messages of unknown protocols stay in the stream too until nothing is held back.
+    pub async fn open_intake(
+        &self,
+        store_id: &str,
+        epoch: i64,
+        enabled: &[&str],
+        held_back: &[&str],
+    ) -> Result<Intake, BusError> {
+        if !self.connected() {
+            return Err(BusError::unavailable("not connected to the broker"));
+        }
+        let link = self.inner.link.clone();
+        let losses = link.borrow().losses;
+        let name = self.stream("FED_OUT");
+        let open = self.make_consumer(
+            &name,
+            store_id,
+            epoch,
+            filters(self.prefix(), enabled, held_back),
+        );
+        // Several round trips, so more patience than for one.
+        let messages = tokio::time::timeout(self.patience() * 3, open)
+            .await
+            .map_err(|_| BusError::unavailable("opening the intake: no answer in time"))??;
+        tracing::info!(epoch, "nats: intake of {name} opened");
+        Ok(Intake {
+            bus: self.clone(),
+            stream: name,
+            messages,
+            link,
+            losses,
+            expected: 1,
+            broken: None,
+        })
+    }
+
+    async fn make_consumer(
+        &self,
+        name: &str,
+        store_id: &str,
+        epoch: i64,
+        filter_subjects: Vec<String>,
+    ) -> Result<pull::Stream, BusError> {
+        let stream = self
+            .inner
+            .js
+            .get_stream_no_info(name)
+            .await
+            .map_err(|e| BusError::unavailable(format!("stream {name}: {e}")))?;
+        let earlier: Vec<_> = match stream.consumers().try_collect().await {
+            Ok(list) => list,
+            Err(e) => {
+                return Err(self
+                    .diagnose(
+                        name,
+                        format!("the consumers of {name} cannot be listed: {e}"),
+                    )
+                    .await);
+            }
+        };
+        for consumer in earlier {
+            let consumer: async_nats::jetstream::consumer::Info = consumer;
+            let owner = consumer.config.metadata.get(STORE_KEY).map(String::as_str);
+            match whose(&consumer.name, owner, store_id) {
+                Whose::Ours => {
+                    if let Err(e) = stream.delete_consumer(&consumer.name).await
+                        && !gone(&e)
+                    {
+                        return Err(BusError::unavailable(format!(
+                            "consumer {} of {name} cannot be deleted: {e}",
+                            consumer.name
+                        )));
+                    }
+                }
+                Whose::Foreign => {
+                    return Err(BusError::new(
+                        BusErrorKind::Foreign,
+                        format!(
+                            "stream {name} is read by consumer {} of another store ({}); two \
+                             bridges must not share an outbound stream. If that bridge is gone \
+                             for good, delete the consumer: nats consumer rm {name} {}",
+                            consumer.name,
+                            owner.unwrap_or("no store named"),
+                            consumer.name
+                        ),
+                    ));
+                }
+            }
+        }
+        let config = pull::Config {
+            durable_name: Some(format!("{CONSUMER_PREFIX}{epoch}")),
+            description: Some("Drawbridge: the intake of outbound messages".to_owned()),
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_deliver: -1,
+            max_ack_pending: i64::from(self.inner.config.max_ack_pending.max(1)),
+            filter_subjects,
+            metadata: HashMap::from([
+                (STORE_KEY.to_owned(), store_id.to_owned()),
+                (EPOCH_KEY.to_owned(), epoch.to_string()),
+            ]),
+            ..pull::Config::default()
+        };
+        let consumer = stream.create_consumer(config).await.map_err(|e| {
+            use async_nats::jetstream::stream::ConsumerErrorKind as Kind;
+            match e.kind() {
+                Kind::JetStream(error) => {
+                    let mut refused =
+                        js_error(&error, &format!("the consumer of {name} cannot be made"));
+                    if matches!(
+                        error.error_code(),
+                        ErrorCode::CONSUMER_WQ_MULTIPLE_UNFILTERED
+                    ) || error.error_code() == ErrorCode::CONSUMER_WQ_CONSUMER_NOT_UNIQUE
+                    {
+                        refused.kind = BusErrorKind::Foreign;
+                    } else if refused.kind == BusErrorKind::Refused {
+                        refused.kind = BusErrorKind::Stream;
+                    }
+                    refused
+                }
+                _ => BusError::unavailable(format!("the consumer of {name} cannot be made: {e}")),
+            }
+        })?;
+        let batch = usize::try_from(self.inner.config.max_ack_pending)
+            .unwrap_or(PULL_BATCH)
+            .clamp(1, PULL_BATCH);
+        let bytes = PULL_BYTES.max(self.server().max_payload.saturating_mul(2));
+        consumer
+            .stream()
+            .max_messages_per_batch(batch)
+            .max_bytes_per_batch(bytes)
+            .heartbeat(HEARTBEAT)
+            .expires(PULL_EXPIRES)
+            .messages()
+            .await
+            .map_err(|e| BusError::unavailable(format!("messages of {name} cannot be pulled: {e}")))
+    }
+
+    /// Whether a trouble with a stream's consumer is that the stream is gone (or no longer what it
+    /// must be), or something that may heal.
+    async fn diagnose(&self, stream: &str, what: String) -> BusError {
+        use async_nats::jetstream::context::GetStreamErrorKind as Kind;
+        let asked = tokio::time::timeout(
+            self.patience().min(Duration::from_secs(2)),
+            self.inner.js.get_stream(stream),
+        )
+        .await;
+        match asked {
+            Ok(Err(e)) => match e.kind() {
+                Kind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                    BusError::new(
+                        BusErrorKind::Stream,
+                        format!("stream {stream} does not exist any more"),
+                    )
+                }
+                _ => BusError::unavailable(what),
+            },
+            _ => BusError::unavailable(what),
+        }
+    }
+}
+
+impl Intake {
+    /// The next batch: at least one message, at most `max`; waits while there is none. As soon as
+    /// one is there it is answered, with those that arrived with it. Safe to drop while waiting.
+    /// `Err(Unavailable | Stream)`: the consumer or stream is lost, open a new intake with a new
+    /// epoch.
+    pub async fn next_batch(&mut self, max: usize) -> Result<Vec<OutMessage>, BusError> {
+        let max = max.max(1);
+        let mut batch = Vec::new();
+        if self.broken.is_none() {
+            let first = tokio::select! {
+                biased;
+                () = lost(&mut self.link, self.losses) => {
+                    self.broken = Some("the connection was lost; messages may be missing".to_owned());
+                    None
+                }
+                item = self.messages.next() => Some(item),
+            };
+            if let Some(item) = first {
+                self.take(item, &mut batch);
+            }
+            while self.broken.is_none() && batch.len() < max {
+                let Some(item) = self.messages.next().now_or_never() else {
+                    break;
+                };
+                self.take(item, &mut batch);
+            }
+        }
+        if !batch.is_empty() {
+            return Ok(batch);
+        }
+        let what = self.broken.clone().unwrap_or_default();
+        Err(self.bus.diagnose(&self.stream, what).await)
+    }
+
+    /// Puts one item into the batch or remembers what is broken.
+    fn take(
+        &mut self,
+        item: Option<Result<Message, async_nats::jetstream::consumer::pull::MessagesError>>,
+        batch: &mut Vec<OutMessage>,
+    ) {
+        let message = match item {
+            Some(Ok(message)) => message,
+            Some(Err(e)) => {
+                self.broken = Some(match e.kind() {
+                    MessagesErrorKind::MissingHeartbeat => {
+                        "the broker sent nothing, not even a heartbeat".to_owned()
+                    }
+                    MessagesErrorKind::ConsumerDeleted => "the consumer was deleted".to_owned(),
+                    _ => format!("the pull failed: {e}"),
+                });
+                return;
+            }
+            None => {
+                self.broken = Some("the pull ended".to_owned());
+                return;
+            }
+        };
+        let (info, reply) = match (message.info(), message.reply.clone()) {
+            (Ok(info), Some(reply)) => (info, reply),
+            _ => {
+                self.broken = Some("a message came without its JetStream facts".to_owned());
+                return;
+            }
+        };
+        if info.consumer_sequence != self.expected {
+            self.broken = Some(format!(
+                "delivery {} came where {} was due",
+                info.consumer_sequence, self.expected
+            ));
+            return;
+        }
+        self.expected += 1;
+        let parsed = parse(Stored {
+            prefix: self.bus.prefix(),
+            stream: info.stream,
+            subject: message.subject.as_str(),
+            headers: message.headers.as_ref(),
+            payload: message.payload.clone(),
+            sequence: info.stream_sequence,
+            published_ns: info.published.unix_timestamp_nanos(),
+        });
+        batch.push(OutMessage {
+            subject: parsed.subject,
+            protocol: parsed.protocol,
+            partition: parsed.partition,
+            event: parsed.event,
+            delivered: u64::try_from(info.delivered).unwrap_or(1),
+            ack: AckHandle {
+                client: self.bus.inner.client.clone(),
+                reply,
+            },
+        });
+    }
+}
+
+/// Returns when the connection was lost since the intake was opened.
+async fn lost(link: &mut watch::Receiver<Link>, losses: u64) {
+    if link.wait_for(|link| link.losses != losses).await.is_err() {
+        // The bus is gone; the message stream ends and says so.
+        std::future::pending::<()>().await;
+    }
+}
+
+enum Whose {
+    Ours,
+    Foreign,
+}
+
+/// A work queue gives every message to one reader, so any consumer that is not ours is foreign.
+fn whose(_name: &str, owner: Option<&str>, store_id: &str) -> Whose {
+    if owner == Some(store_id) {
+        Whose::Ours
+    } else {
+        Whose::Foreign
+    }
+}
+
+fn gone(error: &async_nats::jetstream::stream::ConsumerError) -> bool {
+    use async_nats::jetstream::stream::ConsumerErrorKind as Kind;
+    matches!(error.kind(), Kind::JetStream(e) if e.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
+}
+
+/// Subjects to pull; empty: all.
+fn filters(prefix: &str, enabled: &[&str], held_back: &[&str]) -> Vec<String> {
+    if held_back.is_empty() {
+        return Vec::new();
+    }
+    let mut subjects: Vec<String> = enabled
+        .iter()
+        .filter(|id| !held_back.contains(id))
+        .map(|id| format!("{prefix}.outp.*.{}.>", super::subject::token(id)))
+        .collect();
+    // Stored untransformed: subjects with too few tokens.
+    subjects.push(format!("{prefix}.out.>"));
+    subjects
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_pulled_unless_a_known_protocol_is_held_back() {
+        assert!(filters("fed", &["uam"], &[]).is_empty());
+        assert_eq!(
+            filters("fed", &["uam"], &["lama"]),
+            ["fed.outp.*.uam.>", "fed.out.>"]
+        );
+        assert_eq!(filters("fed", &[], &["uam"]), ["fed.out.>"]);
+    }
+}

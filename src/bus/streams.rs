@@ -1,0 +1,287 @@
+//! The streams that the contract needs, from `streams/*.json` (the JSON that
+//! `nats stream add --config` takes).
+//!
+//! Promise: what is missing is made, a difference is said in a sentence, nothing is ever deleted,
+//! shrunk or changed. A difference of `FED_OUT` that would lose messages or their order is an
+//! error: no message is pulled from a stream that cannot keep the promises.
+
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use serde_json::Value;
+
+use super::publish::js_error;
+use super::{Bus, BusError, BusErrorKind};
+use crate::config::StreamPolicy;
+
+const FILES: [(&str, &str); 5] = [
+    ("fed_out.json", include_str!("../../streams/fed_out.json")),
+    ("fed_in.json", include_str!("../../streams/fed_in.json")),
+    ("fed_held.json", include_str!("../../streams/fed_held.json")),
+    ("fed_dead.json", include_str!("../../streams/fed_dead.json")),
+    ("fed_ops.json", include_str!("../../streams/fed_ops.json")),
+];
+
+/// Settings that are compared; the others are the operator's (replicas, placement, description).
+const COMPARED: [&str; 9] = [
+    "subjects",
+    "retention",
+    "discard",
+    "storage",
+    "max_age",
+    "max_bytes",
+    "max_msgs",
+    "duplicate_window",
+    "subject_transform",
+];
+
+/// A stream's name under a prefix: `FED_OUT` is `FED_OUT` under `fed` and `ACME_X_OUT` under
+/// `acme.x`, so that two bridges can share a broker.
+pub fn stream_name(prefix: &str, logical: &str) -> String {
+    let upper = prefix.replace('.', "_").to_ascii_uppercase();
+    format!("{upper}{}", logical.strip_prefix("FED").unwrap_or(logical))
+}
+
+impl Bus {
+    /// Applies `streams/*.json` by policy (`ensure | verify | off`); answers the differences as
+    /// sentences. `ensure` makes what is missing; under `verify` a missing stream is an error.
+    pub async fn apply_streams(&self) -> Result<Vec<String>, BusError> {
+        let policy = self.inner.config.streams;
+        let mut said = Vec::new();
+        if policy == StreamPolicy::Off {
+            return Ok(said);
+        }
+        for (file, text) in FILES {
+            let wanted = definition(file, text, self.prefix(), self.inner.config.partitions)?;
+            let name = wanted.name.clone();
+            match self.inner.js.get_stream(&name).await {
+                Ok(stream) => {
+                    let found = &stream.cached_info().config;
+                    if wanted.retention == RetentionPolicy::WorkQueue {
+                        check_promises(found)?;
+                    }
+                    said.extend(differences(&wanted, found)?);
+                }
+                Err(e) => match e.kind() {
+                    GetStreamErrorKind::JetStream(error)
+                        if error.error_code()
+                            == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND =>
+                    {
+                        if policy == StreamPolicy::Verify {
+                            return Err(BusError::new(
+                                BusErrorKind::Stream,
+                                format!(
+                                    "stream {name} does not exist; make it with \
+                                     `nats stream add --config streams/{file}` or set \
+                                     nats.streams = \"ensure\""
+                                ),
+                            ));
+                        }
+                        self.make(wanted).await?;
+                    }
+                    GetStreamErrorKind::JetStream(error) => {
+                        return Err(js_error(&error, &format!("stream {name} cannot be read")));
+                    }
+                    _ => {
+                        return Err(BusError::unavailable(format!(
+                            "stream {name} cannot be read: {e}; is JetStream switched on?"
+                        )));
+                    }
+                },
+            }
+        }
+        Ok(said)
+    }
+
+    async fn make(&self, wanted: Config) -> Result<(), BusError> {
+        use async_nats::jetstream::context::CreateStreamErrorKind as Kind;
+        let name = wanted.name.clone();
+        match self.inner.js.create_stream(wanted).await {
+            Ok(_) => {
+                tracing::info!("nats: made stream {name}");
+                Ok(())
+            }
+            Err(e) => Err(match e.kind() {
+                Kind::JetStream(error) => {
+                    let mut refused = js_error(&error, &format!("stream {name} cannot be made"));
+                    if refused.kind == BusErrorKind::Refused {
+                        refused.kind = BusErrorKind::Stream;
+                    }
+                    refused
+                }
+                Kind::TimedOut => {
+                    BusError::unavailable(format!("making stream {name}: no answer in time"))
+                }
+                _ => BusError::unavailable(format!("making stream {name}: {e}")),
+            }),
+        }
+    }
+}
+
+/// A file's definition with prefix and partition count put in.
+fn definition(file: &str, text: &str, prefix: &str, partitions: u8) -> Result<Config, BusError> {
+    let broken = |e: &dyn std::fmt::Display| {
+        BusError::new(BusErrorKind::Config, format!("streams/{file}: {e}"))
+    };
+    let mut value: Value = serde_json::from_str(text).map_err(|e| broken(&e))?;
+    let own = |text: &str| match text.strip_prefix("fed.") {
+        Some(rest) => format!("{prefix}.{rest}"),
+        None => text.to_owned(),
+    };
+    if let Some(name) = value.get("name").and_then(Value::as_str) {
+        value["name"] = Value::from(stream_name(prefix, name));
+    }
+    if let Some(subjects) = value.get_mut("subjects").and_then(Value::as_array_mut) {
+        for subject in subjects {
+            if let Some(text) = subject.as_str() {
+                *subject = Value::from(own(text));
+            }
+        }
+    }
+    if let Some(transform) = value
+        .get_mut("subject_transform")
+        .and_then(Value::as_object_mut)
+    {
+        for (_, side) in transform.iter_mut() {
+            if let Some(text) = side.as_str() {
+                let counted = text.replace(
+                    "{{partition(8,",
+                    &format!("{{{{partition({},", partitions.max(1)),
+                );
+                *side = Value::from(own(&counted));
+            }
+        }
+    }
+    let mut config: Config = serde_json::from_value(value).map_err(|e| broken(&e))?;
+    if config.num_replicas == 0 {
+        config.num_replicas = 1;
+    }
+    Ok(config)
+}
+
+/// What `FED_OUT` must be for promise 1: a work queue that refuses rather than drops, and that
+/// nothing leaves by age or by room being made.
+fn check_promises(found: &Config) -> Result<(), BusError> {
+    let name = &found.name;
+    let broken = if found.retention != RetentionPolicy::WorkQueue {
+        "its retention is not workqueue, so delivered messages would stay and be sent again"
+    } else if found.discard != DiscardPolicy::New {
+        "its discard policy is not new, so a full stream would drop the oldest messages unsent"
+    } else if !found.max_age.is_zero() {
+        "it has a max_age, so messages would vanish unsent"
+    } else if found.storage != StorageType::File {
+        "its storage is not file, so a restart of the broker would lose messages"
+    } else if found.no_ack {
+        "it has no_ack set, so backends cannot know that a message was taken"
+    } else {
+        return Ok(());
+    };
+    Err(BusError::new(
+        BusErrorKind::Stream,
+        format!(
+            "stream {name} cannot keep its promises: {broken}. Change it with `nats stream edit \
+             {name}` or, when it is empty, delete it and start again"
+        ),
+    ))
+}
+
+/// What differs, one sentence each.
+fn differences(wanted: &Config, found: &Config) -> Result<Vec<String>, BusError> {
+    let json = |config: &Config| {
+        serde_json::to_value(config).map_err(|e| {
+            BusError::new(
+                BusErrorKind::Stream,
+                format!("stream {}: its definition cannot be read: {e}", wanted.name),
+            )
+        })
+    };
+    let (wanted_json, found_json) = (json(wanted)?, json(found)?);
+    let mut said = Vec::new();
+    for key in COMPARED {
+        let plain = |value: &Value| match value.get(key) {
+            None | Some(Value::Null) => Value::Null,
+            // 0 and -1 both mean no limit.
+            Some(Value::Number(n)) if n.as_i64() == Some(-1) || n.as_i64() == Some(0) => {
+                Value::Null
+            }
+            Some(other) => other.clone(),
+        };
+        let (want, have) = (plain(&wanted_json), plain(&found_json));
+        if want != have {
+            said.push(format!(
+                "stream {}: {key} is {}, the definition says {}; left as it is",
+                wanted.name,
+                words(&have),
+                words(&want)
+            ));
+        }
+    }
+    Ok(said)
+}
+
+fn words(value: &Value) -> String {
+    match value {
+        Value::Null => "not set".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn out(prefix: &str, partitions: u8) -> Config {
+        definition(FILES[0].0, FILES[0].1, prefix, partitions).expect("definition")
+    }
+
+    #[test]
+    fn every_definition_reads_and_the_outbound_one_keeps_its_promises() {
+        for (file, text) in FILES {
+            let config = definition(file, text, "fed", 8).expect(file);
+            assert_eq!(format!("{}.json", config.name.to_lowercase()), file);
+        }
+        assert!(check_promises(&out("fed", 8)).is_ok());
+    }
+
+    #[test]
+    fn prefix_and_partition_count_are_put_in() {
+        let config = out("acme.x", 3);
+        assert_eq!(config.name, "ACME_X_OUT");
+        assert_eq!(config.subjects, ["acme.x.out.>"]);
+        let transform = config.subject_transform.expect("transform");
+        assert_eq!(transform.source, "acme.x.out.*.*.>");
+        assert_eq!(
+            transform.destination,
+            "acme.x.outp.{{partition(3,1,2)}}.{{wildcard(1)}}.{{wildcard(2)}}.>"
+        );
+    }
+
+    #[test]
+    fn a_stream_that_could_lose_messages_is_an_error() {
+        type Change = fn(&mut Config);
+        let changes: [Change; 4] = [
+            |c| c.discard = DiscardPolicy::Old,
+            |c| c.max_age = std::time::Duration::from_secs(1),
+            |c| c.retention = RetentionPolicy::Limits,
+            |c| c.storage = StorageType::Memory,
+        ];
+        for change in changes {
+            let mut config = out("fed", 8);
+            change(&mut config);
+            let error = check_promises(&config).expect_err("breaks a promise");
+            assert_eq!(error.kind, BusErrorKind::Stream);
+        }
+    }
+
+    #[test]
+    fn a_difference_is_said_and_a_limit_written_another_way_is_none() {
+        let wanted = out("fed", 8);
+        let mut found = wanted.clone();
+        found.max_bytes = 0;
+        found.num_replicas = 3;
+        assert!(differences(&wanted, &found).expect("compared").is_empty());
+        found.duplicate_window = std::time::Duration::from_secs(5);
+        let said = differences(&wanted, &found).expect("compared");
+        assert_eq!(said.len(), 1);
+        assert!(said[0].contains("duplicate_window"), "{}", said[0]);
+    }
+}

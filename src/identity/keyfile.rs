@@ -1,0 +1,265 @@
+//! The key file: one line, base64 of a 32-byte seed, mode 0600.
+//!
+//! It is made once and never overwritten: the seed goes to a temporary name in the same directory,
+//! is fsynced, and gets its real name by a hard link, which fails if the name exists. So a crash
+//! leaves either no key or a whole one, and of two processes that start together one key wins.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{KeyFileError, KeyOrigin, b64};
+
+/// A key file is 44 characters and a line end; anything much larger is something else.
+const MAX_FILE: u64 = 1024;
+
+/// Reads the seed, or makes the file with a fresh one.
+pub(super) fn load_or_create(
+    path: &Path,
+) -> Result<(Zeroizing<[u8; 32]>, KeyOrigin), KeyFileError> {
+    if let Some(seed) = load(path)? {
+        return Ok((seed, KeyOrigin::Loaded));
+    }
+    if create(path)? {
+        match load(path)? {
+            Some(seed) => return Ok((seed, KeyOrigin::Created)),
+            None => return Err(vanished(path)),
+        }
+    }
+    match load(path)? {
+        Some(seed) => Ok((seed, KeyOrigin::Loaded)),
+        None => Err(vanished(path)),
+    }
+}
+
+fn vanished(path: &Path) -> KeyFileError {
+    KeyFileError(format!(
+        "the key file {} disappeared while it was being read; does another program remove it?",
+        path.display()
+    ))
+}
+
+/// `None`: there is no such file.
+fn load(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileError> {
+    let shown = path.display();
+    let cannot = |e: io::Error| match e.kind() {
+        ErrorKind::PermissionDenied => KeyFileError(format!(
+            "the key file {shown} cannot be read ({e}); it must belong to the user that runs \
+             drawbridge: chown that user {shown} && chmod 600 {shown}"
+        )),
+        _ => KeyFileError(format!("the key file {shown} cannot be read: {e}")),
+    };
+    // A FIFO or device would block an open; look before.
+    match fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => {
+            return Err(KeyFileError(format!(
+                "the key file {shown} is not a regular file; name another path"
+            )));
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return if fs::symlink_metadata(path).is_ok() {
+                Err(KeyFileError(format!(
+                    "the key file {shown} is a symbolic link to a file that does not exist"
+                )))
+            } else {
+                Ok(None)
+            };
+        }
+        Err(e) => return Err(cannot(e)),
+    }
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(cannot(e)),
+    };
+    let meta = file.metadata().map_err(cannot)?;
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError(format!(
+            "the key file {shown} has mode {mode:04o}, so other users can read the relay's \
+             identity; run: chmod 600 {shown}"
+        )));
+    }
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
+    file.take(MAX_FILE + 1)
+        .read_to_string(&mut text)
+        .map_err(|e| match e.kind() {
+            ErrorKind::InvalidData => bad_content(path, "it is not text"),
+            _ => cannot(e),
+        })?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(bad_content(path, "it is far too long"));
+    }
+    let line = text.trim_ascii();
+    if line.is_empty() {
+        return Err(bad_content(path, "it is empty"));
+    }
+    if line.starts_with("-----BEGIN") {
+        return Err(bad_content(path, "it is PEM"));
+    }
+    let mut bytes = b64::decode(line).map_err(|_| bad_content(path, "it is not base64"))?;
+    let seed = <[u8; 32]>::try_from(bytes.as_slice());
+    let found = bytes.len();
+    bytes.zeroize();
+    match seed {
+        Ok(seed) => Ok(Some(Zeroizing::new(seed))),
+        Err(_) => Err(bad_content(path, &format!("it decodes to {found} bytes"))),
+    }
+}
+
+fn bad_content(path: &Path, what: &str) -> KeyFileError {
+    KeyFileError(format!(
+        "the key file {} does not hold a key: {what}; expected one line, base64 of a 32-byte seed. \
+         Restore it from a backup; moving it away makes a new identity, which peers must learn first",
+        path.display()
+    ))
+}
+
+/// `false`: somebody else made it meanwhile.
+fn create(path: &Path) -> Result<bool, KeyFileError> {
+    let shown = path.display();
+    let failed =
+        |e: io::Error| KeyFileError(format!("the key file {shown} cannot be created: {e}"));
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(failed)?;
+    let mut seed = Zeroizing::new([0u8; 32]);
+    let mut tag = [0u8; 8];
+    getrandom::fill(&mut seed[..])
+        .and_then(|()| getrandom::fill(&mut tag))
+        .map_err(|e| KeyFileError(format!("the system gives no random bytes for a key: {e}")))?;
+    let temporary = dir.join(format!(".drawbridge-key-{}.tmp", b64::encode(tag)));
+    let mut line = Zeroizing::new(b64::encode(&seed[..]));
+    line.push('\n');
+    let made = write_and_link(&temporary, path, line.as_bytes());
+    let removed = fs::remove_file(&temporary);
+    let made = made.map_err(failed)?;
+    removed.map_err(failed)?;
+    File::open(&dir)
+        .and_then(|d| d.sync_all())
+        .map_err(failed)?;
+    Ok(made)
+}
+
+fn write_and_link(temporary: &Path, path: &Path, line: &[u8]) -> io::Result<bool> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(temporary)?;
+    file.write_all(line)?;
+    file.sync_all()?;
+    match fs::hard_link(temporary, path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::identity::SigningKey;
+
+    fn write(path: &Path, text: &[u8], mode: u32) {
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_key_is_made_once_with_mode_0600_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state/relay_key.pem");
+        let (first, origin) = SigningKey::load_or_create(&path).unwrap();
+        assert_eq!(origin, KeyOrigin::Created);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        let (second, origin) = SigningKey::load_or_create(&path).unwrap();
+        assert_eq!(origin, KeyOrigin::Loaded);
+        assert_eq!(first.public(), second.public());
+        let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1, "no temporary file stays behind");
+    }
+
+    #[test]
+    fn processes_that_start_together_end_with_one_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let keys: Vec<_> = std::thread::scope(|s| {
+            let all: Vec<_> = (0..8)
+                .map(|_| s.spawn(|| SigningKey::load_or_create(&path).unwrap()))
+                .collect();
+            all.into_iter().map(|h| h.join().unwrap()).collect()
+        });
+        let made = keys.iter().filter(|k| k.1 == KeyOrigin::Created).count();
+        assert_eq!(made, 1);
+        assert!(keys.iter().all(|k| k.0.public() == keys[0].0.public()));
+    }
+
+    #[test]
+    fn a_file_others_may_read_is_refused_with_the_command_that_mends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write(&path, b64::encode([7u8; 32]).as_bytes(), 0o640);
+        let error = SigningKey::load_or_create(&path).unwrap_err().to_string();
+        assert!(error.contains("mode 0640"), "{error}");
+        assert!(
+            error.contains(&format!("chmod 600 {}", path.display())),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn wrong_content_is_named_and_never_overwritten_or_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let cases: [(&[u8], &str); 6] = [
+            (b"", "empty"),
+            (b"-----BEGIN PRIVATE KEY-----\nAAAA\n", "PEM"),
+            (b"secret words here!", "not base64"),
+            (b"AAAA", "3 bytes"),
+            (b"\xff\xfe\x00", "not text"),
+            (&[b'A'; 5000], "too long"),
+        ];
+        for (content, said) in cases {
+            write(&path, content, 0o600);
+            let error = SigningKey::load_or_create(&path).unwrap_err().to_string();
+            assert!(error.contains(said), "{said}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn the_relays_own_form_of_the_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        // Padded, standard alphabet, line end: what the published relay writes and what editors add.
+        write(
+            &path,
+            b"+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/v7+/s=\r\n",
+            0o400,
+        );
+        assert!(SigningKey::load_or_create(&path).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(SigningKey::load_or_create(dir.path()).is_err());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        assert!(SigningKey::load_or_create(&link).is_err());
+    }
+}

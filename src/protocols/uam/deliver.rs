@@ -1,0 +1,518 @@
+//! The delivery route: the checks of the sheet's section 4 in their order, the first that fails answers.
+//!
+//! Two things differ from the reference on purpose. A relay is charged only for what it has signed:
+//! before check 13 holds, anybody may have sent the request, so a failure costs the client's address a
+//! place in a window of its own and gives the named relay its place in the rate window back. And the
+//! agent is always verified with the key of its home relay, in both wire forms.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ::http::{HeaderMap, StatusCode};
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::clock::UnixMs;
+use crate::http::server::ClientAddr;
+use crate::identity::{Proof, PublicKey, b64, hex};
+use crate::inbound::Entry;
+use crate::ops::metrics;
+use crate::protocol::{PeerName, ReplayId, Verified, VerifiedParts};
+use crate::trust::Standing;
+
+use super::answer::{Fail, reply};
+use super::envelope::Envelope;
+use super::relay_request::{RelayRequest, is_json_content_type};
+use super::verify::{self, Charge, Limits, Rejection};
+use super::{ID, MAX_BODY, Uam};
+
+/// What an accepted message adds to its relay's score, and what a proven fault takes.
+const REWARD: i64 = 1;
+const PENALTY: i64 = -5;
+/// Score from which the whole limit, half of it, a tenth of it holds; below the last: nothing.
+const TIERS: [(i64, u32); 3] = [(80, 1), (50, 2), (20, 10)];
+/// Seconds after which a limited client may come again.
+const COME_AGAIN: u32 = 60;
+/// Replay ids outlive the last moment their request could be accepted by this much.
+const REPLAY_MARGIN_MS: i64 = 1_000;
+/// Longest dedupe key kept as text; a longer one is hashed.
+const MAX_DEDUPE_KEY: usize = 400;
+
+/// What became of a request that was not refused.
+enum Taken {
+    Delivered,
+    Duplicate,
+}
+
+/// A refusal on its way: the answer, whom it costs something, and its short name.
+struct Refused {
+    fail: Fail,
+    charge: Charge,
+    /// For metrics and operators.
+    reason: &'static str,
+}
+
+impl Refused {
+    fn free(reason: &'static str, fail: Fail) -> Self {
+        Self {
+            fail,
+            charge: Charge::Nobody,
+            reason,
+        }
+    }
+
+    fn by(reason: &'static str) -> impl Fn(Rejection) -> Self {
+        move |rejection| Self {
+            charge: rejection.charge,
+            fail: rejection.into(),
+            reason,
+        }
+    }
+}
+
+/// `POST /api/v1/federation/deliver`.
+pub async fn route(
+    State(uam): State<Arc<Uam>>,
+    client: Option<Extension<ClientAddr>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let client = client.map(|Extension(ClientAddr(ip))| client_key(ip));
+    match receive(&uam, client.as_deref(), &headers, body).await {
+        Ok(Taken::Delivered) => reply(
+            StatusCode::OK,
+            &json!({"status": "delivered", "detail": null}),
+        ),
+        Ok(Taken::Duplicate) => reply(
+            StatusCode::OK,
+            &json!({"status": "duplicate", "detail": "Message already delivered"}),
+        ),
+        Err(fail) => fail.into_response(),
+    }
+}
+
+/// Up to the point where the request names a relay.
+async fn receive(
+    uam: &Arc<Uam>,
+    client: Option<&str>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Taken, Fail> {
+    let refuse = |reason, fail: Fail| {
+        metrics::inbound(ID, "refused");
+        metrics::refusal(ID, reason);
+        tracing::debug!(reason, status = fail.status.as_u16(), detail = %fail.detail, "federation request refused");
+        fail
+    };
+    if let Some(client) = client
+        && uam.trust.full(client, uam.config.unproven_per_minute)
+    {
+        let fail = Fail::rate_limited("Too many unproven federation requests", COME_AGAIN);
+        return Err(refuse("client_limit", fail));
+    }
+    let body = read_body(headers, body)
+        .await
+        .map_err(|fail| refuse("body", fail))?;
+    if !is_json(headers) {
+        return Err(refuse("content_type", Rejection::content_type().into()));
+    }
+    let request = RelayRequest::parse(&body, uam.config.wire_forms)
+        .map_err(|error| refuse("invalid_body", Rejection::schema(&error).into()))?;
+    if !uam.config.enabled {
+        return Err(refuse("disabled", Rejection::not_enabled().into()));
+    }
+    judge(uam, client, headers, &request).await
+}
+
+/// From the named relay on: every outcome leaves one line and its cost.
+async fn judge(
+    uam: &Arc<Uam>,
+    client: Option<&str>,
+    headers: &HeaderMap,
+    request: &RelayRequest,
+) -> Result<Taken, Fail> {
+    let relay = request.from_relay.as_str();
+    let id = shown(request.envelope.message_id().unwrap_or_default());
+    let refused = match check(uam, headers, request).await {
+        Ok(taken) => {
+            match taken {
+                Taken::Delivered => {
+                    uam.trust.charge(ID, relay, REWARD);
+                    tracing::info!(relay, message_id = %id, "Federation message delivered");
+                }
+                Taken::Duplicate => {
+                    tracing::info!(relay, message_id = %id, "Federation message is a duplicate");
+                }
+            }
+            return Ok(taken);
+        }
+        Err(refused) => refused,
+    };
+    metrics::inbound(ID, "refused");
+    metrics::refusal(ID, refused.reason);
+    tracing::info!(
+        relay = %shown(relay),
+        message_id = %id,
+        status = refused.fail.status.as_u16(),
+        reason = refused.reason,
+        detail = %refused.fail.detail,
+        "Federation message refused"
+    );
+    match refused.charge {
+        Charge::Nobody => {}
+        Charge::Relay => uam.trust.charge(ID, relay, PENALTY),
+        Charge::Client if uam.config.charge_unproven => uam.trust.charge(ID, relay, PENALTY),
+        Charge::Client => {
+            uam.trust.withdraw(&Uam::rate_key(relay));
+            if let Some(client) = client {
+                uam.trust.admit(client, uam.config.unproven_per_minute);
+            }
+        }
+    }
+    if refused.charge == Charge::Relay {
+        uam.ops.event(
+            "ingest",
+            "rejected",
+            ID,
+            relay,
+            json!({
+                "event_id": id,
+                "peer": relay,
+                "code": refused.reason,
+                "status": refused.fail.status.as_u16(),
+                "detail": refused.fail.detail,
+            }),
+        );
+    }
+    Err(refused.fail)
+}
+
+/// Checks 3 to 19.
+async fn check(
+    uam: &Arc<Uam>,
+    headers: &HeaderMap,
+    request: &RelayRequest,
+) -> Result<Taken, Refused> {
+    let now = uam.clock.now_ms();
+    gate(uam, &request.from_relay)?;
+    let limits = Limits {
+        own_domain: uam.domain(),
+        now_ms: now,
+        max_age_s: i64::try_from(uam.config.timestamp_max_age.as_secs()).unwrap_or(i64::MAX),
+        max_hops: uam.config.max_hops,
+    };
+    verify::check_claims(request, &limits).map_err(Refused::by("claims"))?;
+    let relay = relay_proof(uam, headers, request).await?;
+    let replay = replay_id(uam, request, now);
+    if let Some(id) = &replay {
+        let seen =
+            uam.store.replay_seen(ID, id).await.map_err(|error| {
+                Refused::free("store", Fail::unavailable(&error.to_string(), 5))
+            })?;
+        if seen {
+            return Err(Refused::by("replay")(Rejection::replay()));
+        }
+    }
+    verify::check_envelope(&request.envelope, request.form()).map_err(Refused::by("envelope"))?;
+    agent_proof(uam, &request.envelope).await?;
+    let event = event(request, headers, relay, now, replay)?;
+    match uam.door.enter(event).await {
+        Entry::New => Ok(Taken::Delivered),
+        Entry::Duplicate => Ok(Taken::Duplicate),
+        Entry::Replayed => Err(Refused::by("replay")(Rejection::replay())),
+        Entry::TooLarge => Err(Refused::by("too_large")(Rejection::too_large())),
+        Entry::Unavailable { retry_after_s } => Err(Refused::free(
+            "unavailable",
+            Fail::unavailable("the ledger or the bus takes nothing now", retry_after_s),
+        )),
+    }
+}
+
+/// Checks 3 to 5: block list, reputation tier, rate.
+fn gate(uam: &Uam, relay: &str) -> Result<(), Refused> {
+    match uam.trust.standing(ID, relay) {
+        // Nothing holds a quarantined peer's events back yet, so they are refused.
+        Standing::Blocked | Standing::Quarantined => {
+            return Err(Refused::by("blocked")(Rejection::blocked()));
+        }
+        Standing::Allowed => return Ok(()),
+        Standing::Ordinary => {}
+    }
+    let limit = tier_limit(uam.trust.score(ID, relay), uam.config.relay_rate_limit);
+    if limit == 0 {
+        return Err(Refused::by("reputation")(Rejection::reputation()));
+    }
+    if !uam.trust.admit(&Uam::rate_key(relay), limit) {
+        let mut refused = Refused::by("rate")(Rejection::rate());
+        refused.fail.retry_after_s = Some(COME_AGAIN);
+        return Err(refused);
+    }
+    Ok(())
+}
+
+/// Requests a minute that a score allows.
+fn tier_limit(score: i64, base: u32) -> u32 {
+    TIERS
+        .iter()
+        .find(|(from, _)| score >= *from)
+        .map_or(0, |(_, part)| base / part)
+}
+
+/// A relay that proved itself by one request.
+struct Proven {
+    peer: PeerName,
+    key_id: String,
+    proof: Proof,
+}
+
+/// Checks 12 and 13: the relay's own signature, with the key we know or, once, the key it shows now.
+async fn relay_proof(
+    uam: &Arc<Uam>,
+    headers: &HeaderMap,
+    request: &RelayRequest,
+) -> Result<Proven, Refused> {
+    let bad = || Refused::by("relay_signature")(Rejection::relay_signature());
+    let values = headers.get_all("x-uam-relay-signature");
+    let signature = verify::check_signature_header(values.iter().map(|value| value.as_bytes()))
+        .map_err(Refused::by("relay_signature"))?;
+    let peer = PeerName::parse(&request.from_relay).map_err(|_| bad())?;
+    let signed = request.signing_bytes();
+    let prove = |bytes: &[u8; 32]| {
+        let key = PublicKey::parse(bytes).ok()?;
+        let proof = verify::check_relay_signature(&signed, signature, &key).ok()?;
+        Some((key.fingerprint(), proof))
+    };
+    let known = uam
+        .peers
+        .known(ID, &peer)
+        .and_then(|record| record.public_key);
+    if let Some((key_id, proof)) = known.as_ref().and_then(prove) {
+        return Ok(Proven {
+            peer,
+            key_id,
+            proof,
+        });
+    }
+    let protocol = uam.shared().ok_or_else(bad)?;
+    let looked_up = if known.is_some() {
+        uam.peers.refresh(&protocol, &peer).await
+    } else {
+        uam.peers.resolve(&protocol, &peer).await.map(Some)
+    };
+    let shown = looked_up
+        .unwrap_or_else(|error| {
+            tracing::debug!(relay = %peer, %error, "the relay's key cannot be had");
+            None
+        })
+        .and_then(|record| record.public_key)
+        .filter(|shown| known.as_ref() != Some(shown));
+    let (key_id, proof) = shown.as_ref().and_then(prove).ok_or_else(bad)?;
+    if known.is_some() {
+        tracing::info!(relay = %peer, key = %key_id, "the relay has a new key");
+        let body = json!({"peer": peer.as_str(), "key_id": key_id});
+        uam.ops.event("key", "changed", ID, peer.as_str(), body);
+    }
+    Ok(Proven {
+        peer,
+        key_id,
+        proof,
+    })
+}
+
+/// Check 14's id: the nonce by its decoded bytes, for as long as the request could be repeated.
+fn replay_id(uam: &Uam, request: &RelayRequest, now: UnixMs) -> Option<ReplayId> {
+    let nonce = request.nonce.as_deref()?;
+    // A nonce that is no base64 is still one text and one nonce.
+    let id = b64::decode(nonce).unwrap_or_else(|_| nonce.as_bytes().to_vec());
+    let age = i64::try_from(uam.config.timestamp_max_age.as_millis()).unwrap_or(i64::MAX / 4);
+    Some(ReplayId {
+        scope: request.from_relay.clone(),
+        id,
+        expires_ms: now
+            .saturating_add(age.saturating_mul(2))
+            .saturating_add(REPLAY_MARGIN_MS),
+    })
+}
+
+/// Check 17: the agent's signature, with the key of its home relay.
+async fn agent_proof(uam: &Arc<Uam>, envelope: &Envelope) -> Result<(), Refused> {
+    let from = envelope.from().unwrap_or_default();
+    let unknown = || Refused::by("unknown_sender")(Rejection::sender_unknown(from));
+    let protocol = uam.shared().ok_or_else(unknown)?;
+    let known = uam.agents.key(&protocol, from).await.ok_or_else(unknown)?;
+    let first = agent_signature(envelope, &known.key);
+    if first.is_ok() || !known.may_be_old {
+        return first;
+    }
+    // The agent may have another key by now: its relay is asked once more.
+    match uam.agents.key_anew(&protocol, from).await {
+        Some(anew) if anew.key != known.key => agent_signature(envelope, &anew.key),
+        _ => first,
+    }
+}
+
+fn agent_signature(envelope: &Envelope, key: &PublicKey) -> Result<(), Refused> {
+    verify::check_sender_key(envelope, key).map_err(Refused::by("sender_key"))?;
+    verify::check_agent_signature(envelope, key)
+        .map(|_| ())
+        .map_err(Refused::by("agent_signature"))
+}
+
+/// The event for the door; every field it needs was found by check 16.
+fn event(
+    request: &RelayRequest,
+    headers: &HeaderMap,
+    relay: Proven,
+    now: UnixMs,
+    replay: Option<ReplayId>,
+) -> Result<Verified, Refused> {
+    let envelope = &request.envelope;
+    let (Some(from), Some(id), Some(kind)) =
+        (envelope.from(), envelope.message_id(), envelope.kind())
+    else {
+        let fail = Fail::bad_request("Invalid envelope: Missing required fields");
+        return Err(Refused::free("envelope", fail));
+    };
+    Ok(Verified::new(
+        relay.proof,
+        VerifiedParts {
+            protocol: ID,
+            peer: relay.peer,
+            dedupe_key: dedupe_key(from, id),
+            event_id: id.to_owned(),
+            event_type: kind.to_owned(),
+            payload: envelope.text().clone(),
+            origin: from.to_owned(),
+            key_id: relay.key_id,
+            hops: u32::try_from(request.hop_count).unwrap_or(u32::MAX),
+            received_at_ms: now,
+            traceparent: traceparent(headers),
+            replay: replay.into_iter().collect(),
+        },
+    ))
+}
+
+/// One message, once: its id as its sender's. Both are under the agent's signature, so no relay and
+/// no other agent can use an id up before its owner does, and the same message is known again by
+/// whichever relay it comes.
+pub fn dedupe_key(from: &str, message_id: &str) -> String {
+    let key = format!("{}:{from}:{message_id}", from.len());
+    if key.len() <= MAX_DEDUPE_KEY {
+        return key;
+    }
+    format!("sha256:{}", hex(&Sha256::digest(key.as_bytes())))
+}
+
+/// Window of a client's unproven failures; an IPv6 client is its /64.
+fn client_key(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(v4) => format!("uam/client/{v4}"),
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => format!("uam/client/{v4}"),
+            None => {
+                let [a, b, c, d, ..] = v6.segments();
+                format!("uam/client/{a:x}:{b:x}:{c:x}:{d:x}::/64")
+            }
+        },
+    }
+}
+
+/// At most 1 MiB, announced or not.
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fail> {
+    let too_large = || Fail::from(Rejection::too_large());
+    let announced = headers
+        .get(::http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(too_large());
+    }
+    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            if error.is::<http_body_util::LengthLimitError>() {
+                return too_large();
+            }
+            cause = error.source();
+        }
+        Fail::bad_request("The request body broke off")
+    })
+}
+
+/// `application/json` or `application/…+json`, once.
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut all = headers.get_all(::http::header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (all.next(), all.next()) else {
+        return false;
+    };
+    value.to_str().is_ok_and(is_json_content_type)
+}
+
+/// A well-formed W3C trace context, else none.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let parts: Vec<&str> = text.split('-').collect();
+    let [version, trace, span, flags] = parts.as_slice() else {
+        return None;
+    };
+    let lengths = [version.len(), trace.len(), span.len(), flags.len()] == [2, 32, 16, 2];
+    let hex = text
+        .bytes()
+        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b == b'-');
+    (lengths && hex).then(|| text.to_owned())
+}
+
+/// Foreign text for a log line: printable and bounded.
+fn shown(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .take(200)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_allows_all_half_a_tenth_or_nothing() {
+        let found: Vec<u32> = [100, 80, 79, 50, 49, 20, 19, 0]
+            .iter()
+            .map(|score| tier_limit(*score, 1000))
+            .collect();
+        assert_eq!(found, [1000, 1000, 500, 500, 100, 100, 0, 0]);
+        assert_eq!(tier_limit(60, 5), 2);
+    }
+
+    #[test]
+    fn an_id_is_its_senders_own() {
+        assert_ne!(dedupe_key("a::x", "1"), dedupe_key("b::x", "1"));
+        assert_ne!(dedupe_key("a", "b:c"), dedupe_key("a:b", "c"));
+        assert!(dedupe_key("a::x", &"m".repeat(60_000)).len() < MAX_DEDUPE_KEY);
+    }
+
+    #[test]
+    fn a_client_is_an_address_or_a_64() {
+        let key = |text: &str| client_key(text.parse().unwrap());
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+    }
+
+    #[test]
+    fn only_a_well_formed_trace_is_carried() {
+        let mut headers = HeaderMap::new();
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        headers.insert("traceparent", good.parse().unwrap());
+        assert_eq!(traceparent(&headers).as_deref(), Some(good));
+        for bad in ["", "00-x-y-01", &good.to_uppercase(), &format!("{good}-1")] {
+            headers.insert("traceparent", bad.parse().unwrap());
+            assert_eq!(traceparent(&headers), None, "{bad}");
+        }
+    }
+}

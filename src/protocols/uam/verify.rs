@@ -1,0 +1,532 @@
+//! The checks of a delivery, each a pure function with the answer it gives when it fails.
+//!
+//! The numbers are those of the protocol sheet's table; the first that fails answers. Until check 13
+//! the sender is a mere claim, so nothing before it costs the named relay its reputation: anybody
+//! could have written that name.
+
+use super::address;
+use super::envelope::{Envelope, REQUIRED};
+use super::json::Json;
+use super::python::{repr, repr_list};
+use super::relay_request::{Form, RelayRequest, SchemaError};
+use super::time;
+use crate::clock::UnixMs;
+use crate::identity::{KeyError, Proof, PublicKey, b64};
+
+/// Whom a refusal is charged to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charge {
+    /// Nobody.
+    Nobody,
+    /// The relay is not proven: counted for the client's address.
+    Client,
+    /// The proven relay loses reputation.
+    Relay,
+}
+
+/// An answer that refuses: status, the `error` code and the `detail` text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    pub status: u16,
+    pub error: &'static str,
+    pub detail: String,
+    pub charge: Charge,
+    /// The answer's body carries `request_id` too.
+    pub with_request_id: bool,
+}
+
+impl Rejection {
+    fn new(status: u16, charge: Charge, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            error: error_code(status),
+            detail: detail.into(),
+            charge,
+            with_request_id: false,
+        }
+    }
+
+    /// Check 1: the body.
+    pub fn schema(error: &SchemaError) -> Self {
+        Self {
+            error: error.code(),
+            ..Self::new(error.status(), Charge::Nobody, error.to_string())
+        }
+    }
+
+    /// Check 1: the Content-Type.
+    pub fn content_type() -> Self {
+        Self::new(422, Charge::Nobody, "Content-Type must be application/json")
+    }
+
+    /// Check 0.
+    pub fn too_large() -> Self {
+        Self {
+            error: "payload_too_large",
+            ..Self::new(413, Charge::Nobody, "The body is too large")
+        }
+    }
+
+    /// Check 2.
+    pub fn not_enabled() -> Self {
+        Self::new(501, Charge::Nobody, "Federation not enabled")
+    }
+
+    /// Check 3.
+    pub fn blocked() -> Self {
+        Self::new(403, Charge::Nobody, "Source relay is blocked")
+    }
+
+    /// Check 4.
+    pub fn reputation() -> Self {
+        Self::new(403, Charge::Nobody, "Source relay reputation too low")
+    }
+
+    /// Check 5.
+    pub fn rate() -> Self {
+        Self::new(429, Charge::Nobody, "Federation rate limit exceeded")
+    }
+
+    /// Check 13.
+    pub fn relay_signature() -> Self {
+        Self::new(401, Charge::Client, "Invalid relay signature")
+    }
+
+    /// Check 14.
+    pub fn replay() -> Self {
+        Self::new(
+            409,
+            Charge::Relay,
+            "Federation request replay (nonce already seen)",
+        )
+    }
+
+    /// Check 17: no key to be had for the sender.
+    pub fn sender_unknown(from: &str) -> Self {
+        Self::new(
+            403,
+            Charge::Relay,
+            format!(
+                "Cannot resolve sender key for {}: home relay unreachable or sender unknown",
+                repr(from)
+            ),
+        )
+    }
+
+    /// Store or broker cannot take it now.
+    pub fn unavailable() -> Self {
+        Self::new(503, Charge::Nobody, "Temporarily unavailable")
+    }
+}
+
+/// The protocol's `error` member for a status.
+pub fn error_code(status: u16) -> &'static str {
+    match status {
+        400 => "bad_request",
+        401 => "unauthorized",
+        403 => "forbidden",
+        404 => "not_found",
+        409 => "conflict",
+        422 => "validation_error",
+        429 => "rate_limited",
+        503 => "service_unavailable",
+        _ => "error",
+    }
+}
+
+/// What checks 6 to 11 need to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits<'a> {
+    pub own_domain: &'a str,
+    pub now_ms: UnixMs,
+    /// Largest age in seconds, past and future alike.
+    pub max_age_s: i64,
+    pub max_hops: i64,
+}
+
+/// Checks 6 to 11, in their order: what can be said before the relay is proven.
+pub fn check_claims(request: &RelayRequest, limits: &Limits<'_>) -> Result<(), Rejection> {
+    check_age(&request.timestamp, limits.now_ms, limits.max_age_s)?;
+    check_hops(request.hop_count, limits.max_hops)?;
+    check_loop(&request.via, limits.own_domain)?;
+    check_destination(&request.envelope, limits.own_domain)
+}
+
+/// Checks 6 and 7: the timestamp is RFC 3339 and not over `max_age_s` old or ahead.
+pub fn check_age(timestamp: &str, now_ms: UnixMs, max_age_s: i64) -> Result<(), Rejection> {
+    let at = time::parse_micros(timestamp).map_err(|e| {
+        Rejection::new(
+            400,
+            Charge::Client,
+            format!("Invalid timestamp format: {e}"),
+        )
+    })?;
+    let age = now_ms
+        .saturating_mul(1000)
+        .saturating_sub(at)
+        .saturating_abs();
+    if age > max_age_s.saturating_mul(1_000_000) {
+        return Err(Rejection::new(
+            400,
+            Charge::Client,
+            format!(
+                "Federation request too old ({}s > {max_age_s}s)",
+                age / 1_000_000
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Check 8: refused at the maximum.
+pub fn check_hops(hop_count: u64, max_hops: i64) -> Result<(), Rejection> {
+    if i64::try_from(hop_count).is_ok_and(|hops| hops < max_hops) {
+        Ok(())
+    } else {
+        Err(Rejection::new(
+            400,
+            Charge::Client,
+            format!("Hop count {hop_count} exceeds maximum {max_hops}"),
+        ))
+    }
+}
+
+/// Check 9, by exact text.
+pub fn check_loop(via: &[String], own_domain: &str) -> Result<(), Rejection> {
+    if via.iter().any(|hop| hop == own_domain) {
+        return Err(Rejection::new(
+            400,
+            Charge::Client,
+            format!(
+                "Loop detected: {own_domain} already in via chain {}",
+                repr_list(via)
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks 10 and 11: `to` is exactly `NAME::DOMAIN` and the domain is ours, byte for byte.
+pub fn check_destination(envelope: &Envelope, own_domain: &str) -> Result<(), Rejection> {
+    match envelope.recipient() {
+        None => Err(Rejection::new(
+            400,
+            Charge::Client,
+            "Invalid to_address in envelope",
+        )),
+        Some((_, domain)) if domain == own_domain => Ok(()),
+        Some((_, domain)) => Err(Rejection::new(
+            400,
+            Charge::Client,
+            format!(
+                "Destination domain mismatch: envelope to '{domain}' but this relay is '{own_domain}'"
+            ),
+        )),
+    }
+}
+
+/// Check 12: the one value of `X-UAM-Relay-Signature`, given all that the request has.
+pub fn check_signature_header<'a>(
+    mut values: impl Iterator<Item = &'a [u8]>,
+) -> Result<&'a str, Rejection> {
+    let first = values.next().unwrap_or_default();
+    if values.next().is_some() {
+        return Err(Rejection::new(
+            400,
+            Charge::Client,
+            "X-UAM-Relay-Signature header given more than once",
+        ));
+    }
+    if first.is_empty() {
+        return Err(Rejection::new(
+            401,
+            Charge::Client,
+            "Missing X-UAM-Relay-Signature header",
+        ));
+    }
+    std::str::from_utf8(first).map_err(|_| Rejection::relay_signature())
+}
+
+/// Check 13 with one key: the header's value against the request's signing bytes
+/// ([`RelayRequest::signing_bytes`], made once however many keys are tried).
+pub fn check_relay_signature(
+    signing_bytes: &str,
+    signature: &str,
+    key: &PublicKey,
+) -> Result<Proof, Rejection> {
+    verify(signing_bytes, signature, key).map_err(|_| Rejection::relay_signature())
+}
+
+/// Checks 15 and 16: the version (form with nonce only) and the fields of the envelope.
+pub fn check_envelope(envelope: &Envelope, form: Form) -> Result<(), Rejection> {
+    if form == Form::Nonce {
+        check_version(envelope)?;
+    }
+    check_fields(envelope)
+}
+
+/// Check 15: `MAJOR.MINOR` in ASCII digits, `MAJOR` 0.
+pub fn check_version(envelope: &Envelope) -> Result<(), Rejection> {
+    let version = match envelope.get("uam_version") {
+        None => {
+            return Err(invalid_envelope(
+                "Missing required field: 'uam_version'".into(),
+            ));
+        }
+        Some(Json::String(version)) => version,
+        Some(other) => return Err(wrong_type("uam_version", "a string", other)),
+    };
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    match version.split_once('.') {
+        Some((major, minor)) if number(major) && number(minor) => {
+            if major == "0" {
+                Ok(())
+            } else {
+                Err(Rejection {
+                    error: "incompatible_version",
+                    with_request_id: true,
+                    ..Rejection::new(
+                        400,
+                        Charge::Nobody,
+                        format!(
+                            "unsupported uam_version {}; supported: ('0',)",
+                            repr(version)
+                        ),
+                    )
+                })
+            }
+        }
+        _ => Err(Rejection {
+            error: "validation_error",
+            with_request_id: true,
+            ..Rejection::new(
+                400,
+                Charge::Nobody,
+                format!("invalid version shape: {}", repr(version)),
+            )
+        }),
+    }
+}
+
+/// Check 16: every required field is there and not null, and every known field has its type.
+pub fn check_fields(envelope: &Envelope) -> Result<(), Rejection> {
+    let missing: Vec<&str> = REQUIRED
+        .into_iter()
+        .filter(|field| envelope.get(field).is_none())
+        .collect();
+    if !missing.is_empty() {
+        return Err(invalid_envelope(format!(
+            "Missing required fields: {}",
+            repr_list(&missing)
+        )));
+    }
+    let optional = [
+        "thread_id",
+        "reply_to",
+        "expires",
+        "media_type",
+        "sender_key",
+    ];
+    for field in REQUIRED.into_iter().chain(optional) {
+        match envelope.get(field) {
+            None | Some(Json::String(_)) => {}
+            Some(other) => return Err(wrong_type(field, "a string", other)),
+        }
+    }
+    match envelope.get("metadata") {
+        None | Some(Json::Object(_)) => {}
+        Some(other) => return Err(wrong_type("metadata", "an object", other)),
+    }
+    match envelope.get("attachments") {
+        None | Some(Json::Array(_)) => Ok(()),
+        Some(other) => Err(wrong_type("attachments", "a list", other)),
+    }
+}
+
+/// Check 17, before the signature: a `sender_key` in the envelope is the home relay's, by its bytes.
+pub fn check_sender_key(envelope: &Envelope, home: &PublicKey) -> Result<(), Rejection> {
+    match envelope.sender_key() {
+        None => Ok(()),
+        Some(text) if b64::decode_array(text) == Ok(home.to_bytes()) => Ok(()),
+        Some(_) => Err(Rejection::new(
+            403,
+            Charge::Relay,
+            "Envelope sender_key does not match home-relay record",
+        )),
+    }
+}
+
+/// Check 17: the agent's signature.
+pub fn check_agent_signature(envelope: &Envelope, key: &PublicKey) -> Result<Proof, Rejection> {
+    verify(
+        &envelope.signing_bytes(),
+        envelope.signature().unwrap_or_default(),
+        key,
+    )
+    .map_err(|_| {
+        Rejection::new(
+            400,
+            Charge::Relay,
+            "Invalid agent envelope signature: Signature was forged or corrupt",
+        )
+    })
+}
+
+/// Whether an envelope of our own backend may be sent: fields, version, both addresses, size.
+/// The answer is a sentence.
+pub fn check_outbound(envelope: &Envelope) -> Result<(), String> {
+    check_envelope(envelope, Form::Nonce).map_err(|e| e.detail)?;
+    for (field, value) in [("from", envelope.from()), ("to", envelope.to())] {
+        if value.and_then(address::split_recipient).is_none() {
+            return Err(format!("the envelope's {field:?} is not NAME::DOMAIN"));
+        }
+    }
+    let size = envelope.size();
+    if size > super::envelope::MAX_SIZE {
+        return Err(format!(
+            "the envelope has {size} bytes as compact ASCII JSON, relays take at most {}",
+            super::envelope::MAX_SIZE
+        ));
+    }
+    Ok(())
+}
+
+fn verify(message: &str, signature: &str, key: &PublicKey) -> Result<Proof, KeyError> {
+    let signature = b64::decode(signature).map_err(|_| KeyError::BadLength)?;
+    key.verify(message.as_bytes(), &signature)
+}
+
+fn invalid_envelope(what: String) -> Rejection {
+    Rejection::new(400, Charge::Relay, format!("Invalid envelope: {what}"))
+}
+
+fn wrong_type(field: &str, expected: &str, found: &Json) -> Rejection {
+    invalid_envelope(format!(
+        "Field {} must be {expected}, not {}",
+        repr(field),
+        found.kind()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn envelope(text: &str) -> Envelope {
+        Envelope::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    const FULL: &str = r#"{"uam_version":"0.1","message_id":"m","from":"a::x","to":"b::y",
+        "timestamp":"t","type":"message","nonce":"n","payload":"p","signature":"s""#;
+
+    fn with(change: &str) -> Envelope {
+        envelope(&format!("{FULL}{change}}}"))
+    }
+
+    #[test]
+    fn exactly_the_maximum_age_passes_either_way_and_a_microsecond_more_does_not() {
+        let now = time::parse_ms("2026-05-01T12:05:00Z").unwrap();
+        assert!(check_age("2026-05-01T12:00:00Z", now, 300).is_ok());
+        assert!(check_age("2026-05-01T12:10:00Z", now, 300).is_ok());
+        let late = check_age("2026-05-01T11:59:59.999999Z", now, 300).unwrap_err();
+        assert_eq!(late.detail, "Federation request too old (300s > 300s)");
+        assert!(check_age("2026-05-01T12:10:00.000001Z", now, 300).is_err());
+        assert!(check_age("2026-05-01T12:05:00", now, 300).is_err());
+    }
+
+    #[test]
+    fn a_hop_count_at_the_maximum_or_past_64_bits_is_refused() {
+        assert!(check_hops(2, 3).is_ok());
+        assert_eq!(
+            check_hops(3, 3).unwrap_err().detail,
+            "Hop count 3 exceeds maximum 3"
+        );
+        assert!(check_hops(u64::MAX, i64::MAX).is_err());
+        assert!(check_hops(0, 0).is_err());
+    }
+
+    #[test]
+    fn nothing_before_the_relay_is_proven_costs_it_reputation() {
+        let e = envelope(r#"{"to":1}"#);
+        for rejection in [
+            check_age("x", 0, 300).unwrap_err(),
+            check_hops(9, 3).unwrap_err(),
+            check_loop(&["y".into()], "y").unwrap_err(),
+            check_destination(&e, "y").unwrap_err(),
+            check_signature_header([].into_iter()).unwrap_err(),
+            Rejection::relay_signature(),
+        ] {
+            assert_eq!(rejection.charge, Charge::Client, "{}", rejection.detail);
+        }
+    }
+
+    #[test]
+    fn missing_and_null_required_fields_are_listed_sorted() {
+        let e = envelope(
+            r#"{"uam_version":"0.1","from":"a","to":"b","message_id":"m","timestamp":"t","type":"x","signature":"s","payload":null}"#,
+        );
+        let rejection = check_fields(&e).unwrap_err();
+        assert_eq!(
+            rejection.detail,
+            "Invalid envelope: Missing required fields: ['nonce', 'payload']"
+        );
+        assert_eq!((rejection.status, rejection.charge), (400, Charge::Relay));
+    }
+
+    #[test]
+    fn known_fields_have_their_type_and_unknown_ones_any() {
+        for good in [
+            r#","thread_id":null"#,
+            r#","metadata":{}"#,
+            r#","attachments":[1]"#,
+            r#","anything":[{}]"#,
+        ] {
+            assert!(check_fields(&with(good)).is_ok(), "{good}");
+        }
+        for bad in [
+            r#","payload":{}"#,
+            r#","thread_id":1"#,
+            r#","metadata":"x""#,
+            r#","attachments":{}"#,
+            r#","sender_key":7"#,
+        ] {
+            assert_eq!(check_fields(&with(bad)).unwrap_err().status, 400, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_version_is_zero_dot_something_in_ascii_digits() {
+        let check = |v: &str| check_version(&with(&format!(r#","uam_version":{v}"#)));
+        assert!(check(r#""0.1""#).is_ok() && check(r#""0.99""#).is_ok());
+        let major = check(r#""1.0""#).unwrap_err();
+        assert_eq!(major.error, "incompatible_version");
+        assert!(major.with_request_id && major.charge == Charge::Nobody);
+        for shape in [
+            r#""0.1.0""#,
+            r#""0""#,
+            r#"".1""#,
+            r#""0.1\n""#,
+            r#""0.１""#,
+            r#""""#,
+        ] {
+            assert_eq!(
+                check(shape).unwrap_err().error,
+                "validation_error",
+                "{shape}"
+            );
+        }
+        assert_eq!(check("null").unwrap_err().error, "bad_request");
+    }
+
+    #[test]
+    fn one_signature_header_is_wanted() {
+        let header = |values: &[&'static [u8]]| check_signature_header(values.iter().copied());
+        assert_eq!(header(&[b"abc"]), Ok("abc"));
+        assert_eq!(header(&[]).unwrap_err().status, 401);
+        assert_eq!(header(&[b""]).unwrap_err().status, 401);
+        assert_eq!(header(&[b"a", b"a"]).unwrap_err().status, 400);
+        assert_eq!(header(&[b"\xff"]).unwrap_err().status, 401);
+    }
+}

@@ -1,0 +1,173 @@
+//! The handle's methods for peers, trust, protocols' own rows, and the store's housekeeping.
+
+use super::ops::{Answer, Single, Work};
+use super::types::{HealthRow, StoreError, TrustRow};
+use super::{Commit, Store, read};
+use crate::protocol::{PeerRecord, ProtocolId, Record};
+
+/// Steps of one call of `prune`; each is an operation of its own, so that commits go in between.
+const PRUNE_STEPS: usize = 64;
+
+impl Store {
+    /// `known_relays`.
+    pub async fn peers(&self) -> Result<Vec<PeerRecord>, StoreError> {
+        self.read_after(read::peers).await
+    }
+
+    /// Inserts or replaces one record.
+    pub async fn put_peer(&self, peer: PeerRecord) -> Result<Commit, StoreError> {
+        self.put(Work::Single(Single::PutPeer(peer))).await
+    }
+
+    /// Health facts of every peer.
+    pub async fn health(&self) -> Result<Vec<HealthRow>, StoreError> {
+        self.read_after(read::health).await
+    }
+
+    /// Inserts or replaces one peer's facts.
+    pub async fn put_health(&self, row: HealthRow) -> Result<Commit, StoreError> {
+        self.put(Work::Single(Single::PutHealth(row))).await
+    }
+
+    /// Trust rules, all.
+    pub async fn trust_rules(&self) -> Result<Vec<TrustRow>, StoreError> {
+        self.read_after(read::trust_rules).await
+    }
+
+    /// Adds a rule, or replaces the one of the same protocol, pattern and rule.
+    pub async fn put_trust(&self, row: TrustRow) -> Result<Commit, StoreError> {
+        self.put(Work::Single(Single::PutTrust(row))).await
+    }
+
+    /// Removes one rule; false when there was none.
+    pub async fn remove_trust(
+        &self,
+        protocol: &str,
+        pattern: &str,
+        rule: &str,
+    ) -> Result<Commit<bool>, StoreError> {
+        let op = Single::RemoveTrust {
+            protocol: protocol.into(),
+            pattern: pattern.into(),
+            rule: rule.into(),
+        };
+        self.write(
+            Work::Single(op),
+            |answer| matches!(answer, Answer::Number(n) if n > 0),
+        )
+        .await
+    }
+
+    /// Reputation scores, all.
+    pub async fn scores(&self) -> Result<Vec<(String, String, i64)>, StoreError> {
+        self.read_after(read::scores).await
+    }
+
+    /// Writes one score (protocol, peer, score).
+    pub async fn put_score(
+        &self,
+        protocol: ProtocolId,
+        peer: &str,
+        score: i64,
+    ) -> Result<Commit, StoreError> {
+        self.put(Work::Single(Single::PutScore {
+            protocol,
+            peer: peer.into(),
+            score,
+            now_ms: self.inner.clock.now_ms(),
+        }))
+        .await
+    }
+
+    /// A protocol's rows of one kind.
+    pub async fn records(
+        &self,
+        protocol: ProtocolId,
+        kind: &str,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        let kind = kind.to_owned();
+        self.read_after(move |db| read::records(db, protocol, kind))
+            .await
+    }
+
+    /// One of them.
+    pub async fn record(
+        &self,
+        protocol: ProtocolId,
+        kind: &str,
+        key: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let (kind, key) = (kind.to_owned(), key.to_owned());
+        self.read_after(move |db| read::record(db, protocol, kind, key))
+            .await
+    }
+
+    /// Writes (value) or deletes (None) rows in one commit.
+    pub async fn put_records(
+        &self,
+        protocol: ProtocolId,
+        records: Vec<Record>,
+    ) -> Result<Commit, StoreError> {
+        self.put(Work::Records(protocol, records)).await
+    }
+
+    /// Our own signing keys as seen at earlier starts (`federation_server_keys`): (key_id, public key hex, first seen ms).
+    pub async fn server_keys(
+        &self,
+        protocol: ProtocolId,
+    ) -> Result<Vec<(String, String, i64)>, StoreError> {
+        self.read_after(move |db| read::server_keys(db, protocol))
+            .await
+    }
+
+    /// Remembers one.
+    pub async fn put_server_key(
+        &self,
+        protocol: ProtocolId,
+        key_id: &str,
+        public_key_hex: &str,
+    ) -> Result<Commit, StoreError> {
+        self.put(Work::Single(Single::PutServerKey {
+            protocol,
+            key_id: key_id.into(),
+            public_key_hex: public_key_hex.into(),
+            now_ms: self.inner.clock.now_ms(),
+        }))
+        .await
+    }
+
+    /// The consumer epoch, incremented and committed.
+    pub async fn next_epoch(&self) -> Result<i64, StoreError> {
+        self.count(Single::NextEpoch).await
+    }
+
+    /// Prunes in small steps what retention allows (outcomes older than a day, replay ids past
+    /// their time, …); answers how many rows went. Stops after a number of steps, so a large arrear
+    /// takes several calls.
+    pub async fn prune(&self, now_ms: i64) -> Result<u64, StoreError> {
+        let mut gone: u64 = 0;
+        for _ in 0..PRUNE_STEPS {
+            let step = self.count(Single::Prune { now_ms }).await?;
+            gone = gone.saturating_add(u64::try_from(step).unwrap_or(0));
+            if step == 0 {
+                break;
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Caps the size of the database file, bytes; writes that would need more fail as on a full
+    /// disk. `None`: no cap. Not remembered over a restart.
+    pub async fn limit_size(&self, bytes: Option<u64>) -> Result<(), StoreError> {
+        self.count(Single::LimitSize(bytes)).await.map(drop)
+    }
+
+    async fn count(&self, op: Single) -> Result<i64, StoreError> {
+        self.write(Work::Single(op), |answer| match answer {
+            Answer::Number(n) => n,
+            Answer::Done | Answer::Accepted(_) => 0,
+        })
+        .await?
+        .await
+    }
+}

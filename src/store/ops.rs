@@ -1,0 +1,136 @@
+//! What can be asked of the writer, and what it answers.
+//!
+//! An operation is plain data: it can be planned into a batch, run again alone when its batch
+//! failed, and counted against the writer's room before it is queued.
+
+use std::collections::BTreeSet;
+
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::types::{
+    Accepted, HealthRow, NewInbound, NewRow, Outcome, Settle, StoreError, TrustRow,
+};
+use crate::clock::UnixMs;
+use crate::protocol::{PeerRecord, ProtocolId, Record};
+
+/// Room one row takes beside its body: columns, bookkeeping, the caller's waker.
+const ROW_COST: usize = 512;
+
+/// One operation. Constraint violations are designed out: every insert says what a conflict means.
+#[derive(Debug)]
+pub(super) enum Work {
+    Insert(Vec<NewRow>),
+    Settle(Settle),
+    Noticed(Vec<i64>),
+    Accept(Box<Arrival>),
+    Published(Vec<i64>),
+    Records(ProtocolId, Vec<Record>),
+    Single(Single),
+    /// Nothing to write: answers when everything before it is committed.
+    Barrier,
+    /// The last one.
+    Close,
+}
+
+/// Rare operations, one statement (or a few) each.
+#[derive(Debug)]
+pub(super) enum Single {
+    PutPeer(PeerRecord),
+    PutHealth(HealthRow),
+    PutTrust(TrustRow),
+    RemoveTrust {
+        protocol: String,
+        pattern: String,
+        rule: String,
+    },
+    PutScore {
+        protocol: ProtocolId,
+        peer: String,
+        score: i64,
+        now_ms: UnixMs,
+    },
+    PutServerKey {
+        protocol: ProtocolId,
+        key_id: String,
+        public_key_hex: String,
+        now_ms: UnixMs,
+    },
+    NextEpoch,
+    Redrive(BTreeSet<i64>),
+    Drop(BTreeSet<i64>),
+    Prune {
+        now_ms: UnixMs,
+    },
+    LimitSize(Option<u64>),
+}
+
+/// An inbound event with the hash of its payload, taken on the caller's thread.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub event: NewInbound,
+    pub hash: [u8; 32],
+}
+
+impl Arrival {
+    pub fn new(event: NewInbound) -> Self {
+        let hash = Sha256::digest(&event.payload).into();
+        Self { event, hash }
+    }
+}
+
+/// What an operation answers; each caller knows which it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Done,
+    Accepted(Accepted),
+    Number(i64),
+}
+
+/// An operation on its way, with who waits for it and the room it takes until it is answered.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub work: Work,
+    pub done: oneshot::Sender<Result<Answer, StoreError>>,
+    pub _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Work {
+    /// Bytes of room it takes, an estimate of what it holds in memory.
+    pub fn cost(&self) -> usize {
+        let strings = |r: &Record| r.key.len() + r.value.as_ref().map_or(0, String::len) + 64;
+        match self {
+            Self::Insert(rows) => rows
+                .iter()
+                .map(|r| ROW_COST + r.body.len() + r.records.iter().map(strings).sum::<usize>())
+                .sum::<usize>()
+                .max(ROW_COST),
+            Self::Accept(a) => {
+                let headers: usize = a.event.headers.iter().map(|(k, v)| k.len() + v.len()).sum();
+                ROW_COST + a.event.payload.len() + headers
+            }
+            Self::Settle(s) => {
+                let text = match &s.outcome {
+                    Outcome::Delivered { .. } => 0,
+                    Outcome::Retry { reason, .. }
+                    | Outcome::Dead { reason, .. }
+                    | Outcome::Held { reason, .. } => reason.len(),
+                };
+                ROW_COST + text + s.attempt.as_ref().map_or(0, |a| a.detail.len())
+            }
+            Self::Noticed(ids) | Self::Published(ids) => ROW_COST + 8 * ids.len(),
+            Self::Records(_, records) => ROW_COST + records.iter().map(strings).sum::<usize>(),
+            Self::Single(_) | Self::Barrier | Self::Close => ROW_COST,
+        }
+    }
+
+    /// How much of a batch's width it takes.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Insert(rows) => rows.len().max(1),
+            Self::Noticed(ids) | Self::Published(ids) => ids.len().div_ceil(16).max(1),
+            Self::Records(_, records) => records.len().max(1),
+            _ => 1,
+        }
+    }
+}

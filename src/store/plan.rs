@@ -1,0 +1,302 @@
+//! What one transaction has to write, worked out in memory from the operations gathered for it.
+//!
+//! Pure: nothing here touches a database. An outcome that meets its row still waiting to be inserted
+//! becomes part of that row; of several outcomes of one row the last counts, except that delivered
+//! is final; a body several rows of one message share is written once.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::ops::{Arrival, Single, Work};
+use super::types::{AttemptRow, NewRow, Outcome, RowState, Settle};
+use crate::clock::UnixMs;
+use crate::protocol::{ProtocolId, Record};
+
+/// A body shorter than this is not worth a row of its own.
+const SHARE_FROM: usize = 128;
+
+/// The statements' worth of one batch, by kind. Order between kinds is fixed by the backend: rows,
+/// outcomes, attempts, notices, arrivals, acknowledgements, records, single operations.
+#[derive(Default)]
+pub(super) struct Plan<'a> {
+    pub rows: Vec<PlannedRow<'a>>,
+    /// Bodies shared by several rows: id of the first of them, bytes.
+    pub bodies: Vec<(i64, &'a Bytes)>,
+    pub settles: Vec<&'a Settle>,
+    pub attempts: Vec<&'a AttemptRow>,
+    pub noticed: Vec<i64>,
+    pub arrivals: Vec<&'a Arrival>,
+    pub published: Vec<i64>,
+    pub records: Vec<(ProtocolId, &'a Record)>,
+    pub singles: Vec<&'a Single>,
+}
+
+/// A row to insert, with its outcome if that is known already.
+pub(super) struct PlannedRow<'a> {
+    pub row: &'a NewRow,
+    pub settle: Option<&'a Settle>,
+    /// Where the body stands when several rows share it.
+    pub body_ref: Option<i64>,
+}
+
+/// The columns an outcome sets.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OutcomeColumns<'a> {
+    pub state: &'static str,
+    pub attempts: u32,
+    pub first_failed_ms: Option<UnixMs>,
+    pub next_at_ms: Option<UnixMs>,
+    pub peer_fault: bool,
+    pub code: Option<&'a str>,
+    pub reason: Option<&'a str>,
+    pub settled_ms: Option<UnixMs>,
+}
+
+/// A state's name in the tables.
+pub(super) fn state_name(state: RowState) -> &'static str {
+    match state {
+        RowState::Pending => "pending",
+        RowState::Delivered => "delivered",
+        RowState::Failed => "failed",
+        RowState::Held => "held",
+    }
+}
+
+/// The columns of an outcome.
+pub(super) fn outcome_columns(settle: &Settle) -> OutcomeColumns<'_> {
+    let mut c = OutcomeColumns {
+        state: "pending",
+        attempts: settle.attempts,
+        first_failed_ms: None,
+        next_at_ms: None,
+        peer_fault: false,
+        code: None,
+        reason: None,
+        settled_ms: None,
+    };
+    match &settle.outcome {
+        Outcome::Delivered { at_ms } => {
+            c.state = "delivered";
+            c.settled_ms = Some(*at_ms);
+        }
+        Outcome::Retry {
+            first_failed_ms,
+            next_at_ms,
+            peer_fault,
+            code,
+            reason,
+        } => {
+            c.first_failed_ms = Some(*first_failed_ms);
+            c.next_at_ms = Some(*next_at_ms);
+            c.peer_fault = *peer_fault;
+            (c.code, c.reason) = (Some(code.as_str()), Some(reason.as_str()));
+        }
+        Outcome::Dead {
+            at_ms,
+            code,
+            reason,
+        } => {
+            c.state = "failed";
+            c.settled_ms = Some(*at_ms);
+            (c.code, c.reason) = (Some(code.as_str()), Some(reason.as_str()));
+        }
+        Outcome::Held { code, reason } => {
+            c.state = "held";
+            (c.code, c.reason) = (Some(code.as_str()), Some(reason.as_str()));
+        }
+    }
+    c
+}
+
+impl PlannedRow<'_> {
+    /// The columns of the outcome, or of the state it is inserted with.
+    pub fn columns(&self, now_ms: UnixMs) -> OutcomeColumns<'_> {
+        if let Some(settle) = self.settle {
+            return outcome_columns(settle);
+        }
+        let reason = self.row.reason.as_ref();
+        OutcomeColumns {
+            state: state_name(self.row.state),
+            attempts: 0,
+            first_failed_ms: None,
+            next_at_ms: None,
+            peer_fault: false,
+            code: reason.map(|r| r.0.as_str()),
+            reason: reason.map(|r| r.1.as_str()),
+            settled_ms: matches!(self.row.state, RowState::Delivered | RowState::Failed)
+                .then_some(now_ms),
+        }
+    }
+
+    /// Whether the body is needed any more.
+    pub fn keeps_body(&self) -> bool {
+        let delivered = match self.settle {
+            Some(settle) => matches!(settle.outcome, Outcome::Delivered { .. }),
+            None => self.row.state == RowState::Delivered,
+        };
+        !delivered && !self.row.body.is_empty()
+    }
+}
+
+/// The outcome that counts of two, `later` having been handed in after `earlier`.
+fn prevailing<'a>(earlier: &'a Settle, later: &'a Settle) -> &'a Settle {
+    if matches!(earlier.outcome, Outcome::Delivered { .. }) {
+        earlier
+    } else {
+        later
+    }
+}
+
+/// Plans a batch.
+pub(super) fn plan<'a>(works: impl Iterator<Item = &'a Work>) -> Plan<'a> {
+    let mut plan = Plan::default();
+    // Positions, by row id, of rows and outcomes planned so far.
+    let mut row_at: HashMap<i64, usize> = HashMap::new();
+    let mut settle_at: HashMap<i64, usize> = HashMap::new();
+    for work in works {
+        match work {
+            Work::Insert(rows) => {
+                for row in rows {
+                    row_at.entry(row.id).or_insert(plan.rows.len());
+                    plan.rows.push(PlannedRow {
+                        row,
+                        settle: None,
+                        body_ref: None,
+                    });
+                }
+            }
+            Work::Settle(settle) => {
+                plan.attempts.extend(settle.attempt.as_ref());
+                if let Some(row) = row_at.get(&settle.row).and_then(|i| plan.rows.get_mut(*i)) {
+                    row.settle = Some(row.settle.map_or(settle, |s| prevailing(s, settle)));
+                } else if let Some(known) = settle_at
+                    .get(&settle.row)
+                    .and_then(|i| plan.settles.get_mut(*i))
+                {
+                    *known = prevailing(known, settle);
+                } else {
+                    settle_at.insert(settle.row, plan.settles.len());
+                    plan.settles.push(settle);
+                }
+            }
+            Work::Noticed(ids) => plan.noticed.extend(ids),
+            Work::Accept(arrival) => plan.arrivals.push(arrival),
+            Work::Published(ids) => plan.published.extend(ids),
+            Work::Records(protocol, records) => {
+                plan.records.extend(records.iter().map(|r| (*protocol, r)));
+            }
+            Work::Single(single) => plan.singles.push(single),
+            Work::Barrier | Work::Close => {}
+        }
+    }
+    share_bodies(&mut plan);
+    plan
+}
+
+/// Gives neighbouring rows of one message with equal bodies one stored body.
+fn share_bodies(plan: &mut Plan<'_>) {
+    let mut start = 0;
+    while start < plan.rows.len() {
+        let first = plan.rows[start].row;
+        let same = plan.rows[start..]
+            .iter()
+            .take_while(|r| {
+                r.row.msg_id == first.msg_id
+                    && r.row.protocol == first.protocol
+                    && r.row.body == first.body
+            })
+            .count()
+            .max(1);
+        let group = &mut plan.rows[start..start + same];
+        if first.body.len() >= SHARE_FROM && group.iter().filter(|r| r.keeps_body()).count() > 1 {
+            for row in group.iter_mut().filter(|r| r.keeps_body()) {
+                row.body_ref = Some(first.id);
+            }
+            plan.bodies.push((first.id, &first.body));
+        }
+        start += same;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: i64, msg_id: &str, body: &'static [u8]) -> NewRow {
+        NewRow {
+            id,
+            protocol: "uam",
+            peer: format!("p{id}.test"),
+            msg_id: msg_id.into(),
+            out_seq: 1,
+            event_id: msg_id.into(),
+            event_type: "message".into(),
+            order_key: "k".into(),
+            body: Bytes::from_static(body),
+            created_ms: 0,
+            expires_ms: None,
+            traceparent: None,
+            state: RowState::Pending,
+            reason: None,
+            records: Vec::new(),
+        }
+    }
+
+    fn settle(row: i64, outcome: Outcome) -> Work {
+        Work::Settle(Settle {
+            row,
+            outcome,
+            attempts: 1,
+            attempt: None,
+        })
+    }
+
+    fn dead() -> Outcome {
+        Outcome::Dead {
+            at_ms: 9,
+            code: "gone".into(),
+            reason: "no more".into(),
+        }
+    }
+
+    #[test]
+    fn an_outcome_joins_its_row_still_waiting() {
+        let works = [
+            Work::Insert(vec![row(1, "a", b"x"), row(2, "b", b"y")]),
+            settle(2, Outcome::Delivered { at_ms: 5 }),
+        ];
+        let plan = plan(works.iter());
+        assert!(plan.settles.is_empty());
+        assert!(plan.rows[0].settle.is_none() && plan.rows[0].keeps_body());
+        assert_eq!(plan.rows[1].columns(0).state, "delivered");
+        assert!(!plan.rows[1].keeps_body());
+    }
+
+    #[test]
+    fn of_several_outcomes_the_last_counts_but_delivered_is_final() {
+        let works = [
+            settle(1, dead()),
+            settle(1, Outcome::Delivered { at_ms: 5 }),
+            settle(1, dead()),
+        ];
+        let plan = plan(works.iter());
+        assert_eq!(plan.settles.len(), 1);
+        assert_eq!(outcome_columns(plan.settles[0]).state, "delivered");
+    }
+
+    #[test]
+    fn a_body_shared_by_rows_that_keep_it_is_written_once() {
+        const BIG: &[u8] = &[7; 4096];
+        let rows = vec![row(1, "a", BIG), row(2, "a", BIG), row(3, "a", BIG)];
+        let works = [
+            Work::Insert(rows),
+            settle(1, Outcome::Delivered { at_ms: 5 }),
+            Work::Insert(vec![row(4, "b", BIG)]),
+        ];
+        let plan = plan(works.iter());
+        assert_eq!(plan.bodies.len(), 1);
+        let refs: Vec<_> = plan.rows.iter().map(|r| r.body_ref).collect();
+        assert_eq!(refs, [None, Some(1), Some(1), None]);
+    }
+}

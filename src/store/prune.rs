@@ -1,0 +1,168 @@
+//! What may go, in steps small enough not to be felt by a commit.
+//!
+//! | what | goes |
+//! | --- | --- |
+//! | delivered rows | a day after the outcome |
+//! | failed rows and their attempts | 30 days after it |
+//! | bodies of acknowledged inbound events | after 24 h, or, oldest first, beyond 10 GiB; never before 10 min |
+//! | ids of acknowledged inbound events | after 8 days |
+//! | replay ids | past their time |
+//!
+//! Pending and held rows and events JetStream has not acknowledged stay, however old.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use super::apply::Marks;
+use crate::clock::UnixMs;
+
+/// Rows of one kind in one step.
+const STEP: i64 = 256;
+const MINUTE: i64 = 60_000;
+const DAY: i64 = 24 * 60 * MINUTE;
+/// Bytes of inbound bodies held at most (while older than ten minutes).
+const BODIES: i64 = 10 << 30;
+
+/// One step; answers how many rows went or lost their body. 0: nothing left to do now.
+pub(super) async fn step(
+    conn: &mut SqliteConnection,
+    now_ms: UnixMs,
+    marks: &mut Marks,
+) -> Result<i64, sqlx::Error> {
+    let mut gone = 0;
+    for (sql, before) in [
+        (
+            "DELETE FROM federation_queue WHERE id IN (SELECT id FROM federation_queue \
+             WHERE state = 'delivered' AND settled_ms < ? ORDER BY settled_ms LIMIT ?) RETURNING id",
+            now_ms - DAY,
+        ),
+        (
+            "DELETE FROM federation_queue WHERE id IN (SELECT id FROM federation_queue \
+             WHERE state = 'failed' AND settled_ms < ? ORDER BY settled_ms LIMIT ?) RETURNING id",
+            now_ms - 30 * DAY,
+        ),
+    ] {
+        let rows = sqlx::query(sql)
+            .bind(before)
+            .bind(STEP)
+            .fetch_all(&mut *conn)
+            .await?;
+        for row in &rows {
+            sqlx::query("DELETE FROM delivery_attempts WHERE queue_id = ?")
+                .bind(row.try_get::<i64, _>(0)?)
+                .execute(&mut *conn)
+                .await?;
+        }
+        gone += count(rows.len());
+    }
+    // Attempts whose row was a duplicate and never inserted.
+    gone += execute(
+        conn,
+        "DELETE FROM delivery_attempts WHERE at_ms < ? AND id IN (SELECT id FROM delivery_attempts \
+         ORDER BY id LIMIT ?) AND NOT EXISTS (SELECT 1 FROM federation_queue q WHERE q.id = queue_id)",
+        now_ms - DAY,
+    )
+    .await?;
+    gone += shared_bodies(conn).await?;
+    gone += inbound_bodies(conn, now_ms - DAY, marks).await?;
+    if marks.inbound_bytes > BODIES {
+        gone += inbound_bodies(conn, now_ms - 10 * MINUTE, marks).await?;
+    }
+    gone += execute(
+        conn,
+        "DELETE FROM federation_events WHERE id IN (SELECT id FROM federation_events \
+         WHERE payload IS NULL AND received_ms < ? ORDER BY received_ms LIMIT ?)",
+        now_ms - 8 * DAY,
+    )
+    .await?;
+    gone += execute(
+        conn,
+        "DELETE FROM federation_replay WHERE (protocol, scope, id) IN (SELECT protocol, scope, id \
+         FROM federation_replay WHERE expires_ms <= ? ORDER BY expires_ms LIMIT ?)",
+        now_ms,
+    )
+    .await?;
+    Ok(gone)
+}
+
+/// Shared bodies no row refers to any more. A cursor walks them, some each step; those still
+/// referred to are passed over.
+async fn shared_bodies(conn: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+    let after = super::single::mark(conn, "bodies_cursor")
+        .await?
+        .unwrap_or(0);
+    let rows = sqlx::query(
+        "SELECT b.id, EXISTS (SELECT 1 FROM federation_queue q WHERE q.body_ref = b.id) \
+         FROM federation_bodies b WHERE b.id > ? ORDER BY b.id LIMIT ?",
+    )
+    .bind(after)
+    .bind(STEP)
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut gone = 0;
+    let mut next = 0;
+    for row in &rows {
+        let id: i64 = row.try_get(0)?;
+        if !row.try_get::<bool, _>(1)? {
+            gone += i64::try_from(
+                sqlx::query("DELETE FROM federation_bodies WHERE id = ?")
+                    .bind(id)
+                    .execute(&mut *conn)
+                    .await?
+                    .rows_affected(),
+            )
+            .unwrap_or(0);
+        }
+        next = id;
+    }
+    if count(rows.len()) < STEP {
+        next = 0;
+    }
+    if next != after {
+        super::single::put_mark(conn, "bodies_cursor", next).await?;
+    }
+    Ok(gone)
+}
+
+/// Drops bodies (and headers) of acknowledged events received before `before`.
+async fn inbound_bodies(
+    conn: &mut SqliteConnection,
+    before: UnixMs,
+    marks: &mut Marks,
+) -> Result<i64, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT e.id, LENGTH(e.payload) FROM federation_events e \
+         WHERE e.payload IS NOT NULL AND e.received_ms < ? \
+         AND NOT EXISTS (SELECT 1 FROM federation_unpublished u WHERE u.id = e.id) \
+         ORDER BY e.received_ms LIMIT ?",
+    )
+    .bind(before)
+    .bind(STEP)
+    .fetch_all(&mut *conn)
+    .await?;
+    for row in &rows {
+        sqlx::query("UPDATE federation_events SET payload = NULL, headers = NULL WHERE id = ?")
+            .bind(row.try_get::<i64, _>(0)?)
+            .execute(&mut *conn)
+            .await?;
+        marks.inbound_bytes = (marks.inbound_bytes - row.try_get::<i64, _>(1)?).max(0);
+    }
+    Ok(count(rows.len()))
+}
+
+async fn execute(
+    conn: &mut SqliteConnection,
+    sql: &'static str,
+    before: UnixMs,
+) -> Result<i64, sqlx::Error> {
+    let done = sqlx::query(sql)
+        .bind(before)
+        .bind(STEP)
+        .execute(conn)
+        .await?;
+    Ok(i64::try_from(done.rows_affected()).unwrap_or(0))
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,140 @@
+//! The handle's methods for the outbound queue.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::ops::{Answer, Single, Work};
+use super::types::{
+    AttemptRow, LaneSummary, NewRow, QueueCounts, QueueRow, RowFilter, Settle, StoreError,
+};
+use super::{Commit, Store, read};
+use crate::protocol::{PeerName, ProtocolId};
+
+impl Store {
+    /// The next ledger numbers, `n` of them, ascending; never reused, never read from disk.
+    pub fn reserve_rows(&self, n: usize) -> Range<i64> {
+        let n = i64::try_from(n).unwrap_or(i64::MAX);
+        let first = self.inner.next_row.fetch_add(n, Ordering::AcqRel);
+        first..first.saturating_add(n)
+    }
+
+    /// Which of these message ids (per protocol) have a row already, committed.
+    pub async fn known_messages(
+        &self,
+        protocol: ProtocolId,
+        ids: &[String],
+    ) -> Result<HashSet<String>, StoreError> {
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let ids = ids.to_vec();
+        self.read(move |db| read::known_messages(db, protocol, ids))
+            .await
+    }
+
+    /// Queues rows for insertion (waits for room, then returns); the inner future resolves at
+    /// commit. A row whose (protocol, msg_id, peer) exists is skipped silently, with its records.
+    /// Neighbouring rows of one message with equal bodies share one stored body.
+    pub async fn enqueue(&self, rows: Vec<NewRow>) -> Result<Commit, StoreError> {
+        self.put(Work::Insert(rows)).await
+    }
+
+    /// Records an outcome. If the row still waits to be inserted the two become one write. A row
+    /// once delivered stays delivered; a row that does not exist is passed over.
+    pub async fn settle(&self, settle: Settle) -> Result<Commit, StoreError> {
+        self.put(Work::Settle(settle)).await
+    }
+
+    /// Pending rows of one lane with `id > after`, ascending, at most `limit`, read after everything
+    /// handed to the writer before this call is committed.
+    pub async fn pending(
+        &self,
+        protocol: ProtocolId,
+        peer: &PeerName,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<QueueRow>, StoreError> {
+        let peer = peer.clone();
+        self.read_after(move |db| read::pending(db, protocol, peer, after, limit))
+            .await
+    }
+
+    /// The same for one order key of the lane, `id >= from`.
+    pub async fn pending_of_key(
+        &self,
+        protocol: ProtocolId,
+        peer: &PeerName,
+        key: &str,
+        from: i64,
+        limit: usize,
+    ) -> Result<Vec<QueueRow>, StoreError> {
+        let (peer, key) = (peer.clone(), key.to_owned());
+        self.read_after(move |db| read::pending_of_key(db, protocol, peer, key, from, limit))
+            .await
+    }
+
+    /// One row, whatever its state.
+    pub async fn row(&self, id: i64) -> Result<Option<QueueRow>, StoreError> {
+        self.read_after(move |db| read::row(db, id)).await
+    }
+
+    /// The attempts noted for one row, oldest first, at most 1,000.
+    pub async fn attempts_of(&self, row: i64) -> Result<Vec<AttemptRow>, StoreError> {
+        self.read_after(move |db| read::attempts_of(db, row)).await
+    }
+
+    /// Every lane with pending rows: for arming timers at start.
+    pub async fn lanes(&self) -> Result<Vec<LaneSummary>, StoreError> {
+        self.read_after(read::lanes).await
+    }
+
+    /// Rows for `queue list`, newest last, without their bodies.
+    pub async fn list_rows(&self, filter: &RowFilter) -> Result<Vec<QueueRow>, StoreError> {
+        let filter = filter.clone();
+        self.read_after(move |db| read::list_rows(db, filter)).await
+    }
+
+    /// Pending rows past `expires_ms`, at most `limit`, without their bodies: to be settled dead.
+    pub async fn expired(&self, now_ms: i64, limit: usize) -> Result<Vec<QueueRow>, StoreError> {
+        self.read_after(move |db| read::expired(db, now_ms, limit))
+            .await
+    }
+
+    /// Dead rows whose notice on FED_DEAD is not acknowledged yet.
+    pub async fn unnoticed_dead(&self, limit: usize) -> Result<Vec<QueueRow>, StoreError> {
+        self.read_after(move |db| read::unnoticed_dead(db, limit))
+            .await
+    }
+
+    /// Marks notices as sent.
+    pub async fn noticed(&self, ids: Vec<i64>) -> Result<Commit, StoreError> {
+        self.put(Work::Noticed(ids)).await
+    }
+
+    /// Makes failed and held rows pending again as if never attempted; answers how many there were.
+    pub async fn redrive(&self, ids: Vec<i64>) -> Result<Commit<u64>, StoreError> {
+        let op = Single::Redrive(ids.into_iter().collect());
+        self.write(Work::Single(op), number).await
+    }
+
+    /// Removes failed and held rows; answers how many there were.
+    pub async fn drop_rows(&self, ids: Vec<i64>) -> Result<Commit<u64>, StoreError> {
+        let op = Single::Drop(ids.into_iter().collect());
+        self.write(Work::Single(op), number).await
+    }
+
+    /// Counts for gauges: pending rows, oldest pending (ms since epoch), dead rows, by protocol.
+    /// Reads without waiting for the writer.
+    pub async fn queue_counts(&self) -> Result<Vec<QueueCounts>, StoreError> {
+        self.read(read::queue_counts).await
+    }
+}
+
+/// A count of rows.
+fn number(answer: Answer) -> u64 {
+    match answer {
+        Answer::Number(n) => u64::try_from(n).unwrap_or(0),
+        Answer::Done | Answer::Accepted(_) => 0,
+    }
+}

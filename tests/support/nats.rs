@@ -1,0 +1,150 @@
+//! A real nats-server for one test: its own directory, its own port, restartable, killable, and
+//! ended with the test process however that ends (it runs under the bridge's own guard).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use drawbridge::bus::launch::{self, Launched, Settings};
+use drawbridge::bus::{Bus, find};
+use drawbridge::config::{ManagedConfig, NatsConfig, StreamPolicy};
+use tempfile::TempDir;
+
+/// A nats-server with JetStream on files.
+pub struct NatsServer {
+    settings: Settings,
+    port: u16,
+    running: Option<Launched>,
+    _dir: TempDir,
+}
+
+impl NatsServer {
+    /// Starts one on a free port.
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let binary = find::server_binary(None, &find::default_cache_dir())
+            .await
+            .expect("a nats-server binary");
+        let settings = Settings {
+            guard: drawbridge_binary(),
+            binary,
+            dir: dir.path().join("nats"),
+            sync_interval: "2m".to_owned(),
+            max_payload: 16 * 1024 * 1024,
+        };
+        let running = launch::launch(&settings, None)
+            .await
+            .expect("nats-server starts");
+        Self {
+            port: running.port(),
+            settings,
+            running: Some(running),
+            _dir: dir,
+        }
+    }
+
+    /// `nats://127.0.0.1:PORT`, the same over restarts.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.running.as_ref().map(Launched::pid)
+    }
+
+    /// Stops it in good order.
+    pub async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop().await;
+        }
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.kill().await;
+        }
+    }
+
+    /// Starts it again on the same port with the same files (stops it first if it runs).
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        self.running = Some(
+            launch::launch(&self.settings, Some(self.port))
+                .await
+                .expect("nats-server starts again"),
+        );
+    }
+
+    /// Forgets what it stored; it must be stopped.
+    pub fn wipe(&mut self) {
+        assert!(self.running.is_none(), "stop it first");
+        std::fs::remove_dir_all(self.settings.dir.join("data")).expect("its data");
+    }
+
+    /// Settings for a [`Bus`] on this server.
+    pub fn config(&self) -> NatsConfig {
+        config(Some(self.url()), self.settings.dir.join("unused"))
+    }
+
+    /// A connected bus with its streams made.
+    pub async fn bus(&self) -> Bus {
+        let bus = Bus::connect(&self.config()).await.expect("connected");
+        bus.apply_streams().await.expect("streams");
+        bus
+    }
+
+    /// A plain client, as a backend has one.
+    pub async fn client(&self) -> async_nats::Client {
+        async_nats::connect(self.url()).await.expect("connected")
+    }
+}
+
+/// The bridge's own binary.
+pub fn drawbridge_binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_drawbridge"))
+}
+
+/// Settings for the bus with short patience.
+pub fn config(url: Option<String>, store_dir: PathBuf) -> NatsConfig {
+    NatsConfig {
+        url,
+        prefix: "fed".to_owned(),
+        credentials_file: None,
+        connect_timeout: Duration::from_secs(20),
+        request_timeout: Duration::from_secs(5),
+        streams: StreamPolicy::Ensure,
+        partitions: 8,
+        max_ack_pending: 2_000,
+        publish_window: 256,
+        managed: ManagedConfig {
+            binary: None,
+            port: None,
+            store_dir,
+            cache_dir: find::default_cache_dir(),
+            sync_interval: "always".to_owned(),
+            max_payload: 16 * 1024 * 1024,
+        },
+    }
+}
+
+/// Whether a process is there (and is no zombie).
+pub fn alive(pid: u32) -> bool {
+    let status = Path::new("/proc").join(pid.to_string()).join("stat");
+    std::fs::read_to_string(status).is_ok_and(|text| {
+        text.rsplit_once(')')
+            .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    })
+}
+
+/// Waits until a process is gone.
+pub async fn gone(pid: u32) {
+    let wait = async {
+        while alive(pid) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), wait)
+        .await
+        .unwrap_or_else(|_| panic!("process {pid} is still there"));
+}
