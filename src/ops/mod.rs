@@ -1,4 +1,5 @@
 //! Metrics, operator events, logging.
+pub mod health;
 pub mod metrics;
 
 use crate::protocol::ProtocolId;
