@@ -10,6 +10,7 @@ use drawbridge::config::PeerPin;
 use drawbridge::ops::health::Health;
 use drawbridge::ops::metrics;
 use drawbridge::peers::Peers;
+use drawbridge::protocol::{PeerName, PeerRecord};
 use drawbridge::store::{NewRow, RowState, Store};
 use drawbridge::trust::{Rule, Trust};
 use http_body_util::BodyExt as _;
@@ -145,6 +146,18 @@ async fn the_queue_is_listed_by_filter_without_its_bodies() {
 #[tokio::test]
 async fn peers_are_listed_with_their_standing_and_score() {
     let b = Bridge::new().await;
+    let name = PeerName::parse("beta.com").unwrap();
+    b.state.peers.put(PeerRecord {
+        protocol: "uam",
+        name,
+        endpoint: "https://relay.beta.com".into(),
+        alternatives: Vec::new(),
+        public_key: None,
+        discovered_via: "config".into(),
+        last_verified_ms: NOW,
+        ttl_ms: None,
+        facts: serde_json::Map::new(),
+    });
     b.state
         .trust
         .add("uam", Rule::Block, "beta.com", None)
@@ -183,9 +196,17 @@ async fn a_request_under_another_host_name_is_refused() {
     );
 }
 
-/// Names of all metrics, from the `# TYPE` lines, as they are scraped.
+/// Names of all metrics, from the `# TYPE` lines, as they are scraped. One with labels is shown
+/// once something was counted under it.
 fn shown_names() -> Vec<String> {
-    metrics::init();
+    metrics::attempt("uam", "delivered", 0.1);
+    metrics::retry("uam");
+    metrics::dead("uam", "expired");
+    metrics::duplicate_first("uam");
+    metrics::inbound("uam", "accepted");
+    metrics::refusal("uam", "too_old");
+    metrics::queue("nothing", 0, 0.0);
+    metrics::discovery("uam", true);
     let text = metrics::encode();
     let types = text.lines().filter_map(|l| l.strip_prefix("# TYPE "));
     types
