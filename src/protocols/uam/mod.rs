@@ -13,6 +13,7 @@
 //! | [`agents`] | agents' keys, ours and strangers' |
 //! | [`verify`], [`relay_request`], [`envelope`], [`canonical`], [`json`] | the pure part: what is read, signed, checked |
 //! | [`admin`], [`routes`], [`answer`] | the other routes, and refusals in the protocol's words |
+//! | [`explain`] | what is checked, step by step, for a person |
 
 pub mod address;
 pub mod admin;
@@ -22,6 +23,7 @@ pub mod canonical;
 pub mod deliver;
 pub mod discover;
 pub mod envelope;
+pub mod explain;
 pub mod json;
 pub mod judge;
 mod number;
