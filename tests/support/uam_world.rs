@@ -183,7 +183,6 @@ impl World {
         }
         let uam = Uam::new(UamParts {
             config,
-            pins: Vec::new(),
             store: store.clone(),
             peers: peers.clone(),
             trust: trust.clone(),
