@@ -46,7 +46,7 @@ use serde_json::json;
 
 use crate::clock::Clock;
 use crate::config::UamConfig;
-use crate::identity::{self, KeyFileError, KeyOrigin, SigningKey};
+use crate::identity::{self, KeyFileError, KeyOrigin, PublicKey, SigningKey};
 use crate::inbound::Door;
 use crate::ops::Ops;
 use crate::peers::Peers;
@@ -173,7 +173,7 @@ impl Uam {
     }
 
     /// Our public key.
-    pub fn public_key(&self) -> crate::identity::PublicKey {
+    pub fn public_key(&self) -> PublicKey {
         self.key.public()
     }
 
