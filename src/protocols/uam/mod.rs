@@ -13,6 +13,7 @@
 //! | [`agents`] | agents' keys, ours and strangers' |
 //! | [`verify`], [`relay_request`], [`envelope`], [`canonical`], [`json`] | the pure part: what is read, signed, checked |
 //! | [`admin`], [`routes`], [`answer`] | the other routes, and refusals in the protocol's words |
+//! | [`explain`] | what is checked, step by step, for a person |
 
 pub mod address;
 pub mod admin;
