@@ -211,7 +211,9 @@ impl Running {
         let (_, _) = tokio::join!(listening, outbound.stop());
         self.door.close().await;
         self.peers.flush().await;
-        self.trust.flush().await;
+        if let Err(error) = self.trust.flush().await {
+            tracing::warn!(%error, "the latest scores were not stored");
+        }
         self.stop_rest.cancel();
         for task in self.tasks {
             let _ = task.await;
