@@ -54,6 +54,7 @@ pub struct Running {
     store: Store,
     bus: Bus,
     peers: Peers,
+    trust: Trust,
     door: Door,
     outbound: Outbound,
     managed: Option<ManagedServer>,
@@ -146,7 +147,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let state = AdminState {
         store: store.clone(),
         peers: peers.clone(),
-        trust,
+        trust: trust.clone(),
         health: health.clone(),
         keys,
         clock: clock.clone(),
@@ -173,6 +174,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store,
         bus,
         peers,
+        trust,
         door,
         outbound,
         managed,
@@ -209,6 +211,9 @@ impl Running {
         let (_, _) = tokio::join!(listening, outbound.stop());
         self.door.close().await;
         self.peers.flush().await;
+        if let Err(error) = self.trust.flush().await {
+            tracing::warn!(%error, "the latest scores were not stored");
+        }
         self.stop_rest.cancel();
         for task in self.tasks {
             let _ = task.await;

@@ -105,9 +105,7 @@ pub async fn send(args: SendArgs) -> Outcome {
     let waited = tokio::time::timeout(Duration::from_secs(seconds), outcome(tail, &id)).await;
     match waited {
         Ok(ended) => ended,
-        Err(_) => Err(format!(
-            "no outcome within {seconds} s; `drawbridge queue list` shows what waits"
-        )),
+        Err(_) => queued(&config, &id, seconds).await,
     }
 }
 

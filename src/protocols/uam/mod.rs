@@ -173,7 +173,7 @@ impl Uam {
     }
 
     /// Our public key.
-    pub fn public_key(&self) -> PublicKey {
+    pub fn public_key(&self) -> identity::PublicKey {
         self.key.public()
     }
 
