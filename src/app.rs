@@ -1,1 +1,329 @@
-//! Start-up and shutdown.
+//! Start-up and shutdown, top to bottom.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, AdminState, KeyInfo};
+use crate::bus::{Bus, BusError, ManagedServer};
+use crate::clock::Clock;
+use crate::config::{Config, ListenConfig};
+use crate::http::client::Client;
+use crate::http::server::Server;
+use crate::inbound::Door;
+use crate::ops::health::Health;
+use crate::ops::{Ops, metrics};
+use crate::outbound::{self, Outbound};
+use crate::peers::Peers;
+use crate::protocol::{Protocol, ProtocolId, Refusal};
+use crate::protocols::uam::{Uam, UamError, UamParts};
+use crate::store::{Store, StoreError};
+use crate::trust::Trust;
+
+/// How often gauges are read and old rows are pruned.
+const HOUSEKEEPING: Duration = Duration::from_secs(15);
+
+/// Why the bridge cannot start: a sentence a person can act on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Uam(#[from] UamError),
+    #[error(transparent)]
+    Outbound(#[from] outbound::StartError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// A bridge at work.
+pub struct Running {
+    /// Where peers reach it.
+    pub public: SocketAddr,
+    /// Where operators reach it.
+    pub admin: SocketAddr,
+    /// The broker in use.
+    pub nats_url: String,
+    store: Store,
+    bus: Bus,
+    door: Door,
+    outbound: Outbound,
+    managed: Option<ManagedServer>,
+    listeners: Vec<std::thread::JoinHandle<()>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    stop_listening: CancellationToken,
+    stop_rest: CancellationToken,
+}
+
+/// Starts everything, in the order in which each part needs the ones before it; the public listener
+/// opens last.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    metrics::init();
+    let (clock, health) = (Clock::system(), Health::new());
+    private_dir(&config.data_dir)?;
+
+    let store = Store::open(&config.data_dir.join("drawbridge.db"), clock.clone()).await?;
+
+    let (managed, nats) = match &config.nats.url {
+        Some(_) => (None, config.nats.clone()),
+        None => {
+            let server = ManagedServer::start(&config.nats).await?;
+            let nats = crate::config::NatsConfig {
+                url: Some(server.url()),
+                ..config.nats.clone()
+            };
+            (Some(server), nats)
+        }
+    };
+    let bus = Bus::connect(&nats).await?;
+    for difference in bus.apply_streams().await? {
+        tracing::warn!("{difference}");
+    }
+    let ops = Ops::start(bus.clone(), config.ops_single);
+
+    let peers = Peers::open(store.clone(), &config.peers, clock.clone()).await?;
+    let trust = Trust::open(store.clone(), clock.clone()).await?;
+    let door = Door::open(store.clone(), bus.clone(), ops.clone(), clock.clone()).await?;
+
+    let client = Client::new(&config.http).map_err(StartError::Setting)?;
+    let mut protocols: HashMap<ProtocolId, Arc<dyn Protocol>> = HashMap::new();
+    let mut keys = Vec::new();
+    let mut routes = axum::Router::new();
+    if config.uam.domain.is_some() {
+        let uam = Uam::new(UamParts {
+            config: config.uam.clone(),
+            pins: config.peers.clone(),
+            store: store.clone(),
+            peers: peers.clone(),
+            trust: trust.clone(),
+            door: door.clone(),
+            net: Arc::new(client),
+            ops: ops.clone(),
+            clock: clock.clone(),
+        })
+        .await?;
+        let public = uam.public_key();
+        keys.push(KeyInfo {
+            protocol: uam.id().to_owned(),
+            name: uam.domain().to_owned(),
+            fingerprint: public.fingerprint(),
+            public_key: public.to_base64(),
+        });
+        routes = uam.clone().routes();
+        protocols.insert(uam.id(), uam);
+    } else {
+        tracing::warn!(
+            "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM"
+        );
+    }
+    let protocols = Arc::new(protocols);
+
+    let outbound = Outbound::start(
+        &config,
+        outbound::Parts {
+            bus: bus.clone(),
+            store: store.clone(),
+            peers: peers.clone(),
+            ops: ops.clone(),
+            clock: clock.clone(),
+            health: health.clone(),
+            protocols: protocols.clone(),
+        },
+    )
+    .await?;
+    serve_calls(&bus, protocols.clone()).await?;
+
+    let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
+    let admin_server = Server::bind(&config.admin, false)?;
+    let admin_at = admin_server.local_addr();
+    let state = AdminState {
+        store: store.clone(),
+        peers,
+        trust,
+        health: health.clone(),
+        keys,
+        clock: clock.clone(),
+    };
+    let mut tasks = vec![
+        tokio::spawn(admin_server.serve(admin::router(state), stop_rest.clone())),
+        tokio::spawn(housekeeping(
+            store.clone(),
+            bus.clone(),
+            health,
+            clock,
+            stop_rest.clone(),
+        )),
+    ];
+    let threads = outbound::shard_count(config.outbound.shards);
+    let (public, listeners) = listen(&config.public, &routes, threads, &stop_listening)?;
+    tasks.shrink_to_fit();
+    let nats_url = nats.url.unwrap_or_default();
+    tracing::info!(%public, admin = %admin_at, broker = bus.server().version, "drawbridge is open");
+    Ok(Running {
+        public,
+        admin: admin_at,
+        nats_url,
+        store,
+        bus,
+        door,
+        outbound,
+        managed,
+        listeners,
+        tasks,
+        stop_listening,
+        stop_rest,
+    })
+}
+
+impl Running {
+    /// Rows still to be delivered, oldest first.
+    pub async fn pending(&self) -> Result<Vec<crate::store::QueueRow>, StoreError> {
+        let filter = crate::store::RowFilter {
+            states: [crate::store::RowState::Pending].into(),
+            ..Default::default()
+        };
+        self.store.list_rows(&filter).await
+    }
+
+    /// Stops: no new requests and messages, those in hand are finished (each part bounded by the
+    /// drain time), then the ledger, the broker connection and the managed server are closed.
+    pub async fn stop(self) {
+        tracing::info!("drawbridge is draining");
+        self.stop_listening.cancel();
+        let (listeners, outbound) = (self.listeners, self.outbound);
+        let listening = tokio::task::spawn_blocking(move || {
+            for thread in listeners {
+                if thread.join().is_err() {
+                    tracing::error!("a listener thread ended abnormally");
+                }
+            }
+        });
+        let (_, _) = tokio::join!(listening, outbound.stop());
+        self.door.close().await;
+        self.stop_rest.cancel();
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        self.store.close().await;
+        self.bus.close().await;
+        if let Some(server) = self.managed {
+            server.stop().await;
+        }
+        tracing::info!("drawbridge has stopped");
+    }
+}
+
+/// The public listener: one thread a shard, each with its own socket on the same port.
+fn listen(
+    config: &ListenConfig,
+    routes: &axum::Router,
+    threads: usize,
+    stop: &CancellationToken,
+) -> Result<(SocketAddr, Vec<std::thread::JoinHandle<()>>), StartError> {
+    let first = Server::bind(config, true)?;
+    let at = first.local_addr();
+    let share = ListenConfig {
+        address: at,
+        max_connections: (config.max_connections / threads.max(1)).max(1),
+        ..config.clone()
+    };
+    let mut servers = vec![first];
+    for _ in 1..threads {
+        servers.push(Server::bind(&share, true)?);
+    }
+    let mut handles = Vec::new();
+    for (n, server) in servers.into_iter().enumerate() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (routes, stop) = (routes.clone(), stop.clone());
+        let thread = std::thread::Builder::new().name(format!("public-{n}"));
+        handles.push(thread.spawn(move || runtime.block_on(server.serve(routes, stop)))?);
+    }
+    Ok((at, handles))
+}
+
+/// Answers `fed.do.<protocol>.<method>`.
+async fn serve_calls(
+    bus: &Bus,
+    protocols: Arc<HashMap<ProtocolId, Arc<dyn Protocol>>>,
+) -> Result<(), BusError> {
+    bus.serve_calls(Arc::new(move |protocol, method, body| {
+        let protocols = protocols.clone();
+        Box::pin(async move {
+            match protocols.get(protocol.as_str()) {
+                Some(p) => p.call(&method, body).await,
+                None => Err(Refusal::new(
+                    "unknown_protocol",
+                    format!("no protocol is called {protocol:?}"),
+                )),
+            }
+        })
+    }))
+    .await
+}
+
+/// Gauges, readiness of store and broker, retention.
+async fn housekeeping(
+    store: Store,
+    bus: Bus,
+    health: Health,
+    clock: Clock,
+    stop: CancellationToken,
+) {
+    let mut connected = bus.connected_changes();
+    let mut due = tokio::time::interval(HOUSEKEEPING);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        if *connected.borrow_and_update() {
+            health.clear("nats");
+        } else {
+            health.set("nats", "not connected to the broker");
+        }
+        metrics::bus_connected(bus.connected());
+        if store.healthy() {
+            health.clear("store");
+        } else {
+            health.set("store", "the last commit failed");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = connected.changed() => if changed.is_err() { return },
+            _ = due.tick() => {
+                let now = clock.now_ms();
+                match store.queue_counts().await {
+                    Ok(counts) => for c in counts {
+                        let age = c.oldest_pending_ms.map_or(0.0, |t| Duration::from_millis(u64::try_from(now - t).unwrap_or(0)).as_secs_f64());
+                        metrics::queue(&c.protocol, c.pending, age);
+                    },
+                    Err(error) => tracing::debug!(%error, "the queue could not be counted"),
+                }
+                if let Err(error) = store.prune(now).await {
+                    tracing::debug!(%error, "old rows could not be pruned");
+                }
+            }
+        }
+    }
+}
+
+/// Makes the data directory, readable by its owner only.
+fn private_dir(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| {
+            std::io::Error::new(
+                e.kind(),
+                format!("the data directory {} cannot be made: {e}", path.display()),
+            )
+        })
+}

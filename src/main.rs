@@ -13,5 +13,5 @@ fn main() -> ExitCode {
     {
         return ExitCode::from(u8::try_from(guard::guard_main(rest)).unwrap_or(2));
     }
-    ExitCode::SUCCESS
+    drawbridge::cli::main()
 }

@@ -433,6 +433,83 @@ async fn large_messages_flow_although_bytes_asked_ahead_are_bounded() {
 }
 
 #[tokio::test]
+async fn many_messages_flow_without_a_pause_between_pulls() {
+    let server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let mut intake = open(&bus, 1).await;
+    let count = 20_000;
+    let publisher = bus.clone();
+    let publishing = tokio::spawn(async move {
+        let mut last = None;
+        for n in 0..count {
+            let ack = publisher
+                .publish_windowed(BusMessage {
+                    subject: "fed.out.uam.beta_com.message".to_owned(),
+                    headers: vec![],
+                    payload: Bytes::from(n.to_string()),
+                    stream: "FED_OUT",
+                })
+                .await
+                .expect("sent");
+            // Awaited in the background so that the window stays full.
+            last = Some(tokio::spawn(ack));
+        }
+        if let Some(last) = last {
+            last.await.expect("joined").expect("acknowledged");
+        }
+    });
+    let mut next = 0;
+    while next < count {
+        let batch = soon("a batch", intake.next_batch(512))
+            .await
+            .expect("messages");
+        for message in batch {
+            assert_eq!(body(&message), next.to_string());
+            next += 1;
+            message.ack.ack().await.expect("acknowledged");
+        }
+    }
+    publishing.await.expect("published");
+}
+
+#[tokio::test]
+async fn a_tail_neither_skips_nor_repeats_over_a_restart_of_the_broker() {
+    let mut server = NatsServer::start().await;
+    let bus = server.bus().await;
+    let put = async |n: usize| {
+        bus.publish(BusMessage {
+            subject: "fed.in.uam.beta_com.message".to_owned(),
+            headers: vec![],
+            payload: Bytes::from(n.to_string()),
+            stream: "FED_IN",
+        })
+        .await
+        .expect("published")
+    };
+    put(0).await;
+    let mut tail = bus.tail("fed.in.>", TailFrom::New).await.expect("tail");
+    put(1).await;
+    put(2).await;
+    assert_eq!(soon("1", tail.next()).await.expect("read").payload, "1");
+    let mut changes = bus.connected_changes();
+    server.kill().await;
+    soon("loss noticed", changes.wait_for(|up| !up))
+        .await
+        .expect("a change");
+    server.restart().await;
+    soon("back", changes.wait_for(|up| *up))
+        .await
+        .expect("a change");
+    put(3).await;
+    assert_eq!(soon("2", tail.next()).await.expect("read").payload, "2");
+    assert_eq!(soon("3", tail.next()).await.expect("read").payload, "3");
+    let js = jetstream::new(server.client().await);
+    js.delete_stream("FED_IN").await.expect("deleted");
+    let error = soon("the end", tail.next()).await.expect_err("gone");
+    assert_eq!(error.kind, BusErrorKind::Stream, "{error}");
+}
+
+#[tokio::test]
 async fn a_deleted_consumer_is_noticed() {
     let server = NatsServer::start().await;
     let bus = server.bus().await;
@@ -581,19 +658,18 @@ async fn calls_of_backends_are_answered_and_questions_to_them_too() {
         .subscribe("fed.ask.uam.resolve")
         .await
         .expect("subscribed");
-    backend.flush().await.expect("known to the broker");
-    let (asked, ()) = tokio::join!(
-        bus.ask("uam", "resolve", Bytes::from_static(b"?"), second * 10),
-        async {
-            use futures_util::StreamExt;
-            let question = questions.next().await.expect("a question");
-            let reply = question.reply.expect("a reply subject");
-            backend
-                .publish(reply, question.payload)
-                .await
-                .expect("answered");
-        }
-    );
+    nats::round_trip(&backend).await;
+    let answering = async {
+        use futures_util::StreamExt;
+        let question = questions.next().await.expect("a question");
+        let reply = question.reply.expect("a reply subject");
+        backend
+            .publish(reply, question.payload)
+            .await
+            .expect("answered");
+    };
+    let asking = bus.ask("uam", "resolve", Bytes::from_static(b"?"), second * 10);
+    let (asked, ()) = soon("asked", async { tokio::join!(asking, answering) }).await;
     assert_eq!(asked.expect("answered"), Bytes::from_static(b"?"));
     bus.close().await;
 }

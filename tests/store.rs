@@ -834,3 +834,37 @@ async fn peers_trust_records_and_keys_read_back_as_written() {
     let f = f.reopened().await;
     assert_eq!(f.store.next_epoch().await.unwrap(), 2);
 }
+
+#[tokio::test]
+async fn who_hands_in_more_than_there_is_room_for_waits() {
+    use sqlx::Connection;
+    let f = Fixture::new().await;
+    // Another program holds the file, so nothing is committed for the moment.
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(f.path());
+    let mut other = sqlx::SqliteConnection::connect_with(&options)
+        .await
+        .unwrap();
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let big = |n: usize| NewRow {
+        body: Bytes::from(vec![b'b'; 10 << 20]),
+        ..new_row(&f.store, &format!("m{n}"), "beta.test")
+    };
+    let mut commits = Vec::new();
+    for n in 0..3 {
+        commits.push(f.store.enqueue(vec![big(n)]).await.unwrap());
+    }
+    let fourth = f.store.enqueue(vec![big(3)]);
+    tokio::pin!(fourth);
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut fourth).await;
+    assert!(early.is_err(), "there was room for 40 MiB");
+    assert_eq!(f.store.waiting(), 3);
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    commits.push(fourth.await.unwrap());
+    for commit in commits {
+        commit.await.unwrap();
+    }
+    assert_eq!(f.store.waiting(), 0);
+}

@@ -40,7 +40,8 @@ CREATE TABLE federation_bodies (
     body BLOB NOT NULL
 );
 
-CREATE INDEX federation_queue_lane ON federation_queue (protocol, peer, id, next_at_ms)
+-- `state` at the end makes an index cover the counts, which otherwise read every row.
+CREATE INDEX federation_queue_lane ON federation_queue (protocol, peer, id, next_at_ms, state)
     WHERE state = 'pending';
 CREATE INDEX federation_queue_key ON federation_queue (protocol, peer, order_key, id)
     WHERE state = 'pending';
@@ -48,11 +49,11 @@ CREATE INDEX federation_queue_expiry ON federation_queue (expires_ms)
     WHERE state = 'pending' AND expires_ms IS NOT NULL;
 CREATE INDEX federation_queue_delivered ON federation_queue (settled_ms)
     WHERE state = 'delivered';
-CREATE INDEX federation_queue_failed ON federation_queue (settled_ms, protocol)
+CREATE INDEX federation_queue_failed ON federation_queue (settled_ms, protocol, state)
     WHERE state = 'failed';
 CREATE INDEX federation_queue_unnoticed ON federation_queue (id)
     WHERE state = 'failed' AND noticed = 0;
-CREATE INDEX federation_queue_held ON federation_queue (protocol)
+CREATE INDEX federation_queue_held ON federation_queue (protocol, state)
     WHERE state = 'held';
 CREATE INDEX federation_queue_body ON federation_queue (body_ref)
     WHERE body_ref IS NOT NULL;

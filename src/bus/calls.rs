@@ -37,6 +37,36 @@ impl Bus {
             token(protocol),
             method.join(".")
         );
+        self.request(subject, body, timeout).await
+    }
+
+    /// A request to the bridge itself, `fed.do.<protocol>.<method>`, as a local backend makes it.
+    /// `Err(Refused)`: the bridge's own sentence.
+    pub async fn call_bridge(
+        &self,
+        protocol: &str,
+        method: &str,
+        body: Bytes,
+    ) -> Result<serde_json::Value, BusError> {
+        let subject = format!("{}.do.{}.{method}", self.prefix(), token(protocol));
+        let answer = self.request(subject, body, CALL_TIMEOUT).await?;
+        let mut answer: serde_json::Value = serde_json::from_slice(&answer)
+            .map_err(|e| BusError::unavailable(format!("the bridge's answer is no JSON: {e}")))?;
+        if answer["ok"] == true {
+            return Ok(answer["result"].take());
+        }
+        let sentence = answer["error"]["detail"]
+            .as_str()
+            .unwrap_or("refused without a reason");
+        Err(BusError::new(BusErrorKind::Refused, sentence.to_owned()))
+    }
+
+    async fn request(
+        &self,
+        subject: String,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, BusError> {
         let request = async_nats::Request::new()
             .payload(body)
             .timeout(Some(timeout));
@@ -50,11 +80,11 @@ impl Bus {
             Ok(Ok(message)) => Ok(message.payload),
             Ok(Err(e)) => Err(match e.kind() {
                 RequestErrorKind::NoResponders => {
-                    BusError::unavailable(format!("no local backend answers {subject}"))
+                    BusError::unavailable(format!("nobody answers {subject}"))
                 }
-                RequestErrorKind::TimedOut => BusError::unavailable(format!(
-                    "the local backend did not answer {subject} in time"
-                )),
+                RequestErrorKind::TimedOut => {
+                    BusError::unavailable(format!("no answer to {subject} in time"))
+                }
                 RequestErrorKind::MaxPayloadExceeded => BusError::new(
                     BusErrorKind::Refused,
                     format!("{subject}: larger than the broker's max_payload"),
@@ -62,7 +92,7 @@ impl Bus {
                 _ => BusError::unavailable(format!("{subject}: {e}")),
             }),
             Err(_) => Err(BusError::unavailable(format!(
-                "the local backend did not answer {subject} in time"
+                "no answer to {subject} in time"
             ))),
         }
     }
@@ -89,11 +119,9 @@ impl Bus {
             .add(format!("{root}.*.>"))
             .await
             .map_err(|e| failed(&e))?;
-        // The broker knows the subscription before we say that we serve.
-        tokio::time::timeout(self.patience(), client.flush())
-            .await
-            .map_err(|_| failed(&"no answer in time"))?
-            .map_err(|e| failed(&e))?;
+        // The broker handles a connection's commands in order: once it answers this one it knows
+        // the subscription. (A flush only empties our own buffer.)
+        self.round_trip().await.map_err(|e| failed(&e))?;
         let closed = self.inner.closed.clone();
         tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(CALLS));
@@ -136,6 +164,25 @@ impl Bus {
             drop(service);
         });
         Ok(())
+    }
+}
+
+impl Bus {
+    /// Waits until the broker has handled what this connection sent so far.
+    async fn round_trip(&self) -> Result<(), BusError> {
+        let client = &self.inner.client;
+        match tokio::time::timeout(
+            self.patience(),
+            client.request(client.new_inbox(), Bytes::new()),
+        )
+        .await
+        {
+            // Nobody listens at a new inbox: that nobody does is the answer.
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => Ok(()),
+            Ok(Err(e)) => Err(BusError::unavailable(e.to_string())),
+            Err(_) => Err(BusError::unavailable("no answer in time")),
+        }
     }
 }
 

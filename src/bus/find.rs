@@ -184,6 +184,9 @@ async fn fetch(workplace: &Path) -> Result<(), String> {
             .args(["--no-deps", "--target"])
             .arg(workplace)
             .arg(&wanted)
+            // Settings of the user's own that do not go with --target.
+            .env("PIP_USER", "0")
+            .env("PIP_REQUIRE_VIRTUALENV", "0")
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();

@@ -14,11 +14,10 @@ use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::{ErrorCode, Message};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use tokio::sync::watch;
 
 use super::parse::{Stored, parse};
 use super::publish::js_error;
-use super::{AckHandle, Bus, BusError, BusErrorKind, Link, OutMessage};
+use super::{AckHandle, Bus, BusError, BusErrorKind, Line, OutMessage};
 
 /// Redelivery is only for an owner that hangs: the epoch change is what brings messages back.
 const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -44,8 +43,7 @@ pub struct Intake {
     bus: Bus,
     stream: String,
     messages: pull::Stream,
-    link: watch::Receiver<Link>,
-    losses: u64,
+    line: Line,
     /// Consumer sequence of the next message; anything else is a gap.
     expected: u64,
     broken: Option<String>,
@@ -70,8 +68,7 @@ impl Bus {
         if !self.connected() {
             return Err(BusError::unavailable("not connected to the broker"));
         }
-        let link = self.inner.link.clone();
-        let losses = link.borrow().losses;
+        let line = self.line();
         let name = self.stream("FED_OUT");
         let open = self.make_consumer(
             &name,
@@ -88,8 +85,7 @@ impl Bus {
             bus: self.clone(),
             stream: name,
             messages,
-            link,
-            losses,
+            line,
             expected: 1,
             broken: None,
         })
@@ -122,8 +118,10 @@ impl Bus {
         for consumer in earlier {
             let consumer: async_nats::jetstream::consumer::Info = consumer;
             let owner = consumer.config.metadata.get(STORE_KEY).map(String::as_str);
-            match whose(&consumer.name, owner, store_id) {
-                Whose::Ours => {
+            // A work queue gives every message to one reader: a consumer that is not ours is
+            // another's.
+            match owner == Some(store_id) {
+                true => {
                     if let Err(e) = stream.delete_consumer(&consumer.name).await
                         && !gone(&e)
                     {
@@ -133,7 +131,7 @@ impl Bus {
                         )));
                     }
                 }
-                Whose::Foreign => {
+                false => {
                     return Err(BusError::new(
                         BusErrorKind::Foreign,
                         format!(
@@ -233,7 +231,7 @@ impl Intake {
         if self.broken.is_none() {
             let first = tokio::select! {
                 biased;
-                () = lost(&mut self.link, self.losses) => {
+                () = self.line.lost() => {
                     self.broken = Some("the connection was lost; messages may be missing".to_owned());
                     None
                 }
@@ -314,28 +312,6 @@ impl Intake {
                 reply,
             },
         });
-    }
-}
-
-/// Returns when the connection was lost since the intake was opened.
-async fn lost(link: &mut watch::Receiver<Link>, losses: u64) {
-    if link.wait_for(|link| link.losses != losses).await.is_err() {
-        // The bus is gone; the message stream ends and says so.
-        std::future::pending::<()>().await;
-    }
-}
-
-enum Whose {
-    Ours,
-    Foreign,
-}
-
-/// A work queue gives every message to one reader, so any consumer that is not ours is foreign.
-fn whose(_name: &str, owner: Option<&str>, store_id: &str) -> Whose {
-    if owner == Some(store_id) {
-        Whose::Ours
-    } else {
-        Whose::Foreign
     }
 }
 

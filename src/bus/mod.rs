@@ -10,7 +10,7 @@
 //! * `publish`: a publish is done when JetStream acknowledged it; with a window in flight the
 //!   order of calls is the order in the stream.
 //! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
-//! * `read`: what the repair of `fed.in` and the command line read back.
+//! * `read`, `tail`: what the repair of `fed.in` and the command line read back, in order.
 //! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
 
 use std::sync::Arc;
@@ -38,11 +38,16 @@ mod read;
 mod retry;
 mod streams;
 pub mod subject;
+mod tail;
 
 pub use intake::Intake;
 pub use managed::ManagedServer;
-pub use read::{StoredMessage, StreamFacts, Tail, TailFrom, TailMessage};
+pub use read::{StoredMessage, StreamFacts};
 pub use streams::stream_name;
+pub use tail::{Tail, TailFrom};
+
+/// An acknowledgement that cannot be handed to the connection for this long is given up.
+const ACK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to match on when the bus fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +122,23 @@ struct Link {
     losses: u64,
 }
 
+/// The connection as it was at one moment.
+struct Line {
+    link: watch::Receiver<Link>,
+    losses: u64,
+}
+
+impl Line {
+    /// Returns when the connection was lost since that moment, even if it is back.
+    async fn lost(&mut self) {
+        let losses = self.losses;
+        if self.link.wait_for(|l| l.losses != losses).await.is_err() {
+            // The bus is gone; what is being read ends and says so.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// A message of `FED_OUT` with its parsed form, to be acknowledged when its row is durable.
 pub struct OutMessage {
     /// Subject as the backend published it (partition token removed).
@@ -140,11 +162,18 @@ pub struct AckHandle {
 }
 
 impl AckHandle {
-    /// Acknowledges (fire and forget; a lost one is redelivered and meets its row).
+    /// Acknowledges (fire and forget; a lost one is redelivered and meets its row). Does not wait
+    /// for a connection that is away: what it would acknowledge is delivered again anyway.
     pub async fn ack(self) -> Result<(), BusError> {
-        self.client
-            .publish(self.reply, Bytes::from_static(b"+ACK"))
+        if self.client.connection_state() != async_nats::connection::State::Connected {
+            return Err(BusError::unavailable(
+                "an acknowledgement was not sent: not connected",
+            ));
+        }
+        let sent = self.client.publish(self.reply, Bytes::from_static(b"+ACK"));
+        tokio::time::timeout(ACK_PATIENCE, sent)
             .await
+            .map_err(|_| BusError::unavailable("an acknowledgement was not sent in time"))?
             .map_err(|e| BusError::unavailable(format!("an acknowledgement was not sent: {e}")))
     }
 }
@@ -229,6 +258,12 @@ impl Bus {
 
     fn patience(&self) -> Duration {
         self.inner.config.request_timeout
+    }
+
+    fn line(&self) -> Line {
+        let link = self.inner.link.clone();
+        let losses = link.borrow().losses;
+        Line { link, losses }
     }
 
     /// A stream's name under the configured prefix.

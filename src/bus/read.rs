@@ -1,13 +1,8 @@
-//! Reading streams back: for the repair of `fed.in` (promise 2) and for `drawbridge tail`.
-
-use std::time::Duration;
+//! Reading a stream's state and single messages back, for the repair of `fed.in` (promise 2).
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::consumer::pull::{OrderedConfig, OrderedErrorKind};
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use bytes::Bytes;
-use futures_util::StreamExt;
 
 use super::publish::js_error;
 use super::{Bus, BusError, BusErrorKind};
@@ -45,25 +40,6 @@ impl StoredMessage {
             .find(|(n, _)| n.eq_ignore_ascii_case(name))
             .map(|(_, value)| value.as_str())
     }
-}
-
-/// A message of a tail.
-pub type TailMessage = StoredMessage;
-
-/// Where a tail begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TailFrom {
-    /// What is published from now on.
-    New,
-    /// The oldest message held.
-    All,
-    /// This stream sequence, or the next one held.
-    Seq(u64),
-}
-
-/// Messages of one stream, in order; reconnects and missed messages are mended inside.
-pub struct Tail {
-    messages: pull::Ordered,
 }
 
 impl Bus {
@@ -137,114 +113,13 @@ impl Bus {
             },
         }
     }
-
-    /// Follows the messages of a subject filter such as `fed.in.uam.>`; the stream is found by
-    /// the filter's second part (`in`, `held`, `dead`, `ops`).
-    pub async fn tail(&self, filter: &str, from: TailFrom) -> Result<Tail, BusError> {
-        let area = filter
-            .strip_prefix(self.prefix())
-            .and_then(|rest| rest.strip_prefix('.'))
-            .map(|rest| rest.split('.').next().unwrap_or_default());
-        let logical = match area {
-            Some("in") => "FED_IN",
-            Some("held") => "FED_HELD",
-            Some("dead") => "FED_DEAD",
-            Some("ops") => "FED_OPS",
-            _ => {
-                let p = self.prefix();
-                return Err(BusError::new(
-                    BusErrorKind::Config,
-                    format!(
-                        "{filter:?} cannot be followed; a filter begins with {p}.in, {p}.held, \
-                         {p}.dead or {p}.ops"
-                    ),
-                ));
-            }
-        };
-        let name = self.stream(logical);
-        let failed = |e: &dyn std::fmt::Display| {
-            BusError::unavailable(format!("{name} cannot be followed: {e}"))
-        };
-        let open = async {
-            let stream = self
-                .inner
-                .js
-                .get_stream_no_info(&name)
-                .await
-                .map_err(|e| failed(&e))?;
-            let consumer = stream
-                .create_consumer(OrderedConfig {
-                    filter_subject: filter.to_owned(),
-                    deliver_policy: match from {
-                        TailFrom::New => DeliverPolicy::New,
-                        TailFrom::All => DeliverPolicy::All,
-                        TailFrom::Seq(start_sequence) => DeliverPolicy::ByStartSequence {
-                            start_sequence: start_sequence.max(1),
-                        },
-                    },
-                    ..OrderedConfig::default()
-                })
-                .await
-                .map_err(|e| {
-                    use async_nats::jetstream::stream::ConsumerErrorKind as Kind;
-                    match e.kind() {
-                        Kind::JetStream(error) => js_error(&error, &format!("following {filter}")),
-                        _ => failed(&e),
-                    }
-                })?;
-            consumer.messages().await.map_err(|e| failed(&e))
-        };
-        let messages = tokio::time::timeout(self.patience(), open)
-            .await
-            .map_err(|_| failed(&"no answer in time"))??;
-        Ok(Tail { messages })
-    }
 }
 
-impl Tail {
-    /// The next message; waits while there is none. `Err`: the stream is gone, or the broker has
-    /// been away for too long.
-    pub async fn next(&mut self) -> Result<StoredMessage, BusError> {
-        loop {
-            let message = match self.messages.next().await {
-                Some(Ok(message)) => message,
-                Some(Err(e)) => match e.kind() {
-                    // The ordered consumer makes itself anew at the next poll.
-                    OrderedErrorKind::MissingHeartbeat | OrderedErrorKind::ConsumerDeleted => {
-                        tokio::time::sleep(Duration::from_millis(200)).await;
-                        continue;
-                    }
-                    _ => return Err(BusError::unavailable(format!("following failed: {e}"))),
-                },
-                None => return Err(BusError::unavailable("the connection is closed")),
-            };
-            let (seq, time_ms) = match message.info() {
-                Ok(info) => (
-                    info.stream_sequence,
-                    ms(info.published.unix_timestamp_nanos()),
-                ),
-                Err(e) => {
-                    return Err(BusError::unavailable(format!(
-                        "a message came without its JetStream facts: {e}"
-                    )));
-                }
-            };
-            return Ok(StoredMessage {
-                subject: message.subject.to_string(),
-                headers: pairs(message.headers.as_ref()),
-                payload: message.payload.clone(),
-                seq,
-                time_ms,
-            });
-        }
-    }
-}
-
-fn ms(nanos: i128) -> UnixMs {
+pub(super) fn ms(nanos: i128) -> UnixMs {
     i64::try_from(nanos.div_euclid(1_000_000)).unwrap_or(0)
 }
 
-fn pairs(headers: Option<&async_nats::HeaderMap>) -> Vec<(String, String)> {
+pub(super) fn pairs(headers: Option<&async_nats::HeaderMap>) -> Vec<(String, String)> {
     headers
         .into_iter()
         .flat_map(async_nats::HeaderMap::iter)

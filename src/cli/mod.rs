@@ -1,1 +1,147 @@
-//! See lib.rs.
+//! The command line: one file per command.
+
+pub mod demo;
+pub mod lists;
+pub mod run;
+pub mod send;
+pub mod tail;
+pub mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::bus::{Bus, ManagedServer};
+use crate::config::{Config, NatsConfig};
+
+/// What every command answers with: an exit code, or a sentence for the person at the terminal.
+pub type Outcome = Result<ExitCode, String>;
+
+/// A federation bridge: chat backends on NATS, the rest of the world on HTTP.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Two bridges on loopback exchange messages, one goes down and comes back.
+    Demo(demo::DemoArgs),
+    /// Run the bridge.
+    Run(ConfigArgs),
+    /// Publish an outbound event.
+    Send(send::SendArgs),
+    /// Show events as they arrive.
+    Tail(tail::TailArgs),
+    /// The outbound queue.
+    #[command(subcommand)]
+    Queue(lists::QueueCommand),
+    /// The servers we know.
+    #[command(subcommand)]
+    Peers(lists::PeersCommand),
+    /// Our own keys.
+    #[command(subcommand)]
+    Keys(lists::KeysCommand),
+    /// Explain step by step why a saved request is accepted or refused.
+    #[command(subcommand)]
+    Verify(verify::VerifyCommand),
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// The configuration in use.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArgs {
+    /// Configuration file; the built-in defaults and the environment apply without one.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the commented defaults.
+    Defaults,
+    /// Read the configuration and say whether it is right.
+    Check(ConfigArgs),
+}
+
+impl ConfigArgs {
+    /// Reads file and environment.
+    pub fn load(&self) -> Result<Config, String> {
+        // Not `vars`: it panics on a value that is no UTF-8, and none of ours may be that.
+        let env: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+            .collect();
+        Config::load(self.config.as_deref(), &env).map_err(|e| e.to_string())
+    }
+}
+
+/// Runs the command of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&format!("the runtime could not be started: {e}")),
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Demo(args) => demo::demo(args).await,
+            Command::Run(args) => run::run(&args).await,
+            Command::Send(args) => send::send(args).await,
+            Command::Tail(args) => tail::tail(args).await,
+            Command::Queue(command) => lists::queue(command).await,
+            Command::Peers(command) => lists::peers(command).await,
+            Command::Keys(command) => lists::keys(command),
+            Command::Verify(command) => verify::verify(command),
+            Command::Config(ConfigCommand::Defaults) => {
+                print!("{}", crate::config::DEFAULT_TOML);
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Config(ConfigCommand::Check(args)) => args.load().map(|_| {
+                println!("the configuration is right");
+                ExitCode::SUCCESS
+            }),
+        }
+    });
+    outcome.unwrap_or_else(|sentence| fail(&sentence))
+}
+
+fn fail(sentence: &str) -> ExitCode {
+    eprintln!("drawbridge: {sentence}");
+    ExitCode::FAILURE
+}
+
+/// Connects to the broker of a configuration: the named one, or the managed one of a running bridge.
+pub async fn connect(config: &Config) -> Result<Bus, String> {
+    let url = match &config.nats.url {
+        Some(url) => url.clone(),
+        None => ManagedServer::running_url(&config.nats.managed).await.ok_or(
+            "no nats.url is configured and no bridge with a managed server runs in this data_dir: start `drawbridge run` first",
+        )?,
+    };
+    let nats = NatsConfig {
+        url: Some(url),
+        ..config.nats.clone()
+    };
+    Bus::connect(&nats).await.map_err(|e| e.to_string())
+}
+
+/// A file's bytes; `-` is standard input.
+pub fn read(path: &std::path::Path) -> Result<bytes::Bytes, String> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let outcome = if path.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut bytes).map(|_| ())
+    } else {
+        std::fs::read(path).map(|b| bytes = b)
+    };
+    outcome.map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(bytes.into())
+}

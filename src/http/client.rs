@@ -27,6 +27,8 @@ const IDLE_PER_HOST: usize = 16;
 /// How long an idle connection is kept. Below what servers and balancers usually allow (60 s), so
 /// that we close first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// While requests are in hand on HTTP/2, and as long for the answer.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes of answer headers in HTTP/2; HTTP/1 has hyper's own bound.
 const MAX_HEADER_LIST: u32 = 64 * 1024;
 
@@ -78,6 +80,10 @@ impl Client {
                 .pool_max_idle_per_host(IDLE_PER_HOST)
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .http2_max_header_list_size(MAX_HEADER_LIST)
+                // All requests to a peer share one HTTP/2 connection, and a request that times out
+                // does not close it: a peer that vanished is found out by pings.
+                .http2_keep_alive_interval(PING_INTERVAL)
+                .http2_keep_alive_timeout(PING_INTERVAL)
                 .build()
                 .map_err(|e| format!("the HTTP client cannot be set up: {e}"))
         };

@@ -14,6 +14,8 @@ mod message;
 mod outlet;
 mod publisher;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

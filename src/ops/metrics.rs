@@ -8,9 +8,10 @@
 //! Functions on the path of every message take `&'static str` labels: a hash of two short strings
 //! and one read lock, no allocation.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode as encode_text;
@@ -72,6 +73,7 @@ struct Metrics {
     refusals: Reasons,
     queue_pending: Family<ByProtocol, Gauge>,
     queue_oldest: Family<ByProtocol, FloatGauge>,
+    queue_protocols: Mutex<BTreeSet<String>>,
     lanes: Gauge,
     in_flight: Gauge,
     window: Gauge,
@@ -141,6 +143,7 @@ impl Metrics {
                 "Age of the oldest waiting row; 0 when none waits",
                 Family::default(),
             ),
+            queue_protocols: Mutex::default(),
             lanes: added(
                 r,
                 "lanes",
@@ -308,6 +311,23 @@ pub fn queue(protocol: &str, pending: u64, oldest_age_s: f64) {
         .get_or_create(&label)
         .set(gauge_value(pending));
     METRICS.queue_oldest.get_or_create(&label).set(oldest_age_s);
+}
+
+/// Sets the queue's gauges of every protocol at once; one that is left out has nothing waiting.
+pub fn queues(rows: &[(String, u64, f64)]) {
+    let mut seen = METRICS
+        .queue_protocols
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    for protocol in seen.iter() {
+        if !rows.iter().any(|(p, ..)| p == protocol) {
+            queue(protocol, 0, 0.0);
+        }
+    }
+    for (protocol, pending, oldest_age_s) in rows {
+        queue(protocol, *pending, *oldest_age_s);
+        seen.insert(protocol.clone());
+    }
 }
 
 /// Sets the number of lanes in memory.

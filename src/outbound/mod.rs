@@ -1,1 +1,232 @@
 //! Intake from JetStream → lane per peer → attempt → outcome.
+//!
+//! ```text
+//! FED_OUT ─ one intake ─▶ rows queued at the store's writer ─▶ commit ─▶ acknowledgement
+//!               └─ the same rows, in order ─▶ shard (thread) ─▶ lane (map entry) ─▶ attempt (task)
+//!                                                 └─ outcome ─▶ the writer; dead ─▶ FED_DEAD
+//! ```
+
+pub mod attempt;
+pub mod dead;
+pub mod intake;
+pub mod lane;
+pub mod outcome;
+pub mod schedule;
+pub mod shard;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::Bus;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::http::client::Client;
+use crate::ops::Ops;
+use crate::ops::health::Health;
+use crate::peers::Peers;
+use crate::peers::health::{Facts, Policy};
+use crate::protocol::{PeerName, Protocol, ProtocolId};
+use crate::store::{Store, StoreError};
+use lane::{Item, Limits};
+use shard::{LaneKey, Shard, Shared, Work};
+
+/// Batches a shard may have waiting.
+const SHARD_QUEUE: usize = 64;
+/// How often rows past `Fed-Expires` are looked for.
+const EXPIRY_SWEEP: Duration = Duration::from_secs(10);
+
+/// What outbound is made from.
+pub struct Parts {
+    pub bus: Bus,
+    pub store: Store,
+    pub peers: Peers,
+    pub ops: Ops,
+    pub clock: Clock,
+    pub health: Health,
+    pub protocols: Arc<HashMap<ProtocolId, Arc<dyn Protocol>>>,
+}
+
+/// Outbound at work.
+pub struct Outbound {
+    threads: Vec<JoinHandle<()>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    stop: CancellationToken,
+}
+
+/// Why outbound could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the outgoing HTTP client: {0}")]
+    Client(String),
+    #[error("a delivery thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Threads by configuration, or one a core, at most 8.
+pub fn shard_count(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism()
+            .map_or(1, std::num::NonZero::get)
+            .min(8),
+        n => n,
+    }
+}
+
+impl Outbound {
+    /// Starts the shards, arms them from the store, and opens the intake.
+    pub async fn start(config: &Config, parts: Parts) -> Result<Self, StartError> {
+        let shards = shard_count(config.outbound.shards);
+        let stop = CancellationToken::new();
+        let dead = Arc::new(Notify::new());
+        let shared = Shared {
+            store: parts.store.clone(),
+            ops: parts.ops.clone(),
+            protocols: parts.protocols.clone(),
+            dead: dead.clone(),
+            policy: Policy {
+                threshold: config.outbound.breaker_threshold,
+                initial: config.outbound.breaker_initial,
+                max: config.outbound.breaker_max,
+            },
+            limits: Limits {
+                window: config.outbound.peer_window,
+                head: config.outbound.lane_head,
+            },
+            window: (config.outbound.global_window / shards).max(1),
+            jitter: config.outbound.jitter,
+            throttle_pause: config.outbound.throttle_pause,
+            drain: config.public.drain_timeout,
+            health: Arc::new(facts(&parts.store).await?),
+        };
+        let (mut senders, mut threads) = (Vec::new(), Vec::new());
+        for n in 0..shards {
+            let (sender, receiver) = mpsc::channel(SHARD_QUEUE);
+            let client = Client::new(&config.http).map_err(StartError::Client)?;
+            let tools = attempt::Tools {
+                client,
+                peers: parts.peers.clone(),
+                clock: parts.clock.clone(),
+                timeout: config.http.timeout,
+                max_answer: config.http.max_answer_bytes,
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let (shard, stop) = (Shard::new(shared.clone(), tools), stop.clone());
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("shard-{n}"))
+                    .spawn(move || runtime.block_on(shard.run(receiver, stop)))?,
+            );
+            senders.push(sender);
+        }
+        arm(&parts, &senders).await?;
+        let max_body = parts.bus.server().max_payload.saturating_sub(8 * 1024);
+        let reader = intake::Reader {
+            bus: parts.bus.clone(),
+            store: parts.store.clone(),
+            peers: parts.peers.clone(),
+            ops: parts.ops.clone(),
+            clock: parts.clock.clone(),
+            health: parts.health.clone(),
+            protocols: parts.protocols.clone(),
+            shards: senders.clone(),
+            dead: dead.clone(),
+            max_body,
+        };
+        let tasks = vec![
+            tokio::spawn(reader.run(stop.clone())),
+            tokio::spawn(dead::run(
+                parts.bus.clone(),
+                parts.store.clone(),
+                dead,
+                stop.clone(),
+            )),
+            tokio::spawn(sweep(parts, senders, stop.clone())),
+        ];
+        Ok(Self {
+            threads,
+            tasks,
+            stop,
+        })
+    }
+
+    /// Stops pulling, lets attempts in flight end (bounded by the drain time), waits for it.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let _ = tokio::task::spawn_blocking(move || {
+            for thread in self.threads {
+                if thread.join().is_err() {
+                    tracing::error!("a delivery thread ended abnormally");
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// Health facts of earlier runs; unreadable ones are left out.
+async fn facts(store: &Store) -> Result<HashMap<(String, String), Facts>, StoreError> {
+    let rows = store.health().await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|r| Some(((r.protocol, r.peer), serde_json::from_str(&r.facts).ok()?)))
+        .collect())
+}
+
+/// Tells the shards which lanes have rows.
+async fn arm(parts: &Parts, shards: &[mpsc::Sender<Work>]) -> Result<(), StoreError> {
+    for summary in parts.store.lanes().await? {
+        let Some(key) = lane_key(&parts.protocols, &summary.protocol, &summary.peer) else {
+            continue;
+        };
+        if let Some(shard) = shards.get(intake::shard_of(&key, shards.len())) {
+            let _ = shard.send(Work::Tail(key, summary.first_id)).await;
+        }
+    }
+    Ok(())
+}
+
+fn lane_key(
+    protocols: &HashMap<ProtocolId, Arc<dyn Protocol>>,
+    protocol: &str,
+    peer: &str,
+) -> Option<LaneKey> {
+    let protocol = protocols.get(protocol).filter(|p| p.enabled())?;
+    Some((protocol.id(), PeerName::parse(peer).ok()?))
+}
+
+/// Finds rows whose `Fed-Expires` is over; the owning shard decides.
+async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EXPIRY_SWEEP) => {}
+        }
+        match parts.store.expired(parts.clock.now_ms(), 500).await {
+            Ok(rows) => {
+                for row in rows {
+                    let Some(key) = lane_key(&parts.protocols, &row.protocol, &row.peer) else {
+                        continue;
+                    };
+                    if let Some(shard) = shards.get(intake::shard_of(&key, shards.len())) {
+                        let _ = shard
+                            .send(Work::Expired(vec![(key, Item::from(row))]))
+                            .await;
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "rows past their time could not be read"),
+        }
+    }
+}

@@ -210,10 +210,12 @@ pub(super) async fn attempts_of(db: SqlitePool, row: i64) -> Answer<Vec<AttemptR
 }
 
 pub(super) async fn lanes(db: SqlitePool) -> Answer<Vec<LaneSummary>> {
-    // One pass over the lanes' own index, which holds all that is asked.
+    // One pass over the lanes' own index, which holds all that is asked. By name: without
+    // statistics the planner may take the other one, and then reads every row.
     let rows = sqlx::query(
         "SELECT protocol, peer, MIN(id), COUNT(*), MIN(COALESCE(next_at_ms, 0)) \
-         FROM federation_queue WHERE state = 'pending' GROUP BY protocol, peer",
+         FROM federation_queue INDEXED BY federation_queue_lane WHERE state = 'pending' \
+         GROUP BY protocol, peer",
     )
     .fetch_all(&db)
     .await?;
@@ -292,27 +294,31 @@ pub(super) async fn queue_counts(db: SqlitePool) -> Answer<Vec<QueueCounts>> {
             held: 0,
         });
     };
+    let mut first: HashMap<String, i64> = HashMap::new();
+    for lane in lanes(db.clone()).await? {
+        let lowest = first.entry(lane.protocol.clone()).or_insert(lane.first_id);
+        *lowest = lane.first_id.min(*lowest);
+        entry(&mut counts, lane.protocol.clone());
+        if let Some(c) = counts.get_mut(&lane.protocol) {
+            c.pending += lane.rows;
+        }
+    }
     // Numbers ascend with time, so the oldest row is the one with the lowest number.
-    let pending = sqlx::query(
-        "SELECT p.protocol, p.n, q.created_ms FROM (SELECT protocol, COUNT(*) AS n, MIN(id) AS first \
-         FROM federation_queue WHERE state = 'pending' GROUP BY protocol) p \
-         JOIN federation_queue q ON q.id = p.first",
-    );
-    for row in pending.fetch_all(&db).await? {
-        let protocol: String = row.try_get(0)?;
-        entry(&mut counts, protocol.clone());
+    for (protocol, id) in first {
+        let created = sqlx::query_scalar("SELECT created_ms FROM federation_queue WHERE id = ?");
         if let Some(c) = counts.get_mut(&protocol) {
-            c.pending = u64::try_from(row.try_get::<i64, _>(1)?).unwrap_or(0);
-            c.oldest_pending_ms = Some(row.try_get(2)?);
+            c.oldest_pending_ms = created.bind(id).fetch_optional(&db).await?;
         }
     }
     for (sql, failed) in [
         (
-            "SELECT protocol, COUNT(*) FROM federation_queue WHERE state = 'failed' GROUP BY protocol",
+            "SELECT protocol, COUNT(*) FROM federation_queue INDEXED BY federation_queue_failed \
+             WHERE state = 'failed' GROUP BY protocol",
             true,
         ),
         (
-            "SELECT protocol, COUNT(*) FROM federation_queue WHERE state = 'held' GROUP BY protocol",
+            "SELECT protocol, COUNT(*) FROM federation_queue INDEXED BY federation_queue_held \
+             WHERE state = 'held' GROUP BY protocol",
             false,
         ),
     ] {

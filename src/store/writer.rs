@@ -122,6 +122,10 @@ fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) -> O
 
 /// Commits a batch and answers everyone in it.
 async fn commit<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gauges) {
+    if batch.iter().all(|job| matches!(job.work, Work::Barrier)) {
+        // Nothing to write, so nothing learned about whether writing works.
+        return answer(batch, Answers::default(), gauges);
+    }
     let alone = batch.len() == 1;
     let result = attempt(backend, batch).await;
     match result {
@@ -158,9 +162,6 @@ async fn commit<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gaug
 }
 
 async fn attempt<B: Backend>(backend: &mut B, batch: &[Job]) -> Result<Answers, StoreError> {
-    if batch.iter().all(|job| matches!(job.work, Work::Barrier)) {
-        return Ok(Answers::default());
-    }
     let plan = plan(batch.iter().map(|job| &job.work));
     backend.commit(&plan).await
 }
@@ -225,5 +226,154 @@ pub(super) async fn refuse(mut jobs: mpsc::Receiver<Job>, gauges: Arc<Gauges>) {
             jobs.close();
         }
         reply(job, result, &gauges);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::types::{Outcome, Settle};
+
+    /// Refuses row 13 for a reason of its own, and everything while `full`.
+    struct Fake {
+        full: Arc<AtomicBool>,
+        commits: Arc<AtomicUsize>,
+    }
+
+    impl Backend for Fake {
+        async fn commit(&mut self, plan: &Plan<'_>) -> Result<Answers, StoreError> {
+            let kind = if self.full.load(Ordering::SeqCst) {
+                StoreErrorKind::Unavailable
+            } else if plan.settles.iter().any(|s| s.row == 13) {
+                StoreErrorKind::Corrupt
+            } else {
+                self.commits.fetch_add(1, Ordering::SeqCst);
+                return Ok(Answers::default());
+            };
+            let detail = "refused".into();
+            Err(StoreError { kind, detail })
+        }
+
+        async fn probe(&mut self) -> Result<(), StoreError> {
+            self.commit(&Plan::default()).await.map(drop)
+        }
+
+        async fn close(self) {}
+    }
+
+    type Waiter = oneshot::Receiver<Result<Answer, StoreError>>;
+
+    struct Rig {
+        jobs: mpsc::Sender<Job>,
+        queue: mpsc::Receiver<Job>,
+        gauges: Arc<Gauges>,
+        full: Arc<AtomicBool>,
+        commits: Arc<AtomicUsize>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (jobs, queue) = mpsc::channel(64);
+            let gauges = Gauges {
+                healthy: AtomicBool::new(true),
+                waiting: AtomicUsize::new(0),
+            };
+            Self {
+                jobs,
+                queue,
+                gauges: Arc::new(gauges),
+                full: Arc::default(),
+                commits: Arc::default(),
+            }
+        }
+
+        fn hand_in(&self, work: Work) -> Waiter {
+            let (done, answer) = oneshot::channel();
+            self.gauges.waiting.fetch_add(1, Ordering::SeqCst);
+            let _room = None;
+            self.jobs.try_send(Job { work, done, _room }).unwrap();
+            answer
+        }
+
+        fn settle(&self, row: i64) -> Waiter {
+            self.hand_in(Work::Settle(Settle {
+                row,
+                outcome: Outcome::Delivered { at_ms: 0 },
+                attempts: 1,
+                attempt: None,
+            }))
+        }
+
+        async fn run(self) -> Arc<Gauges> {
+            let fake = Fake {
+                full: self.full,
+                commits: self.commits,
+            };
+            drop(self.jobs);
+            run(fake, self.queue, self.gauges.clone(), || async {}).await;
+            self.gauges
+        }
+    }
+
+    fn wide_row(id: usize) -> crate::store::types::NewRow {
+        crate::store::types::NewRow {
+            id: i64::try_from(id).unwrap(),
+            protocol: "uam",
+            peer: String::new(),
+            msg_id: String::new(),
+            out_seq: 0,
+            event_id: String::new(),
+            event_type: String::new(),
+            order_key: String::new(),
+            body: bytes::Bytes::new(),
+            created_ms: 0,
+            expires_ms: None,
+            traceparent: None,
+            state: crate::store::types::RowState::Pending,
+            reason: None,
+            records: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_bad_operation_takes_no_other_down() {
+        let rig = Rig::new();
+        let waiters: Vec<_> = (11..16).map(|row| rig.settle(row)).collect();
+        let gauges = rig.run().await;
+        for (row, waiter) in (11..16).zip(waiters) {
+            assert_eq!(waiter.await.unwrap().is_err(), row == 13);
+        }
+        assert!(gauges.healthy.load(Ordering::SeqCst));
+        assert_eq!(gauges.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn what_waits_together_is_committed_together() {
+        let rig = Rig::new();
+        let commits = rig.commits.clone();
+        let waiters: Vec<_> = (100..150).map(|row| rig.settle(row)).collect();
+        rig.run().await;
+        for waiter in waiters {
+            waiter.await.unwrap().unwrap();
+        }
+        assert_eq!(commits.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_all_and_keeps_barriers_open() {
+        let rig = Rig::new();
+        rig.full.store(true, Ordering::SeqCst);
+        let (one, two) = (rig.settle(1), rig.settle(2));
+        let barrier = rig.hand_in(Work::Barrier);
+        // One more in a batch of its own: it must not pass for a commit that succeeded.
+        rig.hand_in(Work::Insert((0..MAX_WIDTH).map(wide_row).collect()));
+        rig.hand_in(Work::Barrier);
+        let gauges = rig.run().await;
+        for waiter in [one, two] {
+            let refused = waiter.await.unwrap().unwrap_err();
+            assert_eq!(refused.kind, StoreErrorKind::Unavailable);
+        }
+        assert_eq!(barrier.await.unwrap().unwrap(), Answer::Done);
+        assert!(!gauges.healthy.load(Ordering::SeqCst));
     }
 }

@@ -100,6 +100,13 @@ impl NatsServer {
     }
 }
 
+/// Returns when the broker has handled what this client sent so far, a subscription for example
+/// (`Client::flush` only empties the client's own buffer).
+pub async fn round_trip(client: &async_nats::Client) {
+    let answer = client.request(client.new_inbox(), "".into()).await;
+    assert!(answer.is_err(), "nobody listens at a new inbox");
+}
+
 /// The bridge's own binary.
 pub fn drawbridge_binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_drawbridge"))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ::http::{HeaderMap, StatusCode};
 use axum::body::Bytes;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::{delete, get};
@@ -55,7 +56,8 @@ pub fn routes() -> axum::Router<Arc<Uam>> {
                     move |State(uam): State<Arc<Uam>>,
                           client: Client,
                           headers: HeaderMap,
-                          Path(domain): Path<String>| async move {
+                          domain: Result<Path<String>, PathRejection>| async move {
+                        let domain = domain.map(|Path(text)| text).unwrap_or_default();
                         remove(&uam, list, client, &headers, &domain).await
                     },
                 ),

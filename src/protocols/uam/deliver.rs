@@ -309,6 +309,8 @@ async fn relay_proof(
             tracing::debug!(relay = %peer, %error, "the relay's key cannot be had");
             None
         })
+        // Not asked again so soon: but another request's question may just have been answered.
+        .or_else(|| uam.peers.known(ID, &peer))
         .and_then(|record| record.public_key)
         .filter(|shown| known.as_ref() != Some(shown));
     let (key_id, proof) = shown.as_ref().and_then(prove).ok_or_else(bad)?;

@@ -79,6 +79,14 @@ pub struct Pin {
 
 /// Looks a relay up.
 pub async fn discover(net: &dyn Net, name: &PeerName, pin: &Pin) -> Result<Found, TransportError> {
+    if let Pin {
+        base: Some(base),
+        public_key: Some(public_key),
+    } = pin
+    {
+        // Nothing is left to ask; the wire form shows itself at the first delivery.
+        return Ok(pinned(base, *public_key));
+    }
     let mut found = locate(net, name, pin).await?;
     found.dialect = dialect(net, &found.endpoint).await;
     Ok(found)
@@ -86,17 +94,7 @@ pub async fn discover(net: &dyn Net, name: &PeerName, pin: &Pin) -> Result<Found
 
 async fn locate(net: &dyn Net, name: &PeerName, pin: &Pin) -> Result<Found, TransportError> {
     if let Some(base) = &pin.base {
-        let public_key = match pin.public_key {
-            Some(key) => key,
-            None => well_known(net, base).await?.public_key,
-        };
-        return Ok(Found {
-            endpoint: format!("{base}{DELIVER_PATH}"),
-            alternatives: Vec::new(),
-            public_key,
-            via: "config",
-            dialect: None,
-        });
+        return Ok(pinned(base, well_known(net, base).await?.public_key));
     }
     if let Some(found) = by_srv(net, name).await {
         return Ok(with_pinned_key(found, pin));
@@ -115,6 +113,16 @@ async fn locate(net: &dyn Net, name: &PeerName, pin: &Pin) -> Result<Found, Tran
         dialect: None,
     };
     Ok(with_pinned_key(found, pin))
+}
+
+fn pinned(base: &str, public_key: [u8; 32]) -> Found {
+    Found {
+        endpoint: format!("{base}{DELIVER_PATH}"),
+        alternatives: Vec::new(),
+        public_key,
+        via: "config",
+        dialect: None,
+    }
 }
 
 fn with_pinned_key(mut found: Found, pin: &Pin) -> Found {

@@ -169,8 +169,10 @@ async fn a_pinned_base_is_asked_instead_of_dns_and_a_pinned_key_instead_of_the_f
     assert_eq!(found.via, "config");
     assert!(!net.asked().iter().any(|a| a.starts_with("SRV")));
     pin.public_key = Some([7; 32]);
-    let found = discover(&Fixed::default(), &name, &pin).await.unwrap();
+    let net = Fixed::default();
+    let found = discover(&net, &name, &pin).await.unwrap();
     assert_eq!(found.public_key, [7; 32]);
+    assert!(net.asked().is_empty(), "with both pinned nothing is asked");
 }
 
 #[tokio::test]

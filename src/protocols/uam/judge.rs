@@ -66,10 +66,7 @@ pub fn judge(
             "refused_400",
             "the relay refused the message",
         ))),
-        401 => plain(Verdict::Rediscover(reason(
-            "unauthorized",
-            "the relay did not accept our signature",
-        ))),
+        401 => unauthorized(peer, reason),
         403 => plain(Verdict::Refused(reason(
             "forbidden",
             "the relay does not take messages from us or this sender",
@@ -116,7 +113,7 @@ pub fn judge(
             reason("redirect", "the endpoint redirects, which is not followed"),
             None,
         )),
-        400..=499 => plain(retry(
+        status if (400..500).contains(&status) => plain(retry(
             Fault::Message,
             reason(
                 "unexpected_status",
@@ -179,6 +176,25 @@ fn unprocessable(
     Judgement {
         verdict,
         learned: vec![learned(other)],
+    }
+}
+
+/// An older relay answers 401 to the form with nonce. Forgetting what it speaks makes the next attempt
+/// one without, whose wrong guess costs a 422 and no reputation.
+fn unauthorized(peer: &PeerRecord, reason: impl Fn(&'static str, &str) -> Refusal) -> Judgement {
+    let learned = match form_of(peer) {
+        Form::Legacy => Vec::new(),
+        Form::Nonce => vec![Learned {
+            key: DIALECT,
+            value: serde_json::Value::Null,
+        }],
+    };
+    Judgement {
+        verdict: Verdict::Rediscover(reason(
+            "unauthorized",
+            "the relay did not accept our signature",
+        )),
+        learned,
     }
 }
 
@@ -379,7 +395,12 @@ mod tests {
 
     #[test]
     fn a_401_looks_form_and_key_up_again() {
-        assert!(matches!(verdict(401, "{}"), Verdict::Rediscover(_)));
+        let answer = answer(401, "{}");
+        let found = judge(Ok(&answer), &peer(Some("nonce")), &attempt(0));
+        assert!(matches!(found.verdict, Verdict::Rediscover(_)));
+        assert_eq!(found.learned[0].value, serde_json::Value::Null);
+        let found = judge(Ok(&answer), &peer(Some("legacy")), &attempt(0));
+        assert!(matches!(found.verdict, Verdict::Rediscover(_)) && found.learned.is_empty());
     }
 
     #[test]

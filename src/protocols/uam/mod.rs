@@ -22,9 +22,11 @@ pub mod canonical;
 pub mod deliver;
 pub mod discover;
 pub mod envelope;
+pub mod explain;
 pub mod json;
 pub mod judge;
 mod number;
+pub mod payload;
 pub mod python;
 pub mod relay_request;
 pub mod routes;
@@ -35,7 +37,6 @@ pub mod verify;
 #[cfg(test)]
 mod discover_tests;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -43,8 +44,8 @@ use futures_util::future::BoxFuture;
 use serde_json::json;
 
 use crate::clock::Clock;
-use crate::config::{PeerPin, UamConfig};
-use crate::identity::{self, KeyFileError, KeyOrigin, PublicKey, SigningKey};
+use crate::config::UamConfig;
+use crate::identity::{self, KeyFileError, KeyOrigin, SigningKey};
 use crate::inbound::Door;
 use crate::ops::Ops;
 use crate::peers::Peers;
@@ -68,8 +69,6 @@ const WRAPPING: usize = 4 * 1024;
 /// What a relay is made of.
 pub struct UamParts {
     pub config: UamConfig,
-    /// The configuration's `[[peers]]`; those of other protocols are passed over.
-    pub pins: Vec<PeerPin>,
     pub store: Store,
     pub peers: Peers,
     pub trust: Trust,
@@ -100,7 +99,6 @@ pub struct Uam {
     domain: PeerName,
     endpoint: String,
     key: SigningKey,
-    pins: HashMap<PeerName, Pin>,
     store: Store,
     peers: Peers,
     trust: Trust,
@@ -142,7 +140,6 @@ impl Uam {
         let schedule = Schedule {
             delays: config.retry_delays.clone(),
         };
-        let pins = pins(&parts.pins)?;
         if !config.enabled {
             tracing::info!("Federation is disabled");
         }
@@ -151,7 +148,6 @@ impl Uam {
             domain,
             endpoint,
             key,
-            pins,
             store: parts.store,
             peers: parts.peers,
             trust: parts.trust,
@@ -173,6 +169,11 @@ impl Uam {
     /// Where others deliver to us.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Our public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.key.public()
     }
 
     /// Our public key as the protocol writes it.
@@ -222,35 +223,6 @@ async fn remember_key(
     store.put_server_key(ID, &id, &hex).await?.await
 }
 
-/// The pins of this protocol.
-fn pins(all: &[PeerPin]) -> Result<HashMap<PeerName, Pin>, UamError> {
-    let mut pins = HashMap::new();
-    for pin in all.iter().filter(|pin| pin.protocol == ID) {
-        let wrong = |what: &str| UamError::Setting(format!("peers: {} of {}", what, pin.name));
-        let name = PeerName::parse(&pin.name)
-            .map_err(|error| UamError::Setting(format!("peers.name: {error}")))?;
-        let base = match &pin.endpoint {
-            None => None,
-            Some(url) => {
-                let url = url.trim_end_matches('/');
-                let url = url.strip_suffix(DELIVER_PATH).unwrap_or(url);
-                discover::origin_of(url).ok_or_else(|| wrong("endpoint is no absolute URL"))?;
-                Some(url.to_owned())
-            }
-        };
-        let public_key = match &pin.public_key {
-            None => None,
-            Some(text) => Some(
-                PublicKey::from_base64(text)
-                    .map_err(|_| wrong("public_key is no base64 Ed25519 key"))?
-                    .to_bytes(),
-            ),
-        };
-        pins.insert(name, Pin { base, public_key });
-    }
-    Ok(pins)
-}
-
 impl Protocol for Uam {
     fn id(&self) -> ProtocolId {
         ID
@@ -294,8 +266,15 @@ impl Protocol for Uam {
         name: &'a PeerName,
     ) -> BoxFuture<'a, Result<PeerRecord, TransportError>> {
         Box::pin(async move {
-            let pin = self.pins.get(name).cloned().unwrap_or_default();
-            if !self.config.discovery && pin == Pin::default() {
+            let pin = Pin {
+                base: self
+                    .peers
+                    .pin(ID, name)
+                    .and_then(|pin| pin.endpoint.as_deref())
+                    .map(|url| url.trim_end_matches('/').to_owned()),
+                public_key: self.peers.pinned_key(ID, name),
+            };
+            if !self.config.discovery && self.peers.pin(ID, name).is_none() {
                 return Err(TransportError {
                     kind: TransportKind::Discovery,
                     detail: format!(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ::http::{StatusCode, header};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -73,8 +74,10 @@ async fn health(State(uam): State<Arc<Uam>>) -> Response {
 
 async fn agent_key(
     State(uam): State<Arc<Uam>>,
-    Path(address): Path<String>,
+    address: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Fail> {
+    // What does not decode to text is nobody's address.
+    let address = address.map(|Path(text)| text).unwrap_or_default();
     let key = uam.agents.own(&address).ok_or_else(|| {
         let shown: String = address.chars().take(256).collect();
         Fail::not_found(format!("Agent not found: {shown}"))

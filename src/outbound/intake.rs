@@ -1,0 +1,392 @@
+//! From `FED_OUT` to rows and lanes.
+//!
+//! A message is acknowledged only when its rows are durable. Its attempt may already run: the shard
+//! gets the rows as soon as they are *queued* at the writer, in the same order. A redelivered message
+//! meets its row (or, not committed yet, its id in `unacked`) and makes nothing new.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::lane::Item;
+use super::shard::{LaneKey, Work};
+use crate::bus::{AckHandle, Bus, BusError, BusErrorKind, Intake, OutMessage};
+use crate::clock::Clock;
+use crate::faults;
+use crate::ops::health::Health;
+use crate::ops::{Ops, metrics};
+use crate::peers::Peers;
+use crate::protocol::{OutEvent, PeerName, Protocol, ProtocolId, Refusal, Sealed, Targets};
+use crate::store::{Commit, NewRow, RowState, Store, StoreError, StoreErrorKind};
+
+/// Messages taken at once.
+const BATCH: usize = 256;
+
+/// What the intake needs.
+pub struct Reader {
+    pub bus: Bus,
+    pub store: Store,
+    pub peers: Peers,
+    pub ops: Ops,
+    pub clock: Clock,
+    pub health: Health,
+    pub protocols: Arc<HashMap<ProtocolId, Arc<dyn Protocol>>>,
+    pub shards: Vec<mpsc::Sender<Work>>,
+    pub dead: Arc<Notify>,
+    /// Largest body that may travel, bytes.
+    pub max_body: usize,
+}
+
+/// Which shard owns a lane.
+pub fn shard_of(key: &LaneKey, shards: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    usize::try_from(hasher.finish() % shards.max(1) as u64).unwrap_or(0)
+}
+
+struct Made {
+    rows: Vec<NewRow>,
+    lanes: Vec<(LaneKey, Item)>,
+}
+
+impl Reader {
+    /// Reads until `stop`; a lost consumer or stream is made again under a new epoch.
+    pub async fn run(self, stop: CancellationToken) {
+        let unacked: Arc<Mutex<HashSet<String>>> = Arc::default();
+        let mut pause = Duration::from_millis(100);
+        while !stop.is_cancelled() {
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.session(&unacked, &mut pause) => ended,
+            };
+            let Err(error) = ended else { continue };
+            self.health.set("intake", &error.to_string());
+            tracing::warn!(%error, "outbound intake stopped; it is opened anew");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    /// One consumer's life.
+    async fn session(
+        &self,
+        unacked: &Arc<Mutex<HashSet<String>>>,
+        pause: &mut Duration,
+    ) -> Result<(), BusError> {
+        self.bus.apply_streams().await?;
+        let mut intake = self.open().await?;
+        self.health.clear("intake");
+        *pause = Duration::from_millis(100);
+        loop {
+            self.health.progress();
+            let idle = tokio::time::timeout(Duration::from_secs(5), intake.next_batch(BATCH)).await;
+            let Ok(batch) = idle else { continue };
+            self.take(batch?, unacked).await.map_err(|e| BusError {
+                kind: BusErrorKind::Unavailable,
+                detail: format!("the {e}"),
+            })?;
+        }
+    }
+
+    async fn open(&self) -> Result<Intake, BusError> {
+        let epoch = if faults::on("stale_consumer") {
+            Ok(1)
+        } else {
+            self.store.next_epoch().await
+        };
+        let epoch = epoch.map_err(|e| BusError {
+            kind: BusErrorKind::Unavailable,
+            detail: e.to_string(),
+        })?;
+        let (enabled, held_back): (Vec<_>, Vec<_>) =
+            self.protocols.values().partition(|p| p.enabled());
+        let names =
+            |list: Vec<&Arc<dyn Protocol>>| list.into_iter().map(|p| p.id()).collect::<Vec<_>>();
+        self.bus
+            .open_intake(self.store.id(), epoch, &names(enabled), &names(held_back))
+            .await
+    }
+
+    /// Makes a batch durable and hands it to the lanes; acknowledges in the background.
+    async fn take(
+        &self,
+        batch: Vec<OutMessage>,
+        unacked: &Arc<Mutex<HashSet<String>>>,
+    ) -> Result<(), StoreError> {
+        let known = self.known(&batch).await?;
+        let (mut acks, mut ids, mut made) = (
+            Vec::new(),
+            Vec::new(),
+            Made {
+                rows: Vec::new(),
+                lanes: Vec::new(),
+            },
+        );
+        for message in batch {
+            let protocol = self.protocols.get(message.protocol.as_str()).cloned();
+            let event = match &message.event {
+                Ok(event) | Err((_, event)) => event,
+            };
+            let id = format!("{}\n{}", message.protocol, event.msg_id);
+            if known.contains(&id) {
+                acks.push(message.ack);
+                continue;
+            }
+            if !unacked
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id.clone())
+            {
+                continue; // its first copy is on its way to the store and will acknowledge it
+            }
+            ids.push(id);
+            self.make(protocol.as_ref(), &message, &mut made);
+            acks.push(message.ack);
+        }
+        if faults::on("ack_before_commit") {
+            for ack in acks.drain(..) {
+                let _ = ack.ack().await;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        let dead = made.rows.iter().any(|r| r.state == RowState::Failed);
+        let kept = made.rows.clone();
+        let commit = match self.enqueue(&made.rows).await {
+            Ok(commit) => commit,
+            Err(error) => {
+                forget(unacked, &ids); // unacknowledged: the next consumer brings them again
+                return Err(error);
+            }
+        };
+        self.hand_over(made.lanes).await;
+        let (store, unacked, notify) = (
+            self.store.clone(),
+            unacked.clone(),
+            dead.then(|| self.dead.clone()),
+        );
+        tokio::spawn(async move {
+            if durable(&store, commit, kept).await {
+                acknowledge(acks).await;
+            }
+            forget(&unacked, &ids);
+            if let Some(notify) = notify {
+                notify.notify_one();
+            }
+        });
+        Ok(())
+    }
+
+    async fn enqueue(&self, rows: &[NewRow]) -> Result<Commit, StoreError> {
+        if rows.is_empty() {
+            return Ok(Box::pin(std::future::ready(Ok(()))));
+        }
+        self.store.enqueue(rows.to_vec()).await
+    }
+
+    /// Ids (protocol, newline, message id) of this batch that have a row.
+    async fn known(&self, batch: &[OutMessage]) -> Result<HashSet<String>, StoreError> {
+        let mut by_protocol: HashMap<ProtocolId, Vec<String>> = HashMap::new();
+        for message in batch {
+            let protocol = self
+                .protocols
+                .get(message.protocol.as_str())
+                .map_or("unknown", |p| p.id());
+            let (Ok(event) | Err((_, event))) = &message.event;
+            by_protocol
+                .entry(protocol)
+                .or_default()
+                .push(event.msg_id.clone());
+        }
+        let mut known = HashSet::new();
+        for (protocol, ids) in by_protocol {
+            for id in self.store.known_messages(protocol, &ids).await? {
+                known.insert(format!("{protocol}\n{id}"));
+            }
+        }
+        Ok(known)
+    }
+
+    /// Rows and lane items of one message; a message that cannot be sent becomes a dead row.
+    fn make(&self, protocol: Option<&Arc<dyn Protocol>>, message: &OutMessage, made: &mut Made) {
+        let (Ok(event) | Err((_, event))) = &message.event;
+        let sealed = match (&message.event, protocol) {
+            (Err((refusal, _)), _) => Err(refusal.clone()),
+            (Ok(_), None) => Err(Refusal::new(
+                "unknown_protocol",
+                format!("no protocol is called {:?}", message.protocol),
+            )),
+            (Ok(event), Some(protocol)) => self.seal(protocol, event),
+        };
+        let name = protocol.map_or("unknown", |p| p.id());
+        match sealed {
+            Ok((peers, sealed)) => {
+                let ids = self.store.reserve_rows(peers.len());
+                for (id, peer) in ids.zip(peers) {
+                    let row = self.row(id, name, peer.as_str(), event, &sealed);
+                    made.lanes.push(((name, peer), item(&row)));
+                    made.rows.push(row);
+                }
+            }
+            Err(refusal) => {
+                let id = self.store.reserve_rows(1).start;
+                let sealed = Sealed {
+                    event_id: event.msg_id.clone(),
+                    body: event.payload.clone(),
+                    order_key: String::new(),
+                    expires_ms: None,
+                    records: Vec::new(),
+                };
+                let mut row = self.row(id, name, &event.peer, event, &sealed);
+                row.state = RowState::Failed;
+                row.reason = Some((refusal.code.to_owned(), refusal.detail.clone()));
+                metrics::dead(name, refusal.code);
+                tracing::warn!(
+                    protocol = name,
+                    peer = event.peer,
+                    msg_id = event.msg_id,
+                    out_seq = event.out_seq,
+                    code = refusal.code,
+                    reason = refusal.detail,
+                    "an outbound message cannot be sent"
+                );
+                self.ops.event(
+                    "delivery",
+                    "dead",
+                    name,
+                    &event.peer,
+                    serde_json::json!({"msg_id": event.msg_id, "out_seq": event.out_seq, "event_id": event.msg_id,
+                        "peer": event.peer, "attempts": 0, "code": refusal.code, "reason": refusal.detail,
+                        "queue_id": id}),
+                );
+                made.rows.push(row);
+            }
+        }
+    }
+
+    fn seal(
+        &self,
+        protocol: &Arc<dyn Protocol>,
+        event: &OutEvent,
+    ) -> Result<(Vec<PeerName>, Sealed), Refusal> {
+        let limit = protocol.max_body().min(self.max_body);
+        if event.payload.len() > limit {
+            let detail = format!(
+                "{} bytes are more than the {limit} that may travel",
+                event.payload.len()
+            );
+            return Err(Refusal::new("too_large", detail));
+        }
+        let peers = match protocol.targets(event)? {
+            Targets::Peers(peers) => peers,
+            Targets::AllAccepted => self.peers.accepted(protocol.id()),
+        };
+        if peers.is_empty() {
+            return Err(Refusal::new("no_peers", "no accepted peer to send it to"));
+        }
+        let mut sealed = protocol.seal(event, None)?;
+        if faults::on("shuffle_keys") {
+            sealed.order_key.clone_from(&sealed.event_id);
+        }
+        Ok((peers, sealed))
+    }
+
+    fn row(
+        &self,
+        id: i64,
+        protocol: ProtocolId,
+        peer: &str,
+        event: &OutEvent,
+        sealed: &Sealed,
+    ) -> NewRow {
+        NewRow {
+            id,
+            protocol,
+            peer: peer.to_owned(),
+            msg_id: event.msg_id.clone(),
+            out_seq: event.out_seq,
+            event_id: sealed.event_id.clone(),
+            event_type: event.event_type.clone(),
+            order_key: sealed.order_key.clone(),
+            body: sealed.body.clone(),
+            created_ms: self.clock.now_ms(),
+            expires_ms: sealed.expires_ms,
+            traceparent: event.traceparent.clone(),
+            state: RowState::Pending,
+            reason: None,
+            records: sealed.records.clone(),
+        }
+    }
+
+    async fn hand_over(&self, lanes: Vec<(LaneKey, Item)>) {
+        let mut parts: Vec<Vec<(LaneKey, Item)>> = self.shards.iter().map(|_| Vec::new()).collect();
+        for (key, item) in lanes {
+            if let Some(part) = parts.get_mut(shard_of(&key, self.shards.len())) {
+                part.push((key, item));
+            }
+        }
+        for (part, shard) in parts.into_iter().zip(&self.shards) {
+            if !part.is_empty() && shard.send(Work::Arrivals(part)).await.is_err() {
+                tracing::debug!("a shard has stopped; its rows are in the store");
+            }
+        }
+    }
+}
+
+fn item(row: &NewRow) -> Item {
+    Item {
+        id: row.id,
+        key: row.order_key.as_str().into(),
+        msg_id: row.msg_id.clone(),
+        out_seq: row.out_seq,
+        event_id: row.event_id.clone(),
+        event_type: row.event_type.clone(),
+        body: Some(row.body.clone()),
+        attempts: 0,
+        created_ms: row.created_ms,
+        first_failed_ms: None,
+        next_at_ms: 0,
+        expires_ms: row.expires_ms,
+        peer_fault: false,
+        traceparent: row.traceparent.clone(),
+    }
+}
+
+fn forget(unacked: &Mutex<HashSet<String>>, ids: &[String]) {
+    let mut set = unacked.lock().unwrap_or_else(PoisonError::into_inner);
+    for id in ids {
+        set.remove(id);
+    }
+}
+
+/// Waits for the commit, handing the rows over again while the store cannot take them.
+async fn durable(store: &Store, commit: Commit, rows: Vec<NewRow>) -> bool {
+    let mut outcome = commit.await;
+    while let Err(error) = outcome {
+        if error.kind == StoreErrorKind::Closed {
+            return false;
+        }
+        tracing::warn!(%error, rows = rows.len(), "messages stay unacknowledged until the store can take them");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        outcome = match store.enqueue(rows.clone()).await {
+            Ok(commit) => commit.await,
+            Err(e) => Err(e),
+        };
+    }
+    true
+}
+
+async fn acknowledge(acks: Vec<AckHandle>) {
+    for ack in acks {
+        if let Err(error) = ack.ack().await {
+            tracing::debug!(%error, "an acknowledgement was lost; the message will meet its row");
+            return;
+        }
+    }
+}

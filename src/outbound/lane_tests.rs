@@ -1,0 +1,204 @@
+use std::time::Duration;
+
+use super::*;
+use crate::store::RowState;
+
+const POLICY: Policy = Policy {
+    threshold: 3,
+    initial: Duration::from_secs(5),
+    max: Duration::from_secs(60),
+};
+
+fn schedule() -> Schedule {
+    Schedule {
+        delays: vec![Duration::from_secs(30)],
+    }
+}
+
+fn lane() -> Lane {
+    Lane::new(Limits { window: 4, head: 8 }, Facts::default())
+}
+
+fn row(id: i64, key: &str) -> QueueRow {
+    QueueRow {
+        id,
+        protocol: "uam".into(),
+        peer: "beta.test".into(),
+        msg_id: id.to_string(),
+        out_seq: 0,
+        event_id: id.to_string(),
+        event_type: "message".into(),
+        order_key: key.into(),
+        body: Bytes::new(),
+        state: RowState::Pending,
+        attempts: 0,
+        created_ms: 0,
+        first_failed_ms: None,
+        next_at_ms: None,
+        expires_ms: None,
+        peer_fault: false,
+        reason_code: None,
+        reason: None,
+        traceparent: None,
+        settled_ms: None,
+    }
+}
+
+fn attempts(lane: &mut Lane, now: i64) -> Vec<Item> {
+    let mut items = Vec::new();
+    while let Step::Attempt(item) = lane.next(&POLICY, &schedule(), now, true) {
+        items.push(item);
+    }
+    items
+}
+
+fn ids(items: &[Item]) -> Vec<i64> {
+    items.iter().map(|i| i.id).collect()
+}
+
+#[test]
+fn one_key_goes_one_at_a_time_and_several_keys_at_once() {
+    let mut lane = lane();
+    for (id, key) in [(1, "a"), (2, "a"), (3, "b"), (4, "c")] {
+        lane.arrive(row(id, key).into());
+    }
+    let first = attempts(&mut lane, 0);
+    assert_eq!(ids(&first), [1, 3, 4]);
+    lane.finished(&first[0]);
+    assert_eq!(ids(&attempts(&mut lane, 0)), [2]);
+}
+
+#[test]
+fn a_waiting_head_blocks_its_own_key_only_and_sends_its_tail_to_disk() {
+    let mut lane = lane();
+    for (id, key) in [(1, "a"), (2, "a"), (3, "b")] {
+        lane.arrive(row(id, key).into());
+    }
+    let mut first = attempts(&mut lane, 0);
+    let mut head = first.remove(0);
+    head.next_at_ms = 30_000;
+    head.attempts = 1;
+    lane.waits(head, &POLICY);
+    lane.finished(&first[0]);
+    lane.arrive(row(4, "b").into());
+    lane.arrive(row(5, "a").into());
+    let b = attempts(&mut lane, 1);
+    assert_eq!(ids(&b), [4]);
+    lane.finished(&b[0]);
+    let a = attempts(&mut lane, 30_000);
+    assert_eq!(ids(&a), [1]);
+    lane.finished(&a[0]);
+    let Step::LoadKey { key, from } = lane.next(&POLICY, &schedule(), 30_000, true) else {
+        panic!("reads the key")
+    };
+    assert_eq!((&*key, from), ("a", 2));
+    lane.loaded_key(&key, vec![row(2, "a"), row(5, "a")], false);
+    let a = attempts(&mut lane, 30_000);
+    assert_eq!(ids(&a), [2]);
+    lane.finished(&a[0]);
+    assert_eq!(ids(&attempts(&mut lane, 30_000)), [5]);
+}
+
+#[test]
+fn memory_is_bounded_and_the_tail_is_read_in_order() {
+    let mut lane = lane();
+    for id in 1..=100 {
+        lane.arrive(row(id, &format!("k{id}")).into());
+    }
+    assert_eq!(lane.held.len(), 8);
+    let mut seen = Vec::new();
+    loop {
+        match lane.next(&POLICY, &schedule(), 0, true) {
+            Step::Attempt(item) => {
+                seen.push(item.id);
+                lane.finished(&item);
+            }
+            Step::Load { after, limit } => {
+                let page: Vec<_> = (after + 1..=100)
+                    .take(limit)
+                    .map(|id| row(id, &format!("k{id}")))
+                    .collect();
+                let (full, last) = (page.len() >= limit, page.last().map(|r| r.id));
+                lane.loaded(page, full, last);
+            }
+            Step::Rest => break,
+            other => panic!("{other:?}"),
+        }
+        assert!(lane.held.len() <= 8);
+    }
+    assert_eq!(seen, (1..=100).collect::<Vec<_>>());
+    assert!(lane.is_idle());
+}
+
+#[test]
+fn an_arrival_during_a_read_is_not_lost() {
+    let mut lane = lane();
+    lane.has_tail(1);
+    let Step::Load { .. } = lane.next(&POLICY, &schedule(), 0, true) else {
+        panic!("reads")
+    };
+    lane.arrive(row(2, "b").into());
+    lane.loaded(vec![row(1, "a")], false, Some(1));
+    let Step::Load { after, .. } = lane.next(&POLICY, &schedule(), 0, true) else {
+        panic!("reads again")
+    };
+    assert_eq!(after, 1);
+}
+
+#[test]
+fn an_open_peer_keeps_nothing_in_memory_probes_with_one_and_then_drains_all() {
+    let mut lane = lane();
+    for id in 1..=5 {
+        lane.arrive(row(id, &format!("k{id}")).into());
+    }
+    let mut first = attempts(&mut lane, 0);
+    assert_eq!(first.len(), 4);
+    for (n, item) in first.iter_mut().enumerate() {
+        let now = i64::try_from(n).unwrap() * 10;
+        lane.failed(&POLICY, now, now + 5, "connect");
+        item.next_at_ms = 30_000;
+        item.attempts = 1;
+        item.peer_fault = true;
+        lane.waits(item.clone(), &POLICY);
+    }
+    assert!(lane.held.is_empty());
+    let Step::Sleep(until) = lane.next(&POLICY, &schedule(), 40, true) else {
+        panic!("sleeps")
+    };
+    let stored = |failed: bool| {
+        (1..=5)
+            .map(|id| {
+                let mut r = row(id, &format!("k{id}"));
+                if id <= 4 {
+                    (r.attempts, r.next_at_ms, r.peer_fault) = (1, Some(30_000), failed);
+                }
+                r
+            })
+            .collect::<Vec<_>>()
+    };
+    let Step::Load { after: 0, .. } = lane.next(&POLICY, &schedule(), until, true) else {
+        panic!("reads")
+    };
+    lane.loaded(stored(true), false, Some(5));
+    let probe = attempts(&mut lane, until);
+    assert_eq!(
+        ids(&probe),
+        [5],
+        "the row never tried is due; the others keep their times"
+    );
+    assert!(lane.succeeded(&POLICY, until));
+    lane.finished(&probe[0]);
+    assert_eq!(attempts(&mut lane, until).len(), 1, "narrow at first");
+}
+
+#[test]
+fn an_expired_row_is_never_attempted() {
+    let mut lane = lane();
+    let mut item: Item = row(1, "a").into();
+    item.expires_ms = Some(10);
+    lane.arrive(item);
+    assert!(matches!(
+        lane.next(&POLICY, &schedule(), 11, true),
+        Step::Dead(_, "expired", _)
+    ));
+}
