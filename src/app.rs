@@ -53,6 +53,7 @@ pub struct Running {
     pub nats_url: String,
     store: Store,
     bus: Bus,
+    peers: Peers,
     door: Door,
     outbound: Outbound,
     managed: Option<ManagedServer>,
@@ -99,7 +100,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     if config.uam.domain.is_some() {
         let uam = Uam::new(UamParts {
             config: config.uam.clone(),
-            pins: config.peers.clone(),
             store: store.clone(),
             peers: peers.clone(),
             trust: trust.clone(),
@@ -145,7 +145,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let admin_at = admin_server.local_addr();
     let state = AdminState {
         store: store.clone(),
-        peers,
+        peers: peers.clone(),
         trust,
         health: health.clone(),
         keys,
@@ -172,6 +172,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         nats_url,
         store,
         bus,
+        peers,
         door,
         outbound,
         managed,
@@ -207,6 +208,7 @@ impl Running {
         });
         let (_, _) = tokio::join!(listening, outbound.stop());
         self.door.close().await;
+        self.peers.flush().await;
         self.stop_rest.cancel();
         for task in self.tasks {
             let _ = task.await;

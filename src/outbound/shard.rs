@@ -240,7 +240,7 @@ impl Shard {
             let Some(entry) = self.lanes.get_mut(key) else {
                 return;
             };
-            let room = !full && !(half && entry.slow());
+            let room = !(full || half && entry.slow());
             match entry
                 .lane
                 .next(&self.shared.policy, protocol.schedule(), now, room)

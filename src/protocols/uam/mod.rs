@@ -172,7 +172,7 @@ impl Uam {
     }
 
     /// Our public key.
-    pub fn public_key(&self) -> PublicKey {
+    pub fn public_key(&self) -> crate::identity::PublicKey {
         self.key.public()
     }
 
