@@ -108,6 +108,7 @@ impl World {
                 "[outbound]\nbreaker_initial = \"50ms\"\nbreaker_max = \"100ms\"\njitter = 0.1\n{tables}\n{pins}"
             ),
         );
+        bridge.env("DRAWBRIDGE_HTTP__CONNECT_TIMEOUT", "1s");
         bridge.env("DRAWBRIDGE_HTTP__TIMEOUT", "2s");
         bridge.start().await;
         let js = jetstream::new(bridge::connect(&broker.url()).await);
