@@ -249,7 +249,8 @@ fn gauge_value(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-/// Registers everything, so that the first scrape shows every series without labels.
+/// Registers everything, so that the first scrape shows all that has no labels; what has some is shown
+/// once it was counted.
 pub fn init() {
     LazyLock::force(&METRICS);
 }

@@ -180,7 +180,7 @@ impl Lane {
 
     /// A new row, already handed to the store.
     pub fn arrive(&mut self, item: Item) {
-        if self.tail || self.held.len() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
+        if self.tail || self.active() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
             self.missed |= self.loading;
             self.tail = true;
             return;
@@ -292,11 +292,9 @@ impl Lane {
 
     /// The row waits until `item.next_at_ms`; what stands behind it goes to disk, and while the peer
     /// is open the row too.
-    pub fn waits(&mut self, mut item: Item, policy: &Policy) {
+    pub fn waits(&mut self, item: Item, policy: &Policy) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        item.body = None;
         let name = item.key.clone();
-        let at = item.next_at_ms;
         let Some(key) = self.keys.get_mut(&name) else {
             return;
         };
@@ -305,12 +303,25 @@ impl Lane {
             key.items.push_front(item);
             return self.spill_all();
         }
+        self.park(item);
+    }
+
+    /// Keeps a row that is not due yet; what stands behind it goes to disk.
+    fn park(&mut self, mut item: Item) {
+        item.body = None;
+        let (name, at) = (item.key.clone(), item.next_at_ms);
         self.spill(&name);
+        self.held.insert(item.id);
         if let Some(key) = self.keys.get_mut(&name) {
             key.waits_until = Some(at);
             key.items.push_front(item);
             self.waiting.insert((at, name));
         }
+    }
+
+    /// Rows in memory that do not merely wait for their time.
+    fn active(&self) -> usize {
+        self.held.len().saturating_sub(self.waiting.len())
     }
 
     /// Forgets a key's rows in memory: they are on disk.
@@ -446,12 +457,12 @@ impl Lane {
             return self.next(policy, schedule, now, room);
         }
         let room_on_disk =
-            self.held.len() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
+            self.active() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
         if self.tail && !self.loading && room_on_disk {
             self.loading = true;
             return Step::Load {
                 after: self.loaded_to,
-                limit: self.limits.head - self.held.len(),
+                limit: self.limits.head.saturating_sub(self.active()).max(1),
             };
         }
         let dead_only = !room || self.in_flight >= window;
@@ -465,8 +476,7 @@ impl Lane {
                 continue;
             };
             if item.next_at_ms > now {
-                self.in_flight += 1; // `waits` takes it back
-                self.waits(item, policy);
+                self.park(item);
                 continue;
             }
             key.busy = true;

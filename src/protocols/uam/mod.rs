@@ -45,7 +45,7 @@ use serde_json::json;
 
 use crate::clock::Clock;
 use crate::config::UamConfig;
-use crate::identity::{self, KeyFileError, KeyOrigin, SigningKey};
+use crate::identity::{self, KeyFileError, KeyOrigin, PublicKey, SigningKey};
 use crate::inbound::Door;
 use crate::ops::Ops;
 use crate::peers::Peers;
