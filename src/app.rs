@@ -285,9 +285,9 @@ async fn housekeeping(
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         if *connected.borrow_and_update() {
-            health.clear("nats");
+            health.clear("bus");
         } else {
-            health.set("nats", "not connected to the broker");
+            health.set("bus", "not connected to the broker");
         }
         metrics::bus_connected(bus.connected());
         if store.healthy() {
