@@ -180,7 +180,7 @@ impl Lane {
 
     /// A new row, already handed to the store.
     pub fn arrive(&mut self, item: Item) {
-        if self.tail || self.held.len() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
+        if self.tail || self.at_hand() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
             self.missed |= self.loading;
             self.tail = true;
             return;
@@ -204,7 +204,11 @@ impl Lane {
             key.disk_from = Some(item.id);
             return;
         }
-        if item.peer_fault && self.facts.failures == 0 {
+        let took_since = |failed| self.facts.last_success_ms > failed;
+        if item.peer_fault
+            && self.facts.failures == 0
+            && item.first_failed_ms.is_some_and(took_since)
+        {
             item.next_at_ms = 0; // the peer is back: its backlog goes promptly
         }
         self.held.insert(item.id);
@@ -292,12 +296,9 @@ impl Lane {
 
     /// The row waits until `item.next_at_ms`; what stands behind it goes to disk, and while the peer
     /// is open the row too.
-    pub fn waits(&mut self, mut item: Item, policy: &Policy) {
+    pub fn waits(&mut self, item: Item, policy: &Policy) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        item.body = None;
-        let name = item.key.clone();
-        let at = item.next_at_ms;
-        let Some(key) = self.keys.get_mut(&name) else {
+        let Some(key) = self.keys.get_mut(&item.key) else {
             return;
         };
         key.busy = false;
@@ -305,12 +306,24 @@ impl Lane {
             key.items.push_front(item);
             return self.spill_all();
         }
+        self.park(item);
+    }
+
+    /// Keeps the first row of a key alone in memory until its time.
+    fn park(&mut self, mut item: Item) {
+        item.body = None;
+        let (name, at) = (item.key.clone(), item.next_at_ms);
         self.spill(&name);
         if let Some(key) = self.keys.get_mut(&name) {
             key.waits_until = Some(at);
             key.items.push_front(item);
             self.waiting.insert((at, name));
         }
+    }
+
+    /// Rows in memory that do not merely wait for their time (waiting keys have a bound of their own).
+    fn at_hand(&self) -> usize {
+        self.held.len().saturating_sub(self.waiting.len())
     }
 
     /// Forgets a key's rows in memory: they are on disk.
@@ -446,12 +459,12 @@ impl Lane {
             return self.next(policy, schedule, now, room);
         }
         let room_on_disk =
-            self.held.len() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
+            self.at_hand() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
         if self.tail && !self.loading && room_on_disk {
             self.loading = true;
             return Step::Load {
                 after: self.loaded_to,
-                limit: self.limits.head - self.held.len(),
+                limit: self.limits.head.saturating_sub(self.at_hand()).max(1),
             };
         }
         let dead_only = !room || self.in_flight >= window;
@@ -465,8 +478,8 @@ impl Lane {
                 continue;
             };
             if item.next_at_ms > now {
-                self.in_flight += 1; // `waits` takes it back
-                self.waits(item, policy);
+                // Also while the peer is open: sent back to disk it would be read again at once.
+                self.park(item);
                 continue;
             }
             key.busy = true;
