@@ -73,8 +73,8 @@ impl World {
             "alpha.test",
             Some(&broker.url()),
             // Long enough for every outage here, and so many requests are not hostile.
-            "discovery = false\nrelay_rate_limit = 100000000\nunproven_per_minute = 1000000\n\
-             retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"1s\", \"2s\", \"2s\", \"5s\", \"10s\", \"60s\"]",
+            "discovery = false\nrelay_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
+             retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"1s\", \"2s\", \"2s\", \"5s\", \"10s\", \"20s\"]",
             &format!(
                 "[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}",
                 bridge::pin("beta.test", sink.options.address)

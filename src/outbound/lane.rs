@@ -8,6 +8,8 @@
 //!   when the key is free. So a stuck key costs one row's bookkeeping, not a backlog.
 //! - `loaded_to` is the highest ledger number this lane has met. With `tail`, rows above it are on
 //!   disk and are read in order; an arrival that finds a tail, or no room, is left to be read later.
+//!   A row at or below it has been met: its arrival, should a page have been faster, says nothing new.
+//! - A page that was asked for before `loaded_to` went back is void: its rows start too late.
 //! - A row is in memory at most once: `held` has the number of every row in memory or in flight.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -119,6 +121,8 @@ pub struct Lane {
     tail: bool,
     loading: bool,
     missed: bool,
+    /// `loaded_to` went back while a page was being read.
+    void: bool,
 }
 
 /// Rows of one key read back at once.
@@ -143,17 +147,15 @@ impl Lane {
             tail: false,
             loading: false,
             missed: false,
+            void: false,
         }
     }
 
     /// There are rows on disk from `first` on (start-up, or a row that came back).
     pub fn has_tail(&mut self, first: i64) {
-        if !self.tail || first <= self.loaded_to {
-            self.loaded_to = if self.tail || !self.held.is_empty() {
-                self.loaded_to.min(first - 1)
-            } else {
-                first - 1
-            };
+        if first <= self.loaded_to {
+            self.loaded_to = first - 1;
+            self.void |= self.loading;
         }
         self.tail = true;
         self.missed |= self.loading;
@@ -168,6 +170,11 @@ impl Lane {
             && self.facts.failures == 0
     }
 
+    /// The highest number this lane has met.
+    pub fn loaded_to(&self) -> i64 {
+        self.loaded_to
+    }
+
     /// Attempts in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -180,6 +187,9 @@ impl Lane {
 
     /// A new row, already handed to the store.
     pub fn arrive(&mut self, item: Item) {
+        if item.id <= self.loaded_to {
+            return;
+        }
         if self.tail || self.active() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
             self.missed |= self.loading;
             self.tail = true;
@@ -220,6 +230,11 @@ impl Lane {
     /// number read (rows whose outcome is on its way are left out of `rows`).
     pub fn loaded(&mut self, rows: Vec<QueueRow>, full: bool, last: Option<i64>) {
         self.loading = false;
+        if std::mem::take(&mut self.void) {
+            self.missed = false;
+            self.tail = true;
+            return;
+        }
         for row in rows {
             self.loaded_to = self.loaded_to.max(row.id);
             self.admit(row.into());
@@ -231,21 +246,17 @@ impl Lane {
 
     /// Rows asked for by [`Step::LoadKey`].
     pub fn loaded_key(&mut self, name: &Arc<str>, rows: Vec<QueueRow>, full: bool) {
-        let (limit, tail) = (self.loaded_to, self.tail);
+        let limit = self.loaded_to;
         let Some(key) = self.keys.get_mut(name) else {
             return;
         };
         key.busy = false;
-        // Above `loaded_to` the lane's own reading meets them.
-        let rows: Vec<QueueRow> = rows
-            .into_iter()
-            .filter(|r| !tail || r.id <= limit)
-            .collect();
+        // Above `loaded_to` the lane's own reading meets them, or their arrival does.
+        let rows: Vec<QueueRow> = rows.into_iter().filter(|r| r.id <= limit).collect();
         let next = rows.last().map(|r| r.id + 1);
         key.disk_from = None;
         let missed = key.missed.take().filter(|m| next.is_none_or(|n| *m >= n));
         for row in rows {
-            self.loaded_to = self.loaded_to.max(row.id);
             self.admit(row.into());
         }
         if let Some(key) = self.keys.get_mut(name) {
@@ -413,7 +424,7 @@ impl Lane {
         self.freed.clear();
         if first != i64::MAX {
             self.loaded_to = self.loaded_to.min(first - 1);
-            self.missed |= self.loading;
+            self.void |= self.loading;
             self.tail = true;
         }
     }
