@@ -5,6 +5,8 @@
 //! is. What our agents send is verified and decrypted by the relay's own library, and the other way
 //! round. Needs root (port 443) and Python with `venv`; `tests/interop/` has the Python side.
 
+#[path = "interop/relay.rs"]
+mod relay;
 #[path = "interop/world.rs"]
 mod world;
 mod support {
@@ -20,12 +22,10 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::dns::{DnsStub, Zone};
-use world::{Got, Setting, World};
+use world::{Got, SOON, Setting, World};
 
 /// The addresses and ports are fixed: one test at a time.
 static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-const SOON: Duration = Duration::from_secs(30);
 
 fn words(what: &str, n: usize) -> Vec<String> {
     (0..n).map(|i| format!("{what} {i}")).collect()
