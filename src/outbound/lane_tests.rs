@@ -19,7 +19,7 @@ fn lane() -> Lane {
     Lane::new(Limits { window: 4, head: 8 }, Facts::default())
 }
 
-fn row(id: i64, key: &str) -> QueueRow {
+pub(super) fn row(id: i64, key: &str) -> QueueRow {
     QueueRow {
         id,
         protocol: "uam".into(),
@@ -88,11 +88,11 @@ fn a_waiting_head_blocks_its_own_key_only_and_sends_its_tail_to_disk() {
     let a = attempts(&mut lane, 30_000);
     assert_eq!(ids(&a), [1]);
     lane.finished(&a[0]);
-    let Step::LoadKey { key, from } = lane.next(&POLICY, &schedule(), 30_000, true) else {
+    let Step::LoadKey { key, from, limit } = lane.next(&POLICY, &schedule(), 30_000, true) else {
         panic!("reads the key")
     };
     assert_eq!((&*key, from), ("a", 2));
-    lane.loaded_key(&key, vec![row(2, "a"), row(5, "a")], false);
+    lane.loaded_key(&key, vec![row(2, "a"), row(5, "a")], limit, false, Some(5));
     let a = attempts(&mut lane, 30_000);
     assert_eq!(ids(&a), [2]);
     lane.finished(&a[0]);

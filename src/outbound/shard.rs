@@ -3,7 +3,7 @@
 //! Its heart is one `select!` over finished work, new work and due wakes. Lanes are entries of a
 //! map; only an attempt or a read in progress is a task, and their number is bounded.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{self, Finished, Tools};
-use super::lane::{Item, KEY_PAGE, Lane, Limits, Step};
+use super::lane::{Item, Lane, Limits, Step};
 use super::outcome::{self, Fate, HealthNews};
 use crate::ops::{Ops, metrics};
 use crate::peers::health::{Facts, Policy};
@@ -70,15 +70,24 @@ enum Done {
     },
     Page {
         lane: LaneKey,
+        read: u64,
         rows: Vec<QueueRow>,
         asked: usize,
     },
     KeyPage {
         lane: LaneKey,
+        read: u64,
         key: Arc<str>,
         rows: Vec<QueueRow>,
+        asked: usize,
     },
-    Settled(i64),
+    /// Whether a row the sweep found past its time is still pending.
+    Due {
+        lane: LaneKey,
+        item: Item,
+        still: bool,
+    },
+    Settled(LaneKey, i64),
 }
 
 /// An average above which a peer counts as slow, milliseconds.
@@ -106,8 +115,21 @@ pub struct Shard {
     /// Lanes that found no room in the shard's window.
     starved: Vec<LaneKey>,
     tasks: JoinSet<Done>,
-    /// Rows whose outcome is not committed yet: not to be attempted again from disk.
-    unsettled: HashSet<i64>,
+    /// Rows whose outcome is not committed yet: not to be attempted again from disk. How many
+    /// outcomes are on their way, and whether a read met and left the row out, so that the lane reads
+    /// it again once they are committed.
+    unsettled: HashMap<i64, (u32, bool)>,
+    /// Reads in progress, and rows that stay unsettled until those begun before their commit end:
+    /// such a read may still bring the row as it was.
+    reads: BTreeSet<u64>,
+    next_read: u64,
+    late: VecDeque<(u64, LaneKey, i64)>,
+    /// Highest row number that came from the intake; lanes that met higher ones on disk stay until
+    /// the intake's copies have come, or those would look new.
+    arrived_to: i64,
+    /// Lanes to look at again at the end of this turn.
+    again: Vec<LaneKey>,
+    lingering: HashSet<LaneKey>,
     in_flight: usize,
     slow_in_flight: usize,
 }
@@ -122,7 +144,13 @@ impl Shard {
             wakes: BTreeSet::new(),
             starved: Vec::new(),
             tasks: JoinSet::new(),
-            unsettled: HashSet::new(),
+            unsettled: HashMap::new(),
+            reads: BTreeSet::new(),
+            next_read: 0,
+            late: VecDeque::new(),
+            arrived_to: 0,
+            again: Vec::new(),
+            lingering: HashSet::new(),
             in_flight: 0,
             slow_in_flight: 0,
         }
@@ -162,7 +190,7 @@ impl Shard {
         let (at, _) = self.wakes.first()?;
         let ms = at
             .saturating_sub(self.tools.clock.now_ms())
-            .clamp(0, 3_600_000);
+            .clamp(0, 60_000); // no longer: the wall clock may jump meanwhile
         Some(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
     }
 
@@ -202,11 +230,13 @@ impl Shard {
             Work::Arrivals(items) => {
                 let mut keys = Vec::new();
                 for (key, item) in items {
+                    self.arrived_to = self.arrived_to.max(item.id);
                     self.entry(&key).lane.arrive(item);
                     if keys.last() != Some(&key) {
                         keys.push(key);
                     }
                 }
+                keys.extend(std::mem::take(&mut self.lingering));
                 keys.iter().for_each(|key| self.poke(key));
             }
             Work::Tail(key, first) => {
@@ -214,12 +244,23 @@ impl Shard {
                 self.poke(&key);
             }
             Work::Expired(items) => {
-                for (key, item) in items {
-                    if !self.unsettled.contains(&item.id) && !self.entry(&key).lane.forget(item.id)
+                for (lane, item) in items {
+                    if self.unsettled.contains_key(&item.id)
+                        || self
+                            .lanes
+                            .get_mut(&lane)
+                            .is_some_and(|e| e.lane.forget(item.id))
                     {
-                        let why = "the time given in Fed-Expires is over".to_owned();
-                        self.bury(key, item, "expired", why, false);
+                        continue;
                     }
+                    // The sweep read it some time ago: it may have left since.
+                    self.unsettled.entry(item.id).or_default().0 += 1;
+                    let store = self.shared.store.clone();
+                    self.tasks.spawn(async move {
+                        let row = read_until(|| store.row(item.id)).await;
+                        let still = row.is_some_and(|r| r.state == crate::store::RowState::Pending);
+                        Done::Due { lane, item, still }
+                    });
                 }
             }
         }
@@ -237,9 +278,11 @@ impl Shard {
                 self.in_flight >= self.shared.window,
                 self.slow_in_flight * 2 >= self.shared.window,
             );
+            let steady = self.tools.clock.steady();
             let Some(entry) = self.lanes.get_mut(key) else {
                 return;
             };
+            entry.lane.unsteady = !steady;
             let room = !(full || half && entry.slow());
             match entry
                 .lane
@@ -248,28 +291,37 @@ impl Shard {
                 Step::Attempt(item) => self.attempt(key.clone(), protocol.clone(), item),
                 Step::Dead(item, code, why) => self.bury(key.clone(), item, code, why, true),
                 Step::Load { after, limit } => {
-                    let (store, lane) = (self.shared.store.clone(), key.clone());
+                    let (store, lane, read) =
+                        (self.shared.store.clone(), key.clone(), self.begin_read());
                     self.tasks.spawn(async move {
                         let rows =
                             read_until(|| store.pending(lane.0, &lane.1, after, limit)).await;
                         Done::Page {
                             lane,
+                            read,
                             rows,
                             asked: limit,
                         }
                     });
                 }
-                Step::LoadKey { key: name, from } => {
-                    let (store, lane) = (self.shared.store.clone(), key.clone());
+                Step::LoadKey {
+                    key: name,
+                    from,
+                    limit,
+                } => {
+                    let (store, lane, read) =
+                        (self.shared.store.clone(), key.clone(), self.begin_read());
                     self.tasks.spawn(async move {
                         let rows = read_until(|| {
-                            store.pending_of_key(lane.0, &lane.1, &name, from, KEY_PAGE)
+                            store.pending_of_key(lane.0, &lane.1, &name, from, limit)
                         })
                         .await;
                         Done::KeyPage {
                             lane,
+                            read,
                             key: name,
                             rows,
+                            asked: limit,
                         }
                     });
                 }
@@ -283,7 +335,9 @@ impl Shard {
                     break;
                 }
                 Step::Rest => {
-                    if entry.lane.is_idle() {
+                    if entry.lane.is_idle() && entry.lane.met() > self.arrived_to {
+                        self.lingering.insert(key.clone());
+                    } else if entry.lane.is_idle() {
                         if let Some(at) = entry.armed.take() {
                             self.wakes.remove(&(at, key.clone()));
                         }
@@ -307,7 +361,7 @@ impl Shard {
         let slow = self.lanes.get(&lane).is_some_and(Entry::slow);
         self.slow_in_flight += usize::from(slow);
         metrics::in_flight_add(1);
-        self.unsettled.insert(item.id);
+        self.unsettled.entry(item.id).or_default().0 += 1;
         let (tools, shared) = (self.tools.clone(), self.shared.clone());
         self.tasks.spawn(async move {
             let body = match &item.body {
@@ -324,8 +378,11 @@ impl Shard {
             let finished = attempt::run(&tools, &protocol, &lane.1, &item, body).await;
             let now = tools.clock.now_ms();
             let jitter = shared.jitter * random_share();
+            // After a jump the row's first failure says nothing: its schedule ends by attempts alone.
+            let base = if tools.clock.steady() { item.first_failed_ms } else { None };
+            let judged = Item { first_failed_ms: base, ..item.clone() };
             let fate =
-                Box::new(outcome::decide(&item, &finished, protocol.schedule(), now, jitter, shared.throttle_pause));
+                Box::new(outcome::decide(&judged, &finished, protocol.schedule(), now, jitter, shared.throttle_pause));
             let commit = shared.store.settle(fate.settle.clone()).await;
             Done::Attempted { lane, item, slow, finished, fate, commit }
         });
@@ -352,12 +409,12 @@ impl Shard {
                 detail: why.clone(),
             }),
         };
-        self.unsettled.insert(item.id);
+        self.unsettled.entry(item.id).or_default().0 += 1;
         self.report_dead(&lane, &item, item.attempts, &Refusal::new(code, why));
         if counted && let Some(entry) = self.lanes.get_mut(&lane) {
             entry.lane.finished(&item);
         }
-        self.settled(settle, None);
+        self.settled(lane, settle, None);
     }
 
     fn done(&mut self, done: Option<Done>) {
@@ -375,20 +432,22 @@ impl Shard {
             }
             Some(Done::Gone { lane, item, slow }) => {
                 self.left_flight(slow);
-                self.unsettled.remove(&item.id);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
                     entry.lane.finished(&item);
                 }
+                self.release(lane.clone(), item.id);
                 self.poke(&lane);
             }
             Some(Done::Page {
                 lane,
+                read,
                 mut rows,
                 asked,
             }) => {
                 let full = rows.len() >= asked;
                 let last = rows.last().map(|r| r.id);
-                rows.retain(|r| !self.unsettled.contains(&r.id));
+                self.leave_out(&mut rows);
+                self.end_read(read);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
                     entry.lane.loaded(rows, full, last);
                 }
@@ -396,24 +455,85 @@ impl Shard {
             }
             Some(Done::KeyPage {
                 lane,
+                read,
                 key,
                 mut rows,
+                asked,
             }) => {
-                let full = rows.len() >= KEY_PAGE;
-                rows.retain(|r| !self.unsettled.contains(&r.id));
+                let full = rows.len() >= asked;
+                let last = rows.last().map(|r| r.id);
+                self.leave_out(&mut rows);
+                self.end_read(read);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
-                    entry.lane.loaded_key(&key, rows, full);
+                    entry.lane.loaded_key(&key, rows, asked, full, last);
                 }
                 self.poke(&lane);
             }
-            Some(Done::Settled(id)) => {
-                self.unsettled.remove(&id);
+            Some(Done::Due { lane, item, still }) => {
+                if still {
+                    let why = "the time given in Fed-Expires is over".to_owned();
+                    self.bury(lane.clone(), item.clone(), "expired", why, false);
+                }
+                self.release(lane.clone(), item.id);
+                self.poke(&lane);
             }
+            Some(Done::Settled(lane, id)) => self.release(lane, id),
             None => tracing::error!("a delivery task ended abnormally"),
+        }
+        for key in std::mem::take(&mut self.again) {
+            self.poke(&key);
         }
         if self.in_flight < self.shared.window {
             for key in std::mem::take(&mut self.starved) {
                 self.poke(&key);
+            }
+        }
+    }
+
+    fn begin_read(&mut self) -> u64 {
+        self.next_read += 1;
+        self.reads.insert(self.next_read);
+        self.next_read
+    }
+
+    /// Takes out rows whose outcome is on its way, and notes that they were met.
+    fn leave_out(&mut self, rows: &mut Vec<QueueRow>) {
+        rows.retain(|row| match self.unsettled.get_mut(&row.id) {
+            Some((_, met)) => {
+                *met = true;
+                false
+            }
+            None => true,
+        });
+    }
+
+    /// The row's outcome is committed; it may be read from disk again, but not by reads begun before.
+    fn release(&mut self, lane: LaneKey, id: i64) {
+        self.late.push_back((self.next_read, lane, id));
+        self.release_late();
+    }
+
+    fn end_read(&mut self, read: u64) {
+        self.reads.remove(&read);
+        self.release_late();
+    }
+
+    fn release_late(&mut self) {
+        while let Some((stamp, _, _)) = self.late.front() {
+            if self.reads.first().is_some_and(|oldest| oldest <= stamp) {
+                return;
+            }
+            let Some((_, lane, id)) = self.late.pop_front() else {
+                return;
+            };
+            let Some((outcomes, _)) = self.unsettled.get_mut(&id) else {
+                continue;
+            };
+            *outcomes = outcomes.saturating_sub(1);
+            if *outcomes == 0 && self.unsettled.remove(&id).is_some_and(|(_, met)| met) {
+                self.entry(&lane).lane.has_tail(id);
+                self.lingering.remove(&lane);
+                self.again.push(lane);
             }
         }
     }
@@ -433,7 +553,7 @@ impl Shard {
         commit: Result<Commit, StoreError>,
     ) {
         let now = self.tools.clock.now_ms();
-        self.settled(fate.settle.clone(), Some(commit));
+        self.settled(lane.clone(), fate.settle.clone(), Some(commit));
         self.report(lane, &item, finished, &fate);
         let policy = self.shared.policy;
         let mut changed = None;
@@ -465,7 +585,12 @@ impl Shard {
     }
 
     /// Watches an outcome's commit; while the store cannot take it, it is tried again each second.
-    fn settled(&mut self, settle: Settle, commit: Option<Result<Commit, StoreError>>) {
+    fn settled(
+        &mut self,
+        lane: LaneKey,
+        settle: Settle,
+        commit: Option<Result<Commit, StoreError>>,
+    ) {
         let (store, dead) = (self.shared.store.clone(), self.shared.dead.clone());
         let is_dead = matches!(settle.outcome, Outcome::Dead { .. });
         self.tasks.spawn(async move {
@@ -491,7 +616,7 @@ impl Shard {
             if is_dead {
                 dead.notify_one();
             }
-            Done::Settled(settle.row)
+            Done::Settled(lane, settle.row)
         });
     }
 
