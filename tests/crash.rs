@@ -103,16 +103,7 @@ impl World {
         };
         world.sink.start().await;
         world.bridge.start().await;
-        world.forget_ids_soon().await;
         world
-    }
-
-    /// Replay protection is the bridge's, not the broker's: its window is made too short to help.
-    async fn forget_ids_soon(&self) {
-        let mut stream = self.js.get_stream("FED_IN").await.expect("FED_IN");
-        let mut config = stream.info().await.expect("FED_IN").config.clone();
-        config.duplicate_window = Duration::from_millis(100);
-        self.js.update_stream(config).await.expect("FED_IN");
     }
 
     async fn round(&mut self, round: usize) {
