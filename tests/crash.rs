@@ -74,7 +74,7 @@ impl World {
             Some(&broker.url()),
             // Long enough for every outage here, and so many requests are not hostile.
             "discovery = false\nrelay_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
-             retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"1s\", \"2s\", \"2s\", \"5s\", \"10s\", \"20s\"]",
+             retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\", \"6s\"]",
             &format!(
                 "[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}",
                 bridge::pin("beta.test", sink.options.address)
@@ -127,7 +127,7 @@ impl World {
         }
         let end = Instant::now() + Duration::from_secs(8);
         while Instant::now() < end {
-            let pause = self.rng.pause(150, 1500);
+            let pause = self.rng.pause(100, 1000);
             tokio::time::sleep(pause).await;
             self.trouble().await;
         }
