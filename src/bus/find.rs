@@ -11,8 +11,6 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-pub use crate::config::default_cache_dir;
-
 use super::connect::Version;
 use super::subject::hex;
 use super::{BusError, BusErrorKind};
@@ -56,6 +54,17 @@ pub async fn server_binary(
         return Ok(file);
     }
     install(cache_dir, &home).await
+}
+
+/// The user's cache directory for Drawbridge: `$XDG_CACHE_HOME/drawbridge`, else
+/// `~/.cache/drawbridge`, else a directory for temporary files.
+pub fn default_cache_dir() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    set("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("drawbridge")
 }
 
 fn file_name() -> &'static str {

@@ -226,7 +226,7 @@ impl UamConfig {
 
 /// The user's cache directory for Drawbridge: `$XDG_CACHE_HOME/drawbridge`, else
 /// `~/.cache/drawbridge`, else a directory for temporary files.
-pub fn default_cache_dir() -> PathBuf {
+pub(super) fn default_cache_dir() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     set("XDG_CACHE_HOME")
         .map(PathBuf::from)

@@ -144,7 +144,12 @@ impl Reader {
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(id.clone())
             {
-                continue; // its first copy is on its way to the store and will acknowledge it
+                // Its first copy is on its way to the store. In this batch both are acknowledged by
+                // the same commit; of an earlier one, redelivery will find the row.
+                if ids.contains(&id) {
+                    acks.push(message.ack);
+                }
+                continue;
             }
             ids.push(id);
             self.make(protocol.as_ref(), &message, &mut made);
@@ -276,7 +281,7 @@ impl Reader {
                     name,
                     &event.peer,
                     serde_json::json!({"msg_id": event.msg_id, "out_seq": event.out_seq, "event_id": event.msg_id,
-                        "peer": event.peer, "attempts": 0, "code": refusal.code, "reason": refusal.detail,
+                        "peer": event.peer, "attempts": 0, "code": refusal.code, "detail": refusal.detail,
                         "queue_id": id}),
                 );
                 made.rows.push(row);

@@ -167,19 +167,13 @@ impl Lane {
 
     /// There are rows on disk from `first` on (start-up, or a row that came back).
     pub fn has_tail(&mut self, first: i64) {
-        if !self.tail || first <= self.loaded_to {
-            self.loaded_to = if self.tail || !self.held.is_empty() {
-                self.loaded_to.min(first - 1)
-            } else {
-                first - 1
-            };
-        }
+        self.loaded_to = self.loaded_to.min(first - 1);
         self.tail = true;
         self.missed |= self.loading.is_some();
     }
 
     /// The highest ledger number met.
-    pub fn met(&self) -> i64 {
+    pub fn loaded_to(&self) -> i64 {
         self.loaded_to
     }
 
@@ -204,7 +198,7 @@ impl Lane {
 
     /// A new row, already handed to the store.
     pub fn arrive(&mut self, item: Item) {
-        if !self.tail && item.id <= self.loaded_to {
+        if item.id <= self.loaded_to {
             return; // met on disk before it came here: in hand, or settled already
         }
         if self.tail
@@ -281,7 +275,7 @@ impl Lane {
         last: Option<i64>,
     ) {
         self.asked = self.asked.saturating_sub(limit);
-        let (met, tail) = (self.loaded_to, self.tail);
+        let met = self.loaded_to;
         let Some(key) = self.keys.get_mut(name) else {
             return;
         };
@@ -300,14 +294,13 @@ impl Lane {
         }
         let next = last.map_or(from, |l| l + 1);
         for row in rows {
-            // Above `loaded_to` the lane's own reading meets them.
-            if !tail || row.id <= met {
-                self.loaded_to = self.loaded_to.max(row.id);
+            // Above `loaded_to` the lane's own reading meets them, or their arrival does.
+            if row.id <= met {
                 self.admit(row.into());
             }
         }
         if let Some(key) = self.keys.get_mut(name) {
-            key.disk_from = if full && (!tail || next <= met) {
+            key.disk_from = if full && next <= met {
                 Some(next)
             } else {
                 missed.filter(|m| *m >= next)

@@ -3,7 +3,7 @@
 //! Its heart is one `select!` over finished work, new work and due wakes. Lanes are entries of a
 //! map; only an attempt or a read in progress is a task, and their number is bounded.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{self, Finished, Tools};
+use super::ended::Ended;
 use super::lane::{Item, Lane, Limits, Step};
 use super::outcome::{self, Fate, HealthNews};
 use crate::ops::{Ops, metrics};
@@ -69,25 +70,19 @@ enum Done {
         slow: bool,
     },
     Page {
-        lane: LaneKey,
         read: u64,
+        lane: LaneKey,
         rows: Vec<QueueRow>,
         asked: usize,
     },
     KeyPage {
-        lane: LaneKey,
         read: u64,
+        lane: LaneKey,
         key: Arc<str>,
         rows: Vec<QueueRow>,
         asked: usize,
     },
-    /// Whether a row the sweep found past its time is still pending.
-    Due {
-        lane: LaneKey,
-        item: Item,
-        still: bool,
-    },
-    Settled(LaneKey, i64),
+    Settled(i64),
 }
 
 /// An average above which a peer counts as slow, milliseconds.
@@ -115,21 +110,11 @@ pub struct Shard {
     /// Lanes that found no room in the shard's window.
     starved: Vec<LaneKey>,
     tasks: JoinSet<Done>,
-    /// Rows whose outcome is not committed yet: not to be attempted again from disk. How many
-    /// outcomes are on their way, and whether a read met and left the row out, so that the lane reads
-    /// it again once they are committed.
-    unsettled: HashMap<i64, (u32, bool)>,
-    /// Reads in progress, and rows that stay unsettled until those begun before their commit end:
-    /// such a read may still bring the row as it was.
-    reads: BTreeSet<u64>,
-    next_read: u64,
-    late: VecDeque<(u64, LaneKey, i64)>,
-    /// Highest row number that came from the intake; lanes that met higher ones on disk stay until
-    /// the intake's copies have come, or those would look new.
+    /// Rows that came to their end, which a page read before the commit still shows as pending.
+    ended: Ended,
+    /// Highest number whose arrival was taken (they come ascending). A lane that read further from
+    /// disk must stay to know those rows when they arrive.
     arrived_to: i64,
-    /// Lanes to look at again at the end of this turn.
-    again: Vec<LaneKey>,
-    lingering: HashSet<LaneKey>,
     in_flight: usize,
     slow_in_flight: usize,
 }
@@ -138,19 +123,14 @@ impl Shard {
     /// An empty shard.
     pub fn new(shared: Shared, tools: Tools) -> Self {
         Self {
+            arrived_to: shared.store.reserve_rows(0).start - 1,
             shared,
             tools,
             lanes: HashMap::new(),
             wakes: BTreeSet::new(),
             starved: Vec::new(),
             tasks: JoinSet::new(),
-            unsettled: HashMap::new(),
-            reads: BTreeSet::new(),
-            next_read: 0,
-            late: VecDeque::new(),
-            arrived_to: 0,
-            again: Vec::new(),
-            lingering: HashSet::new(),
+            ended: Ended::default(),
             in_flight: 0,
             slow_in_flight: 0,
         }
@@ -236,7 +216,6 @@ impl Shard {
                         keys.push(key);
                     }
                 }
-                keys.extend(std::mem::take(&mut self.lingering));
                 keys.iter().for_each(|key| self.poke(key));
             }
             Work::Tail(key, first) => {
@@ -244,23 +223,11 @@ impl Shard {
                 self.poke(&key);
             }
             Work::Expired(items) => {
-                for (lane, item) in items {
-                    if self.unsettled.contains_key(&item.id)
-                        || self
-                            .lanes
-                            .get_mut(&lane)
-                            .is_some_and(|e| e.lane.forget(item.id))
-                    {
-                        continue;
+                for (key, item) in items {
+                    if !self.ended.has(item.id) && !self.entry(&key).lane.forget(item.id) {
+                        let why = "the time given in Fed-Expires is over".to_owned();
+                        self.bury(key, item, "expired", why, false);
                     }
-                    // The sweep read it some time ago: it may have left since.
-                    self.unsettled.entry(item.id).or_default().0 += 1;
-                    let store = self.shared.store.clone();
-                    self.tasks.spawn(async move {
-                        let row = read_until(|| store.row(item.id)).await;
-                        let still = row.is_some_and(|r| r.state == crate::store::RowState::Pending);
-                        Done::Due { lane, item, still }
-                    });
                 }
             }
         }
@@ -291,14 +258,14 @@ impl Shard {
                 Step::Attempt(item) => self.attempt(key.clone(), protocol.clone(), item),
                 Step::Dead(item, code, why) => self.bury(key.clone(), item, code, why, true),
                 Step::Load { after, limit } => {
-                    let (store, lane, read) =
-                        (self.shared.store.clone(), key.clone(), self.begin_read());
+                    let (store, lane) = (self.shared.store.clone(), key.clone());
+                    let read = self.ended.read_begins();
                     self.tasks.spawn(async move {
                         let rows =
                             read_until(|| store.pending(lane.0, &lane.1, after, limit)).await;
                         Done::Page {
-                            lane,
                             read,
+                            lane,
                             rows,
                             asked: limit,
                         }
@@ -309,16 +276,16 @@ impl Shard {
                     from,
                     limit,
                 } => {
-                    let (store, lane, read) =
-                        (self.shared.store.clone(), key.clone(), self.begin_read());
+                    let (store, lane) = (self.shared.store.clone(), key.clone());
+                    let read = self.ended.read_begins();
                     self.tasks.spawn(async move {
                         let rows = read_until(|| {
                             store.pending_of_key(lane.0, &lane.1, &name, from, limit)
                         })
                         .await;
                         Done::KeyPage {
-                            lane,
                             read,
+                            lane,
                             key: name,
                             rows,
                             asked: limit,
@@ -335,9 +302,7 @@ impl Shard {
                     break;
                 }
                 Step::Rest => {
-                    if entry.lane.is_idle() && entry.lane.met() > self.arrived_to {
-                        self.lingering.insert(key.clone());
-                    } else if entry.lane.is_idle() {
+                    if entry.lane.is_idle() && entry.lane.loaded_to() <= self.arrived_to {
                         if let Some(at) = entry.armed.take() {
                             self.wakes.remove(&(at, key.clone()));
                         }
@@ -361,7 +326,6 @@ impl Shard {
         let slow = self.lanes.get(&lane).is_some_and(Entry::slow);
         self.slow_in_flight += usize::from(slow);
         metrics::in_flight_add(1);
-        self.unsettled.entry(item.id).or_default().0 += 1;
         let (tools, shared) = (self.tools.clone(), self.shared.clone());
         self.tasks.spawn(async move {
             let body = match &item.body {
@@ -378,7 +342,7 @@ impl Shard {
             let finished = attempt::run(&tools, &protocol, &lane.1, &item, body).await;
             let now = tools.clock.now_ms();
             let jitter = shared.jitter * random_share();
-            // After a jump the row's first failure says nothing: its schedule ends by attempts alone.
+            // After a jump the first failure's time says nothing: attempts alone end the schedule.
             let base = if tools.clock.steady() { item.first_failed_ms } else { None };
             let judged = Item { first_failed_ms: base, ..item.clone() };
             let fate =
@@ -409,12 +373,12 @@ impl Shard {
                 detail: why.clone(),
             }),
         };
-        self.unsettled.entry(item.id).or_default().0 += 1;
+        self.ended.add(item.id);
         self.report_dead(&lane, &item, item.attempts, &Refusal::new(code, why));
         if counted && let Some(entry) = self.lanes.get_mut(&lane) {
             entry.lane.finished(&item);
         }
-        self.settled(lane, settle, None);
+        self.settled(settle, None);
     }
 
     fn done(&mut self, done: Option<Done>) {
@@ -435,105 +399,47 @@ impl Shard {
                 if let Some(entry) = self.lanes.get_mut(&lane) {
                     entry.lane.finished(&item);
                 }
-                self.release(lane.clone(), item.id);
                 self.poke(&lane);
             }
             Some(Done::Page {
-                lane,
                 read,
+                lane,
                 mut rows,
                 asked,
             }) => {
                 let full = rows.len() >= asked;
                 let last = rows.last().map(|r| r.id);
-                self.leave_out(&mut rows);
-                self.end_read(read);
+                rows.retain(|r| !self.ended.has(r.id));
+                self.ended.read_ends(read);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
                     entry.lane.loaded(rows, full, last);
                 }
                 self.poke(&lane);
             }
             Some(Done::KeyPage {
-                lane,
                 read,
+                lane,
                 key,
                 mut rows,
                 asked,
             }) => {
                 let full = rows.len() >= asked;
                 let last = rows.last().map(|r| r.id);
-                self.leave_out(&mut rows);
-                self.end_read(read);
+                rows.retain(|r| !self.ended.has(r.id));
+                self.ended.read_ends(read);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
                     entry.lane.loaded_key(&key, rows, asked, full, last);
                 }
                 self.poke(&lane);
             }
-            Some(Done::Due { lane, item, still }) => {
-                if still {
-                    let why = "the time given in Fed-Expires is over".to_owned();
-                    self.bury(lane.clone(), item.clone(), "expired", why, false);
-                }
-                self.release(lane.clone(), item.id);
-                self.poke(&lane);
+            Some(Done::Settled(id)) => {
+                self.ended.committed(id);
             }
-            Some(Done::Settled(lane, id)) => self.release(lane, id),
             None => tracing::error!("a delivery task ended abnormally"),
-        }
-        for key in std::mem::take(&mut self.again) {
-            self.poke(&key);
         }
         if self.in_flight < self.shared.window {
             for key in std::mem::take(&mut self.starved) {
                 self.poke(&key);
-            }
-        }
-    }
-
-    fn begin_read(&mut self) -> u64 {
-        self.next_read += 1;
-        self.reads.insert(self.next_read);
-        self.next_read
-    }
-
-    /// Takes out rows whose outcome is on its way, and notes that they were met.
-    fn leave_out(&mut self, rows: &mut Vec<QueueRow>) {
-        rows.retain(|row| match self.unsettled.get_mut(&row.id) {
-            Some((_, met)) => {
-                *met = true;
-                false
-            }
-            None => true,
-        });
-    }
-
-    /// The row's outcome is committed; it may be read from disk again, but not by reads begun before.
-    fn release(&mut self, lane: LaneKey, id: i64) {
-        self.late.push_back((self.next_read, lane, id));
-        self.release_late();
-    }
-
-    fn end_read(&mut self, read: u64) {
-        self.reads.remove(&read);
-        self.release_late();
-    }
-
-    fn release_late(&mut self) {
-        while let Some((stamp, _, _)) = self.late.front() {
-            if self.reads.first().is_some_and(|oldest| oldest <= stamp) {
-                return;
-            }
-            let Some((_, lane, id)) = self.late.pop_front() else {
-                return;
-            };
-            let Some((outcomes, _)) = self.unsettled.get_mut(&id) else {
-                continue;
-            };
-            *outcomes = outcomes.saturating_sub(1);
-            if *outcomes == 0 && self.unsettled.remove(&id).is_some_and(|(_, met)| met) {
-                self.entry(&lane).lane.has_tail(id);
-                self.lingering.remove(&lane);
-                self.again.push(lane);
             }
         }
     }
@@ -553,7 +459,10 @@ impl Shard {
         commit: Result<Commit, StoreError>,
     ) {
         let now = self.tools.clock.now_ms();
-        self.settled(lane.clone(), fate.settle.clone(), Some(commit));
+        if fate.waits.is_none() {
+            self.ended.add(item.id);
+        }
+        self.settled(fate.settle.clone(), Some(commit));
         self.report(lane, &item, finished, &fate);
         let policy = self.shared.policy;
         let mut changed = None;
@@ -585,12 +494,7 @@ impl Shard {
     }
 
     /// Watches an outcome's commit; while the store cannot take it, it is tried again each second.
-    fn settled(
-        &mut self,
-        lane: LaneKey,
-        settle: Settle,
-        commit: Option<Result<Commit, StoreError>>,
-    ) {
+    fn settled(&mut self, settle: Settle, commit: Option<Result<Commit, StoreError>>) {
         let (store, dead) = (self.shared.store.clone(), self.shared.dead.clone());
         let is_dead = matches!(settle.outcome, Outcome::Dead { .. });
         self.tasks.spawn(async move {
@@ -616,7 +520,7 @@ impl Shard {
             if is_dead {
                 dead.notify_one();
             }
-            Done::Settled(lane, settle.row)
+            Done::Settled(settle.row)
         });
     }
 
@@ -648,7 +552,7 @@ impl Shard {
     fn report(&self, lane: &LaneKey, item: &Item, finished: &Finished, fate: &Fate) {
         let said = |attempts: u32, reason: &Refusal| {
             json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id, "peer": lane.1.as_str(),
-                "attempts": attempts, "code": reason.code, "reason": reason.detail, "queue_id": item.id})
+                "attempts": attempts, "code": reason.code, "detail": reason.detail, "queue_id": item.id})
         };
         let (ops, peer) = (&self.shared.ops, lane.1.as_str());
         match (&fate.settle.outcome, &fate.reason) {
@@ -691,7 +595,7 @@ impl Shard {
             attempts, code = reason.code, reason = reason.detail, "federation delivery failed for good"
         );
         let body = json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id,
-            "peer": lane.1.as_str(), "attempts": attempts, "code": reason.code, "reason": reason.detail,
+            "peer": lane.1.as_str(), "attempts": attempts, "code": reason.code, "detail": reason.detail,
             "queue_id": item.id});
         self.shared
             .ops
