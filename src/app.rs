@@ -54,6 +54,7 @@ pub struct Running {
     store: Store,
     bus: Bus,
     peers: Peers,
+    trust: Trust,
     door: Door,
     outbound: Outbound,
     managed: Option<ManagedServer>,
@@ -146,7 +147,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let state = AdminState {
         store: store.clone(),
         peers: peers.clone(),
-        trust,
+        trust: trust.clone(),
         health: health.clone(),
         keys,
         clock: clock.clone(),
@@ -173,6 +174,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store,
         bus,
         peers,
+        trust,
         door,
         outbound,
         managed,
@@ -209,6 +211,9 @@ impl Running {
         let (_, _) = tokio::join!(listening, outbound.stop());
         self.door.close().await;
         self.peers.flush().await;
+        if let Err(error) = self.trust.flush().await {
+            tracing::warn!(%error, "the latest scores were not stored");
+        }
         self.stop_rest.cancel();
         for task in self.tasks {
             let _ = task.await;
@@ -285,9 +290,9 @@ async fn housekeeping(
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         if *connected.borrow_and_update() {
-            health.clear("nats");
+            health.clear("bus");
         } else {
-            health.set("nats", "not connected to the broker");
+            health.set("bus", "not connected to the broker");
         }
         metrics::bus_connected(bus.connected());
         if store.healthy() {

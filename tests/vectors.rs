@@ -457,7 +457,7 @@ fn envelope_case(case: EnvelopeCase) -> Result<(), String> {
         if !excused {
             same("valid", ours, valid)?;
         }
-        if let Some(envelope) = envelope.filter(|_| !(decided && !valid)) {
+        if let Some(envelope) = envelope.filter(|_| !decided || valid) {
             same_canonical(
                 &envelope.signing_bytes(),
                 case.expect.canonical.as_deref(),

@@ -182,7 +182,11 @@ pub fn keys(command: KeysCommand) -> Outcome {
 }
 
 /// The list under `member` of the admin API's answer; `None`: no bridge answers there.
-async fn ask(config: &Config, path: &str, member: &str) -> Result<Option<Vec<Value>>, String> {
+pub(super) async fn ask(
+    config: &Config,
+    path: &str,
+    member: &str,
+) -> Result<Option<Vec<Value>>, String> {
     let host = config.admin.address.to_string();
     let mut http = config.http.clone();
     http.plain_hosts.push(host.clone());

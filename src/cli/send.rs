@@ -8,7 +8,7 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 
-use super::{ConfigArgs, Outcome, connect, read};
+use super::{ConfigArgs, Outcome, connect, lists, read};
 use crate::bus::{Bus, TailFrom};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -105,9 +105,7 @@ pub async fn send(args: SendArgs) -> Outcome {
     let waited = tokio::time::timeout(Duration::from_secs(seconds), outcome(tail, &id)).await;
     match waited {
         Ok(ended) => ended,
-        Err(_) => Err(format!(
-            "no outcome within {seconds} s; `drawbridge queue list` shows what waits"
-        )),
+        Err(_) => queued(&config, &id, seconds).await,
     }
 }
 
@@ -134,6 +132,27 @@ async fn outcome(tail: &mut crate::bus::Tail, id: &str) -> Outcome {
             _ => {}
         }
     }
+}
+
+/// The time is over: a busy peer's sum does not name every message, so the row itself is asked.
+async fn queued(config: &Config, id: &str, seconds: u64) -> Outcome {
+    for state in ["delivered", "failed", "pending", "held"] {
+        let path = format!("/api/v1/queue?state={state}&msg_id={id}&limit=1");
+        if let Some(row) = lists::ask(config, &path, "rows")
+            .await?
+            .unwrap_or_default()
+            .first()
+        {
+            println!("{state} {row}");
+            if state == "delivered" {
+                return Ok(ExitCode::SUCCESS);
+            }
+            break;
+        }
+    }
+    Err(format!(
+        "not delivered within {seconds} s; `drawbridge queue list` shows what waits"
+    ))
 }
 
 /// Whether an event, or one of a sum's events, speaks of this message.

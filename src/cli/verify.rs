@@ -7,8 +7,9 @@ use clap::{Args, Subcommand};
 
 use super::{ConfigArgs, Outcome};
 use crate::clock::Clock;
+use crate::identity::PublicKey;
 use crate::protocol::Step;
-use crate::protocols::uam::explain;
+use crate::protocols::uam::{explain, time};
 
 /// Which protocol.
 #[derive(Debug, Subcommand)]
@@ -31,7 +32,10 @@ pub struct UamArgs {
     /// The sending agent's public key, base64.
     #[arg(long, value_name = "KEY")]
     agent_key: Option<String>,
-    /// Judge times as of then (RFC 3339) instead of now.
+    /// The value of its X-UAM-Relay-Signature header, where only the body was saved.
+    #[arg(long, value_name = "BASE64")]
+    signature: Option<String>,
+    /// Judge its age as of then: RFC 3339, or `now`. Without it the age is not judged.
     #[arg(long, value_name = "TIME")]
     at: Option<String>,
     /// One JSON object a step.
@@ -44,19 +48,20 @@ pub fn verify(command: VerifyCommand) -> Outcome {
     let VerifyCommand::Uam(args) = command;
     let config = args.config.load()?;
     let input = super::read(&args.request)?;
-    let now_ms = match &args.at {
-        Some(text) => {
-            crate::protocols::uam::time::parse_ms(text).map_err(|e| format!("--at: {e}"))?
-        }
-        None => Clock::system().now_ms(),
+    let now_ms = match args.at.as_deref() {
+        None => None,
+        Some("now") => Some(Clock::system().now_ms()),
+        Some(text) => Some(time::parse_ms(text).map_err(|e| format!("--at: {e}"))?),
     };
     let context = explain::Context {
-        own_domain: config.uam.domain.clone(),
         now_ms,
-        max_age: config.uam.timestamp_max_age,
+        own_domain: config.uam.domain.clone(),
+        max_age_s: i64::try_from(config.uam.timestamp_max_age.as_secs()).unwrap_or(i64::MAX),
         max_hops: config.uam.max_hops,
-        relay_key: args.relay_key,
-        agent_key: args.agent_key,
+        forms: config.uam.wire_forms,
+        relay_key: key("--relay-key", args.relay_key.as_deref())?,
+        agent_key: key("--agent-key", args.agent_key.as_deref())?,
+        signature: args.signature,
     };
     let steps = explain::explain(&input, &context);
     steps.iter().for_each(|step| print(step, args.json));
@@ -66,6 +71,12 @@ pub fn verify(command: VerifyCommand) -> Outcome {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn key(option: &str, text: Option<&str>) -> Result<Option<PublicKey>, String> {
+    text.map(PublicKey::from_base64)
+        .transpose()
+        .map_err(|e| format!("{option}: {e}; expected base64 of its 32 bytes"))
 }
 
 fn print(step: &Step, as_json: bool) {
@@ -78,5 +89,11 @@ fn print(step: &Step, as_json: bool) {
         Some(false) => "FAIL",
         None => "    ",
     };
-    println!("{mark} {:<24} {}", step.name, step.detail);
+    let mut lines = step.detail.lines();
+    println!(
+        "{mark} {:<24} {}",
+        step.name,
+        lines.next().unwrap_or_default()
+    );
+    lines.for_each(|line| println!("{:29} {line}", ""));
 }

@@ -106,7 +106,10 @@ fn nats(s: &Section<'_>, managed: &Section<'_>) -> Result<NatsConfig, ConfigErro
             binary: managed.file_or_none("binary")?,
             port: Some(managed.int("port", 0, 65_535)?).filter(|port| *port != 0),
             store_dir: managed.file("store_dir")?,
-            cache_dir: managed.file("cache_dir")?,
+            cache_dir: match managed.file_or_none("cache_dir")? {
+                Some(dir) => dir,
+                None => default_cache_dir(),
+            },
             sync_interval: sync_interval.to_owned(),
             max_payload: managed.size("max_payload", "64KiB", "64MiB")?,
         },

@@ -223,3 +223,14 @@ impl UamConfig {
         self.domain.as_deref().filter(|_| self.enabled)
     }
 }
+
+/// The user's cache directory for Drawbridge: `$XDG_CACHE_HOME/drawbridge`, else
+/// `~/.cache/drawbridge`, else a directory for temporary files.
+pub(super) fn default_cache_dir() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    set("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("drawbridge")
+}

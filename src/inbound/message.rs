@@ -4,8 +4,13 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use crate::bus::subject::token;
+use crate::clock::UnixMs;
 use crate::protocol::Verified;
 use crate::store::NewInbound;
+
+/// Header of the broker's own deduplication.
+pub const MSG_ID: &str = "Nats-Msg-Id";
+const RECEIVED_AT: &str = "Fed-Received-At";
 
 /// Type tokens a subject may have; a longer type is one (cut) token.
 const MAX_TYPE_TOKENS: usize = 8;
@@ -64,13 +69,13 @@ fn type_token(part: &str) -> String {
 
 fn headers(event: &Verified) -> Vec<(String, String)> {
     let mut list = vec![
-        ("Nats-Msg-Id".to_owned(), message_id(event)),
+        (MSG_ID.to_owned(), message_id(event)),
         ("Fed-Event-Id".to_owned(), header_text(&event.event_id)),
         ("Fed-Type".to_owned(), header_text(&event.event_type)),
         ("Fed-Peer".to_owned(), event.peer.to_string()),
         ("Fed-Origin".to_owned(), header_text(&event.origin)),
         ("Fed-Key-Id".to_owned(), header_text(&event.key_id)),
-        ("Fed-Received-At".to_owned(), rfc3339(event.received_at_ms)),
+        (RECEIVED_AT.to_owned(), rfc3339(event.received_at_ms)),
         ("Fed-Hops".to_owned(), event.hops.to_string()),
     ];
     if let Some(trace) = &event.traceparent {
@@ -108,6 +113,24 @@ fn header_text(text: &str) -> String {
         }
     }
     out
+}
+
+/// A row's message id.
+pub fn msg_id_of(headers: &[(String, String)]) -> Option<&str> {
+    value(headers, MSG_ID)
+}
+
+/// When a row was received; `None` if its header does not say.
+pub fn received_of(headers: &[(String, String)]) -> Option<UnixMs> {
+    let at: Timestamp = value(headers, RECEIVED_AT)?.parse().ok()?;
+    Some(at.as_millisecond())
+}
+
+fn value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    headers
+        .iter()
+        .find(|(n, _)| n == name)
+        .map(|(_, value)| value.as_str())
 }
 
 /// `2026-05-01T12:00:00.000Z`.

@@ -83,13 +83,13 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// The outcome's name in metrics.
+    /// The outcome's name in metrics and operator events.
     fn code(self) -> &'static str {
         match self {
             Self::New => "accepted",
             Self::Duplicate => "duplicate",
             Self::Replayed => "replayed",
-            Self::TooLarge => "refused",
+            Self::TooLarge => "too_large",
             Self::Unavailable { .. } => "unavailable",
         }
     }
@@ -116,6 +116,7 @@ impl Door {
             store.clone(),
             Arc::clone(&outlet),
             state.clone(),
+            clock.clone(),
             acknowledged.clone(),
             committed,
         );
@@ -171,9 +172,10 @@ impl Door {
         let peer = event.peer.clone();
         let event_id = event.event_id.clone();
         let entry = self.pass(event).await;
-        metrics::inbound(protocol, entry.code());
         match entry {
+            // Refusals are counted by the route, which makes them for other reasons as well.
             Entry::New | Entry::Duplicate => {
+                metrics::inbound(protocol, entry.code());
                 let ops = &self.inner.ops;
                 ops.tally(
                     "ingest",

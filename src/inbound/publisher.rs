@@ -16,9 +16,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::bus::{BusError, BusErrorKind, BusMessage};
+use crate::clock::{Clock, UnixMs};
 use crate::store::{InboundRow, Store, StoreError};
 
 use super::flights::Reply;
+use super::message::{msg_id_of, received_of};
 use super::outlet::Outlet;
 use super::state::State;
 use super::{Entry, STREAM};
@@ -31,6 +33,11 @@ const MARK_AFTER: Duration = Duration::from_millis(50);
 const MARK_AT: usize = 512;
 /// PubAcks awaited at once at most (the bus has its own, usually smaller window).
 const MAX_IN_FLIGHT: usize = 4096;
+/// Rows older than this may be past the broker's window of deduplication (two minutes): the stream
+/// is asked whether it has them before they are published again.
+const SURELY_IN_WINDOW_MS: UnixMs = 90_000;
+/// How far the broker's clock may be from ours.
+const CLOCK_MARGIN_MS: UnixMs = 300_000;
 /// Rows read at a time in repair.
 const REPAIR_ROWS: usize = 256;
 /// Pauses between attempts to repair.
@@ -94,6 +101,7 @@ pub struct Publisher {
     store: Store,
     outlet: Arc<dyn Outlet>,
     state: State,
+    clock: Clock,
     acknowledged: Acknowledged,
     queue: mpsc::Receiver<ToPublish>,
     in_flight: FuturesUnordered<InFlight>,
@@ -112,6 +120,7 @@ impl Publisher {
         store: Store,
         outlet: Arc<dyn Outlet>,
         state: State,
+        clock: Clock,
         acknowledged: Acknowledged,
         queue: mpsc::Receiver<ToPublish>,
     ) -> Self {
@@ -119,6 +128,7 @@ impl Publisher {
             store,
             outlet,
             state,
+            clock,
             acknowledged,
             queue,
             in_flight: FuturesUnordered::new(),
@@ -306,18 +316,57 @@ impl Publisher {
         }
         let mut count = 0;
         let mut after = 0;
+        let mut taken = None;
         loop {
             self.turn_away();
             let rows = self.store.unpublished(after, REPAIR_ROWS).await?;
             let Some(last) = rows.last().map(|row| row.id) else {
                 break;
             };
+            let rows = self.lacking(rows, &mut taken).await?;
             count += self.republish(rows).await?;
             after = last;
             self.repaired_through = self.repaired_through.max(last);
         }
         self.mark_now().await;
         Ok(count)
+    }
+
+    /// The rows that the stream lacks. One whose PubAck was lost with the connection, or whose mark
+    /// with the process, may be there; while it is young the broker itself knows its id again.
+    /// `taken` holds what the stream was found to have, once it had to be asked.
+    async fn lacking(
+        &mut self,
+        mut rows: Vec<InboundRow>,
+        taken: &mut Option<HashSet<String>>,
+    ) -> Result<Vec<InboundRow>, RepairError> {
+        let oldest = rows
+            .iter()
+            .filter_map(|row| received_of(&row.headers))
+            .min();
+        let young = self.clock.now_ms().saturating_sub(SURELY_IN_WINDOW_MS);
+        let Some(oldest) = oldest.filter(|at| *at < young) else {
+            return Ok(rows);
+        };
+        // Rows come in the order received, so the first question reaches back the farthest.
+        if taken.is_none() {
+            let since = oldest.saturating_sub(CLOCK_MARGIN_MS);
+            *taken = Some(self.outlet.taken_since(since).await?);
+        }
+        let mut there = Vec::new();
+        if let Some(taken) = taken {
+            rows.retain(|row| {
+                let has = msg_id_of(&row.headers).is_some_and(|id| taken.contains(id));
+                if has {
+                    there.push(row.id);
+                }
+                !has
+            });
+        }
+        for id in there {
+            self.landed((id, None, Ok(())));
+        }
+        Ok(rows)
     }
 
     async fn republish(&mut self, rows: Vec<InboundRow>) -> Result<usize, RepairError> {

@@ -1,5 +1,6 @@
 //! The door against a real ledger and a bus that fails on cue.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -84,6 +85,15 @@ impl Outlet for Fake {
             });
             Ok(ack)
         })
+    }
+
+    fn taken_since(&self, _since_ms: i64) -> BoxFuture<'_, Result<HashSet<String>, BusError>> {
+        let seen = self.seen.lock().unwrap();
+        let ids = seen
+            .iter()
+            .filter_map(|m| super::message::msg_id_of(&m.headers).map(str::to_owned))
+            .collect();
+        Box::pin(std::future::ready(Ok(ids)))
     }
 }
 
@@ -304,6 +314,33 @@ async fn what_an_earlier_run_left_is_published_before_the_door_opens() {
     .unwrap();
     assert_eq!(bus.payloads(), ["1"]);
     assert_eq!(door.enter(event("m1", "1")).await, Entry::Duplicate);
+}
+
+#[tokio::test]
+async fn what_the_stream_has_already_is_not_published_again_after_a_long_outage() {
+    let b = bench().await;
+    b.bus.acks.send_replace(false);
+    let asker = tokio::spawn({
+        let door = b.door.clone();
+        async move { door.enter(event("m1", "1")).await }
+    });
+    while b.bus.payloads().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // The broker has it, the process ends before it hears so, and comes back an hour later.
+    asker.abort();
+    let later = Clock::fixed(NOW + 3_600_000);
+    let bus = Fake::new();
+    bus.seen
+        .lock()
+        .unwrap()
+        .extend(b.bus.seen.lock().unwrap().clone());
+    let door = Door::over(b.store.clone(), bus.clone(), Ops::silent(), later)
+        .await
+        .unwrap();
+    assert_eq!(bus.payloads(), ["1"]);
+    assert_eq!(door.enter(event("m1", "1")).await, Entry::Duplicate);
+    assert_eq!(bus.payloads(), ["1"]);
 }
 
 #[tokio::test]

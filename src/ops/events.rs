@@ -13,9 +13,9 @@
 //! | `trust` | `added`, `removed` | `list`, `domain`, `reason` |
 //! | `key` | `changed` | `key_id` |
 //!
-//! A *sum* is `count` (messages of this peer since the last one, about a second) and `sample`, the
-//! members of the first of them (`msg_id`, `event_id`, … as in its failures). With `ops.single` each
-//! message is its own event and the members stand beside `at`. Failures are always single.
+//! A *sum* is `count` (messages of this peer since the last one, about a second) and `events`, the
+//! members of the first 32 of them (`msg_id`, `event_id`, … as in its failures). With `ops.single`
+//! each message is its own event and the members stand beside `at`. Failures are always single.
 //!
 //! Sending never waits: events pass a bounded queue, and what finds it full, or a second with too
 //! many peers, is dropped and counted (`drawbridge_ops_events_dropped_total`).
@@ -38,6 +38,10 @@ use crate::protocol::ProtocolId;
 const QUEUE: usize = 8192;
 /// Sums that may be open at one time.
 const MAX_SUMS: usize = 16_384;
+/// Messages of one peer that a sum names; the rest it only counts.
+const NAMED: usize = 32;
+/// Messages that all open sums together name, besides the first of each.
+const MAX_NAMED: usize = 32_768;
 /// How often sums are sent.
 const SUM_PERIOD: Duration = Duration::from_secs(1);
 
@@ -74,19 +78,24 @@ struct Kind {
 struct Sums {
     open: HashMap<Kind, HashMap<String, Sum>>,
     peers: usize,
+    named: usize,
 }
 
 struct Sum {
     count: u64,
-    sample: Value,
+    events: Vec<Value>,
 }
 
 impl Sums {
     /// Counts one; false when there are too many peers this second.
-    fn add(&mut self, kind: Kind, peer: &str, sample: impl FnOnce() -> Value) -> bool {
+    fn add(&mut self, kind: Kind, peer: &str, event: impl FnOnce() -> Value) -> bool {
         let of_kind = self.open.entry(kind).or_default();
         if let Some(sum) = of_kind.get_mut(peer) {
             sum.count += 1;
+            if sum.events.len() < NAMED && self.named < MAX_NAMED {
+                self.named += 1;
+                sum.events.push(event());
+            }
             return true;
         }
         if self.peers >= MAX_SUMS {
@@ -95,7 +104,7 @@ impl Sums {
         self.peers += 1;
         let sum = Sum {
             count: 1,
-            sample: sample(),
+            events: vec![event()],
         };
         of_kind.insert(peer.to_owned(), sum);
         true
@@ -103,9 +112,9 @@ impl Sums {
 
     /// Takes what was counted, leaving none.
     fn take(&mut self) -> Vec<(Kind, String, Value)> {
-        self.peers = 0;
+        (self.peers, self.named) = (0, 0);
         let open = std::mem::take(&mut self.open);
-        let body = |sum: Sum| json!({"count": sum.count, "sample": sum.sample});
+        let body = |sum: Sum| json!({"count": sum.count, "events": sum.events});
         open.into_iter()
             .flat_map(|(kind, peers)| {
                 peers
@@ -175,8 +184,8 @@ impl Ops {
         }
     }
 
-    /// Counts one for the per-peer sum of a second (`delivered`, `accepted`); `body` is asked for the
-    /// first of them only, unless each is sent.
+    /// Counts one for the per-peer sum of a second (`delivered`, `accepted`); `body` is asked for
+    /// the first few of them only, unless each is sent.
     pub fn tally(
         &self,
         area: &'static str,
@@ -275,12 +284,13 @@ fn stamped(kind: Kind, peer: &str, body: Value) -> Value {
 mod tests {
     use super::*;
 
-    type Sent = mpsc::UnboundedReceiver<(String, Value)>;
+    type Sent = mpsc::Receiver<(String, Value)>;
 
     fn ops(single: bool) -> (Ops, Sent) {
-        let (tx, rx) = mpsc::unbounded_channel();
+        let (tx, rx) = mpsc::channel(2 * QUEUE);
         let ops = Ops::over("fed", single, move |subject, body| {
-            let _ = tx.send((subject, serde_json::from_slice(&body).unwrap()));
+            tx.try_send((subject, serde_json::from_slice(&body).unwrap()))
+                .unwrap();
         });
         (ops, rx)
     }
@@ -301,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tallies_of_one_peer_are_one_event_with_a_count_and_a_sample() {
+    async fn tallies_of_one_peer_are_one_event_that_counts_all_and_names_the_first() {
         let (ops, mut sent) = ops(false);
         for n in 0..100 {
             ops.tally(
@@ -317,7 +327,8 @@ mod tests {
         let mut total = 0;
         while let Some((subject, body)) = sent.recv().await {
             assert_eq!(subject, "fed.ops.delivery.delivered.uam.beta_com");
-            assert!(body["sample"]["msg_id"].is_string());
+            let named = body["events"].as_array().unwrap();
+            assert!(named.len() <= NAMED && named[0]["msg_id"].is_string());
             total += body["count"].as_u64().unwrap();
         }
         assert_eq!(total, 100);

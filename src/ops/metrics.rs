@@ -8,6 +8,7 @@
 //! Functions on the path of every message take `&'static str` labels: a hash of two short strings
 //! and one read lock, no allocation.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -249,7 +250,8 @@ fn gauge_value(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-/// Registers everything, so that the first scrape shows every series without labels.
+/// Registers everything, so that the first scrape shows all that has no labels; what has some is shown
+/// once it was counted.
 pub fn init() {
     LazyLock::force(&METRICS);
 }
@@ -330,9 +332,14 @@ pub fn queues(rows: &[(String, u64, f64)]) {
     }
 }
 
-/// Sets the number of lanes in memory.
+/// Sets the number of lanes in memory of the calling thread's shard; the gauge is the sum over all
+/// shards, each of which is a thread of its own.
 pub fn lanes(n: usize) {
-    METRICS.lanes.set(gauge_value(n as u64));
+    thread_local! {
+        static MINE: Cell<i64> = const { Cell::new(0) };
+    }
+    let now = gauge_value(n as u64);
+    METRICS.lanes.inc_by(now - MINE.replace(now));
 }
 
 /// Sets the number of attempts in flight.
@@ -409,6 +416,20 @@ mod tests {
         assert!(text.contains("drawbridge_queue_oldest_age_seconds{protocol=\"uam\"} 1.5"));
         assert!(text.contains("drawbridge_build_info{version="));
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn lanes_are_summed_over_the_shards_threads() {
+        // The only test that sets lanes: the gauge belongs to the process.
+        lanes(3);
+        let other = std::thread::spawn(|| {
+            lanes(10);
+            lanes(4);
+        });
+        assert!(other.join().is_ok());
+        assert_eq!(METRICS.lanes.get(), 7);
+        lanes(1);
+        assert_eq!(METRICS.lanes.get(), 5);
     }
 
     #[test]

@@ -267,7 +267,7 @@ impl Reader {
                     name,
                     &event.peer,
                     serde_json::json!({"msg_id": event.msg_id, "out_seq": event.out_seq, "event_id": event.msg_id,
-                        "peer": event.peer, "attempts": 0, "code": refusal.code, "reason": refusal.detail,
+                        "peer": event.peer, "attempts": 0, "code": refusal.code, "detail": refusal.detail,
                         "queue_id": id}),
                 );
                 made.rows.push(row);

@@ -180,7 +180,7 @@ impl Lane {
 
     /// A new row, already handed to the store.
     pub fn arrive(&mut self, item: Item) {
-        if self.tail || self.at_hand() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
+        if self.tail || self.active() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
             self.missed |= self.loading;
             self.tail = true;
             return;
@@ -204,12 +204,14 @@ impl Lane {
             key.disk_from = Some(item.id);
             return;
         }
+        // The peer is back: its backlog goes promptly. No failure on record is not enough, after a
+        // restart a few of them are forgotten.
         let took_since = |failed| self.facts.last_success_ms > failed;
         if item.peer_fault
             && self.facts.failures == 0
             && item.first_failed_ms.is_some_and(took_since)
         {
-            item.next_at_ms = 0; // the peer is back: its backlog goes promptly
+            item.next_at_ms = 0;
         }
         self.held.insert(item.id);
         let name = item.key.clone();
@@ -298,7 +300,8 @@ impl Lane {
     /// is open the row too.
     pub fn waits(&mut self, item: Item, policy: &Policy) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        let Some(key) = self.keys.get_mut(&item.key) else {
+        let name = item.key.clone();
+        let Some(key) = self.keys.get_mut(&name) else {
             return;
         };
         key.busy = false;
@@ -309,11 +312,12 @@ impl Lane {
         self.park(item);
     }
 
-    /// Keeps the first row of a key alone in memory until its time.
+    /// Keeps a row that is not due yet; what stands behind it goes to disk.
     fn park(&mut self, mut item: Item) {
         item.body = None;
         let (name, at) = (item.key.clone(), item.next_at_ms);
         self.spill(&name);
+        self.held.insert(item.id);
         if let Some(key) = self.keys.get_mut(&name) {
             key.waits_until = Some(at);
             key.items.push_front(item);
@@ -321,8 +325,8 @@ impl Lane {
         }
     }
 
-    /// Rows in memory that do not merely wait for their time (waiting keys have a bound of their own).
-    fn at_hand(&self) -> usize {
+    /// Rows in memory that do not merely wait for their time.
+    fn active(&self) -> usize {
         self.held.len().saturating_sub(self.waiting.len())
     }
 
@@ -459,12 +463,12 @@ impl Lane {
             return self.next(policy, schedule, now, room);
         }
         let room_on_disk =
-            self.at_hand() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
+            self.active() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
         if self.tail && !self.loading && room_on_disk {
             self.loading = true;
             return Step::Load {
                 after: self.loaded_to,
-                limit: self.limits.head.saturating_sub(self.at_hand()).max(1),
+                limit: self.limits.head.saturating_sub(self.active()).max(1),
             };
         }
         let dead_only = !room || self.in_flight >= window;
@@ -478,7 +482,6 @@ impl Lane {
                 continue;
             };
             if item.next_at_ms > now {
-                // Also while the peer is open: sent back to disk it would be read again at once.
                 self.park(item);
                 continue;
             }

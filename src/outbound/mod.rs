@@ -26,8 +26,8 @@ use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::client::Client;
-use crate::ops::Ops;
 use crate::ops::health::Health;
+use crate::ops::{Ops, metrics};
 use crate::peers::Peers;
 use crate::peers::health::{Facts, Policy};
 use crate::protocol::{PeerName, Protocol, ProtocolId};
@@ -127,6 +127,7 @@ impl Outbound {
             );
             senders.push(sender);
         }
+        metrics::window(shared.window * shards);
         arm(&parts, &senders).await?;
         let max_body = parts.bus.server().max_payload.saturating_sub(8 * 1024);
         let reader = intake::Reader {

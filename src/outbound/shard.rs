@@ -523,7 +523,7 @@ impl Shard {
     fn report(&self, lane: &LaneKey, item: &Item, finished: &Finished, fate: &Fate) {
         let said = |attempts: u32, reason: &Refusal| {
             json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id, "peer": lane.1.as_str(),
-                "attempts": attempts, "code": reason.code, "reason": reason.detail, "queue_id": item.id})
+                "attempts": attempts, "code": reason.code, "detail": reason.detail, "queue_id": item.id})
         };
         let (ops, peer) = (&self.shared.ops, lane.1.as_str());
         match (&fate.settle.outcome, &fate.reason) {
@@ -566,7 +566,7 @@ impl Shard {
             attempts, code = reason.code, reason = reason.detail, "federation delivery failed for good"
         );
         let body = json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id,
-            "peer": lane.1.as_str(), "attempts": attempts, "code": reason.code, "reason": reason.detail,
+            "peer": lane.1.as_str(), "attempts": attempts, "code": reason.code, "detail": reason.detail,
             "queue_id": item.id});
         self.shared
             .ops

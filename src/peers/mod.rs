@@ -319,6 +319,7 @@ impl Inner {
                 }
             }
         };
+        crate::ops::metrics::discovery(protocol.id(), outcome.is_ok());
         if let Err(error) = &outcome {
             tracing::info!(
                 protocol = protocol.id(), peer = %name, code = error.kind.code(), %error,

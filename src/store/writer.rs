@@ -163,7 +163,10 @@ async fn commit<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gaug
 
 async fn attempt<B: Backend>(backend: &mut B, batch: &[Job]) -> Result<Answers, StoreError> {
     let plan = plan(batch.iter().map(|job| &job.work));
-    backend.commit(&plan).await
+    let begun = std::time::Instant::now();
+    let result = backend.commit(&plan).await;
+    crate::ops::metrics::store_commit(batch.len(), begun.elapsed().as_secs_f64());
+    result
 }
 
 /// Hands each operation of a committed batch its answer.

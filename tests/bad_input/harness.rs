@@ -1,5 +1,6 @@
 //! A bridge's public listener with everything behind it real but the broker, and the relay it hears from.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -55,6 +56,9 @@ impl Outlet for Taken {
             let ack: PubAck = Box::pin(async move { Ok((sequence, false)) });
             Ok(ack)
         })
+    }
+    fn taken_since(&self, _since_ms: UnixMs) -> BoxFuture<'_, Result<HashSet<String>, BusError>> {
+        Box::pin(std::future::ready(Ok(HashSet::new())))
     }
 }
 

@@ -153,7 +153,12 @@ async fn judge(
         }
         Err(refused) => refused,
     };
-    metrics::inbound(ID, "refused");
+    let outcome = match refused.reason {
+        "replay" => "replayed",
+        "store" | "unavailable" => "unavailable",
+        _ => "refused",
+    };
+    metrics::inbound(ID, outcome);
     metrics::refusal(ID, refused.reason);
     tracing::info!(
         relay = %shown(relay),

@@ -13,6 +13,7 @@
 //! | [`agents`] | agents' keys, ours and strangers' |
 //! | [`verify`], [`relay_request`], [`envelope`], [`canonical`], [`json`] | the pure part: what is read, signed, checked |
 //! | [`admin`], [`routes`], [`answer`] | the other routes, and refusals in the protocol's words |
+//! | [`explain`] | what is checked, step by step, for a person |
 
 pub mod address;
 pub mod admin;
@@ -45,7 +46,7 @@ use serde_json::json;
 
 use crate::clock::Clock;
 use crate::config::UamConfig;
-use crate::identity::{self, KeyFileError, KeyOrigin, PublicKey, SigningKey};
+use crate::identity::{self, KeyFileError, KeyOrigin, SigningKey};
 use crate::inbound::Door;
 use crate::ops::Ops;
 use crate::peers::Peers;
@@ -172,7 +173,7 @@ impl Uam {
     }
 
     /// Our public key.
-    pub fn public_key(&self) -> crate::identity::PublicKey {
+    pub fn public_key(&self) -> identity::PublicKey {
         self.key.public()
     }
 

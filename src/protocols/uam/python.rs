@@ -1,5 +1,7 @@
 //! Text as Python shows it in messages: the reference's details quote values by `repr`.
 
+use super::json::Json;
+
 /// `repr` of a string.
 pub fn repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
@@ -38,6 +40,19 @@ pub fn repr(text: &str) -> String {
 pub fn repr_list<S: AsRef<str>>(items: &[S]) -> String {
     let shown: Vec<String> = items.iter().map(|s| repr(s.as_ref())).collect();
     format!("[{}]", shown.join(", "))
+}
+
+/// The name of the type that a value has in Python.
+pub(super) fn type_name(value: &Json) -> &'static str {
+    match value {
+        Json::Null => "NoneType",
+        Json::Bool(_) => "bool",
+        Json::Number(text) if text.contains(['.', 'e', 'E']) => "float",
+        Json::Number(_) => "int",
+        Json::String(_) => "str",
+        Json::Array(_) => "list",
+        Json::Object(_) => "dict",
+    }
 }
 
 /// Python escapes control, format, private and unassigned characters and every space but U+0020.

@@ -7,7 +7,7 @@
 use super::address;
 use super::envelope::{Envelope, REQUIRED};
 use super::json::Json;
-use super::python::{repr, repr_list};
+use super::python::{self, repr, repr_list};
 use super::relay_request::{Form, RelayRequest, SchemaError};
 use super::time;
 use crate::clock::UnixMs;
@@ -267,14 +267,19 @@ pub fn check_envelope(envelope: &Envelope, form: Form) -> Result<(), Rejection> 
 
 /// Check 15: `MAJOR.MINOR` in ASCII digits, `MAJOR` 0.
 pub fn check_version(envelope: &Envelope) -> Result<(), Rejection> {
-    let version = match envelope.get("uam_version") {
+    let version = match envelope.tree().get("uam_version") {
         None => {
             return Err(invalid_envelope(
                 "Missing required field: 'uam_version'".into(),
             ));
         }
         Some(Json::String(version)) => version,
-        Some(other) => return Err(wrong_type("uam_version", "a string", other)),
+        Some(other) => {
+            return Err(invalid_version(format!(
+                "version must be str, got {}",
+                python::type_name(other)
+            )));
+        }
     };
     let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     match version.split_once('.') {
@@ -296,24 +301,30 @@ pub fn check_version(envelope: &Envelope) -> Result<(), Rejection> {
                 })
             }
         }
-        _ => Err(Rejection {
-            error: "validation_error",
-            with_request_id: true,
-            ..Rejection::new(
-                400,
-                Charge::Nobody,
-                format!("invalid version shape: {}", repr(version)),
-            )
-        }),
+        _ => Err(invalid_version(format!(
+            "invalid version shape: {}",
+            repr(version)
+        ))),
+    }
+}
+
+fn invalid_version(detail: String) -> Rejection {
+    Rejection {
+        error: "validation_error",
+        with_request_id: true,
+        ..Rejection::new(400, Charge::Nobody, detail)
     }
 }
 
 /// Check 16: every required field is there and not null, and every known field has its type.
 pub fn check_fields(envelope: &Envelope) -> Result<(), Rejection> {
-    let missing: Vec<&str> = REQUIRED
-        .into_iter()
-        .filter(|field| envelope.get(field).is_none())
-        .collect();
+    // Absent ones first, as the reference lists them; it does not look at nulls.
+    let absent = |field: &&str| !envelope.tree().contains_key(*field);
+    let null = |field: &&str| envelope.get(field).is_none();
+    let mut missing: Vec<&str> = REQUIRED.into_iter().filter(absent).collect();
+    if missing.is_empty() {
+        missing = REQUIRED.into_iter().filter(null).collect();
+    }
     if !missing.is_empty() {
         return Err(invalid_envelope(format!(
             "Missing required fields: {}",
@@ -346,7 +357,8 @@ pub fn check_fields(envelope: &Envelope) -> Result<(), Rejection> {
 /// Check 17, before the signature: a `sender_key` in the envelope is the home relay's, by its bytes.
 pub fn check_sender_key(envelope: &Envelope, home: &PublicKey) -> Result<(), Rejection> {
     match envelope.sender_key() {
-        None => Ok(()),
+        // Empty is how the relays say that there is none.
+        None | Some("") => Ok(()),
         Some(text) if b64::decode_array(text) == Ok(home.to_bytes()) => Ok(()),
         Some(_) => Err(Rejection::new(
             403,
@@ -465,7 +477,12 @@ mod tests {
     #[test]
     fn missing_and_null_required_fields_are_listed_sorted() {
         let e = envelope(
-            r#"{"uam_version":"0.1","from":"a","to":"b","message_id":"m","timestamp":"t","type":"x","signature":"s","payload":null}"#,
+            r#"{"uam_version":"0.1","from":"a","to":"b","message_id":"m","timestamp":"t","type":"x","signature":"s"}"#,
+        );
+        let null = with(r#","nonce":null,"payload":null"#);
+        assert_eq!(
+            check_fields(&null).unwrap_err().detail,
+            "Invalid envelope: Missing required fields: ['nonce', 'payload']"
         );
         let rejection = check_fields(&e).unwrap_err();
         assert_eq!(
@@ -517,7 +534,13 @@ mod tests {
                 "{shape}"
             );
         }
-        assert_eq!(check("null").unwrap_err().error, "bad_request");
+        assert_eq!(check("null").unwrap_err().error, "validation_error");
+        assert_eq!(check("0.1").unwrap_err().error, "validation_error");
+        let absent = check_version(&envelope("{}")).unwrap_err();
+        assert_eq!(
+            (absent.error, absent.charge),
+            ("bad_request", Charge::Relay)
+        );
     }
 
     #[test]
