@@ -8,6 +8,8 @@
 //!   when the key is free. So a stuck key costs one row's bookkeeping, not a backlog.
 //! - `loaded_to` is the highest ledger number this lane has met. With `tail`, rows above it are on
 //!   disk and are read in order; an arrival that finds a tail, or no room, is left to be read later.
+//!   A row at or below it has been met: its arrival, should a page have been faster, says nothing new.
+//! - A page that was asked for before `loaded_to` went back is void: its rows start too late.
 //! - A row is in memory at most once: `held` has the number of every row in memory or in flight.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -119,6 +121,8 @@ pub struct Lane {
     tail: bool,
     loading: bool,
     missed: bool,
+    /// `loaded_to` went back while a page was being read.
+    void: bool,
 }
 
 /// The peer failed this row and has taken something since: its backlog goes promptly. That no
@@ -150,17 +154,15 @@ impl Lane {
             tail: false,
             loading: false,
             missed: false,
+            void: false,
         }
     }
 
     /// There are rows on disk from `first` on (start-up, or a row that came back).
     pub fn has_tail(&mut self, first: i64) {
-        if !self.tail || first <= self.loaded_to {
-            self.loaded_to = if self.tail || !self.held.is_empty() {
-                self.loaded_to.min(first - 1)
-            } else {
-                first - 1
-            };
+        if first <= self.loaded_to {
+            self.loaded_to = first - 1;
+            self.void |= self.loading;
         }
         self.tail = true;
         self.missed |= self.loading;
@@ -175,6 +177,11 @@ impl Lane {
             && self.facts.failures == 0
     }
 
+    /// The highest number this lane has met.
+    pub fn loaded_to(&self) -> i64 {
+        self.loaded_to
+    }
+
     /// Attempts in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -187,6 +194,12 @@ impl Lane {
 
     /// A new row, already handed to the store.
     pub fn arrive(&mut self, item: Item) {
+<<<<<<< HEAD
+=======
+        if item.id <= self.loaded_to {
+            return;
+        }
+>>>>>>> main
         if self.tail || self.active() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
             self.missed |= self.loading;
             self.tail = true;
@@ -211,6 +224,12 @@ impl Lane {
             key.disk_from = Some(item.id);
             return;
         }
+<<<<<<< HEAD
+=======
+        if item.peer_fault && self.facts.failures == 0 {
+            item.next_at_ms = 0; // the peer is back: its backlog goes promptly
+        }
+>>>>>>> main
         self.held.insert(item.id);
         let name = item.key.clone();
         key.items.push_back(item);
@@ -224,6 +243,11 @@ impl Lane {
     /// number read (rows whose outcome is on its way are left out of `rows`).
     pub fn loaded(&mut self, rows: Vec<QueueRow>, full: bool, last: Option<i64>) {
         self.loading = false;
+        if std::mem::take(&mut self.void) {
+            self.missed = false;
+            self.tail = true;
+            return;
+        }
         for row in rows {
             self.loaded_to = self.loaded_to.max(row.id);
             self.admit(row.into());
@@ -235,21 +259,17 @@ impl Lane {
 
     /// Rows asked for by [`Step::LoadKey`].
     pub fn loaded_key(&mut self, name: &Arc<str>, rows: Vec<QueueRow>, full: bool) {
-        let (limit, tail) = (self.loaded_to, self.tail);
+        let limit = self.loaded_to;
         let Some(key) = self.keys.get_mut(name) else {
             return;
         };
         key.busy = false;
-        // Above `loaded_to` the lane's own reading meets them.
-        let rows: Vec<QueueRow> = rows
-            .into_iter()
-            .filter(|r| !tail || r.id <= limit)
-            .collect();
+        // Above `loaded_to` the lane's own reading meets them, or their arrival does.
+        let rows: Vec<QueueRow> = rows.into_iter().filter(|r| r.id <= limit).collect();
         let next = rows.last().map(|r| r.id + 1);
         key.disk_from = None;
         let missed = key.missed.take().filter(|m| next.is_none_or(|n| *m >= n));
         for row in rows {
-            self.loaded_to = self.loaded_to.max(row.id);
             self.admit(row.into());
         }
         if let Some(key) = self.keys.get_mut(name) {
@@ -417,7 +437,7 @@ impl Lane {
         self.freed.clear();
         if first != i64::MAX {
             self.loaded_to = self.loaded_to.min(first - 1);
-            self.missed |= self.loading;
+            self.void |= self.loading;
             self.tail = true;
         }
     }
@@ -479,7 +499,11 @@ impl Lane {
                 self.after(&name);
                 continue;
             };
+<<<<<<< HEAD
             if item.next_at_ms > now && !is_back_for(&self.facts, &item) {
+=======
+            if item.next_at_ms > now {
+>>>>>>> main
                 self.park(item);
                 continue;
             }

@@ -202,3 +202,101 @@ fn an_expired_row_is_never_attempted() {
         Step::Dead(_, "expired", _)
     ));
 }
+
+/// Runs a lane over a disk until it rests; answers what was attempted (and delivered).
+fn drain(lane: &mut Lane, disk: &[(i64, &str)], now: i64) -> Vec<i64> {
+    let mut seen = Vec::new();
+    loop {
+        match lane.next(&POLICY, &schedule(), now, true) {
+            Step::Attempt(item) => {
+                seen.push(item.id);
+                lane.succeeded(&POLICY, now);
+                lane.finished(&item);
+            }
+            Step::Load { after, limit } => {
+                let page: Vec<_> = disk
+                    .iter()
+                    .filter(|(id, _)| *id > after && !seen.contains(id))
+                    .take(limit)
+                    .map(|(id, key)| row(*id, key))
+                    .collect();
+                let (full, last) = (page.len() == limit, page.last().map(|r| r.id));
+                lane.loaded(page, full, last);
+            }
+            Step::LoadKey { key, from } => {
+                let rows = disk
+                    .iter()
+                    .filter(|(id, k)| *id >= from && *k == &*key && !seen.contains(id))
+                    .map(|(id, key)| row(*id, key))
+                    .collect();
+                lane.loaded_key(&key, rows, false);
+            }
+            Step::Rest => return seen,
+            step => panic!("{step:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_page_asked_for_before_everything_went_back_to_disk_strands_nothing() {
+    let mut lane = lane();
+    let disk: Vec<(i64, &str)> = (1..=20)
+        .map(|id| (id, "abcdefghij".get(id as usize % 10..).unwrap_or("")))
+        .collect();
+    lane.has_tail(1);
+    let Step::Load { after: 0, limit } = lane.next(&POLICY, &schedule(), 0, true) else {
+        panic!("reads")
+    };
+    let page = |after: i64, limit: usize| -> Vec<QueueRow> {
+        disk.iter()
+            .filter(|(id, _)| *id > after)
+            .take(limit)
+            .map(|(id, key)| row(*id, key))
+            .collect()
+    };
+    lane.loaded(page(0, limit), true, Some(limit as i64));
+    let mut delivered = Vec::new();
+    for item in attempts(&mut lane, 0) {
+        lane.finished(&item);
+        delivered.push(item.id);
+    }
+    let mut flying = attempts(&mut lane, 0);
+    let item = flying.remove(0);
+    lane.finished(&item);
+    delivered.push(item.id);
+    let Step::Load { after, limit } = lane.next(&POLICY, &schedule(), 0, true) else {
+        panic!("reads on while attempts are in flight")
+    };
+    for n in 0..3 {
+        lane.failed(&POLICY, n * 10, n * 10 + 1, "connect");
+    }
+    for mut item in flying {
+        item.attempts = 1;
+        item.next_at_ms = 10;
+        item.peer_fault = true;
+        lane.waits(item, &POLICY);
+    }
+    let late = page(after, limit);
+    let last = late.last().map(|r| r.id);
+    lane.loaded(late, true, last);
+    let left: Vec<_> = disk
+        .iter()
+        .copied()
+        .filter(|(id, _)| !delivered.contains(id))
+        .collect();
+    let mut all = drain(&mut lane, &left, 20_000);
+    all.extend(delivered);
+    all.sort_unstable();
+    assert_eq!(all, (1..=20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_row_that_a_page_brought_is_not_taken_again_when_its_arrival_comes() {
+    let mut lane = lane();
+    lane.has_tail(1);
+    assert_eq!(drain(&mut lane, &[(1, "a"), (2, "b")], 0), [1, 2]);
+    lane.arrive(row(2, "b").into());
+    assert!(drain(&mut lane, &[], 0).is_empty());
+    lane.arrive(row(3, "b").into());
+    assert_eq!(drain(&mut lane, &[], 0), [3]);
+}

@@ -8,6 +8,7 @@
 
 pub mod attempt;
 pub mod dead;
+mod ended;
 pub mod intake;
 pub mod lane;
 pub mod outcome;

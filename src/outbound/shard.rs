@@ -3,7 +3,7 @@
 //! Its heart is one `select!` over finished work, new work and due wakes. Lanes are entries of a
 //! map; only an attempt or a read in progress is a task, and their number is bounded.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{self, Finished, Tools};
+use super::ended::Ended;
 use super::lane::{Item, KEY_PAGE, Lane, Limits, Step};
 use super::outcome::{self, Fate, HealthNews};
 use crate::ops::{Ops, metrics};
@@ -69,11 +70,13 @@ enum Done {
         slow: bool,
     },
     Page {
+        read: u64,
         lane: LaneKey,
         rows: Vec<QueueRow>,
         asked: usize,
     },
     KeyPage {
+        read: u64,
         lane: LaneKey,
         key: Arc<str>,
         rows: Vec<QueueRow>,
@@ -106,8 +109,11 @@ pub struct Shard {
     /// Lanes that found no room in the shard's window.
     starved: Vec<LaneKey>,
     tasks: JoinSet<Done>,
-    /// Rows whose outcome is not committed yet: not to be attempted again from disk.
-    unsettled: HashSet<i64>,
+    /// Rows that came to their end, which a page read before the commit still shows as pending.
+    ended: Ended,
+    /// Highest number whose arrival was taken (they come ascending). A lane that read further from
+    /// disk must stay to know those rows when they arrive.
+    arrived_to: i64,
     in_flight: usize,
     slow_in_flight: usize,
 }
@@ -116,13 +122,14 @@ impl Shard {
     /// An empty shard.
     pub fn new(shared: Shared, tools: Tools) -> Self {
         Self {
+            arrived_to: shared.store.reserve_rows(0).start - 1,
             shared,
             tools,
             lanes: HashMap::new(),
             wakes: BTreeSet::new(),
             starved: Vec::new(),
             tasks: JoinSet::new(),
-            unsettled: HashSet::new(),
+            ended: Ended::default(),
             in_flight: 0,
             slow_in_flight: 0,
         }
@@ -202,6 +209,7 @@ impl Shard {
             Work::Arrivals(items) => {
                 let mut keys = Vec::new();
                 for (key, item) in items {
+                    self.arrived_to = self.arrived_to.max(item.id);
                     self.entry(&key).lane.arrive(item);
                     if keys.last() != Some(&key) {
                         keys.push(key);
@@ -215,8 +223,7 @@ impl Shard {
             }
             Work::Expired(items) => {
                 for (key, item) in items {
-                    if !self.unsettled.contains(&item.id) && !self.entry(&key).lane.forget(item.id)
-                    {
+                    if !self.ended.has(item.id) && !self.entry(&key).lane.forget(item.id) {
                         let why = "the time given in Fed-Expires is over".to_owned();
                         self.bury(key, item, "expired", why, false);
                     }
@@ -249,10 +256,12 @@ impl Shard {
                 Step::Dead(item, code, why) => self.bury(key.clone(), item, code, why, true),
                 Step::Load { after, limit } => {
                     let (store, lane) = (self.shared.store.clone(), key.clone());
+                    let read = self.ended.read_begins();
                     self.tasks.spawn(async move {
                         let rows =
                             read_until(|| store.pending(lane.0, &lane.1, after, limit)).await;
                         Done::Page {
+                            read,
                             lane,
                             rows,
                             asked: limit,
@@ -261,12 +270,14 @@ impl Shard {
                 }
                 Step::LoadKey { key: name, from } => {
                     let (store, lane) = (self.shared.store.clone(), key.clone());
+                    let read = self.ended.read_begins();
                     self.tasks.spawn(async move {
                         let rows = read_until(|| {
                             store.pending_of_key(lane.0, &lane.1, &name, from, KEY_PAGE)
                         })
                         .await;
                         Done::KeyPage {
+                            read,
                             lane,
                             key: name,
                             rows,
@@ -283,7 +294,7 @@ impl Shard {
                     break;
                 }
                 Step::Rest => {
-                    if entry.lane.is_idle() {
+                    if entry.lane.is_idle() && entry.lane.loaded_to() <= self.arrived_to {
                         if let Some(at) = entry.armed.take() {
                             self.wakes.remove(&(at, key.clone()));
                         }
@@ -307,7 +318,6 @@ impl Shard {
         let slow = self.lanes.get(&lane).is_some_and(Entry::slow);
         self.slow_in_flight += usize::from(slow);
         metrics::in_flight_add(1);
-        self.unsettled.insert(item.id);
         let (tools, shared) = (self.tools.clone(), self.shared.clone());
         self.tasks.spawn(async move {
             let body = match &item.body {
@@ -352,7 +362,7 @@ impl Shard {
                 detail: why.clone(),
             }),
         };
-        self.unsettled.insert(item.id);
+        self.ended.add(item.id);
         self.report_dead(&lane, &item, item.attempts, &Refusal::new(code, why));
         if counted && let Some(entry) = self.lanes.get_mut(&lane) {
             entry.lane.finished(&item);
@@ -375,39 +385,42 @@ impl Shard {
             }
             Some(Done::Gone { lane, item, slow }) => {
                 self.left_flight(slow);
-                self.unsettled.remove(&item.id);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
                     entry.lane.finished(&item);
                 }
                 self.poke(&lane);
             }
             Some(Done::Page {
+                read,
                 lane,
                 mut rows,
                 asked,
             }) => {
                 let full = rows.len() >= asked;
                 let last = rows.last().map(|r| r.id);
-                rows.retain(|r| !self.unsettled.contains(&r.id));
+                rows.retain(|r| !self.ended.has(r.id));
+                self.ended.read_ends(read);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
                     entry.lane.loaded(rows, full, last);
                 }
                 self.poke(&lane);
             }
             Some(Done::KeyPage {
+                read,
                 lane,
                 key,
                 mut rows,
             }) => {
                 let full = rows.len() >= KEY_PAGE;
-                rows.retain(|r| !self.unsettled.contains(&r.id));
+                rows.retain(|r| !self.ended.has(r.id));
+                self.ended.read_ends(read);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
                     entry.lane.loaded_key(&key, rows, full);
                 }
                 self.poke(&lane);
             }
             Some(Done::Settled(id)) => {
-                self.unsettled.remove(&id);
+                self.ended.committed(id);
             }
             None => tracing::error!("a delivery task ended abnormally"),
         }
@@ -433,6 +446,9 @@ impl Shard {
         commit: Result<Commit, StoreError>,
     ) {
         let now = self.tools.clock.now_ms();
+        if fate.waits.is_none() {
+            self.ended.add(item.id);
+        }
         self.settled(fate.settle.clone(), Some(commit));
         self.report(lane, &item, finished, &fate);
         let policy = self.shared.policy;

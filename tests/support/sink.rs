@@ -64,8 +64,9 @@ pub struct Line {
 
 /// Writes the control file: how deliveries are answered from now on.
 ///
-/// `ok` · `status N [Retry-After]` · `slow MS` · `html` · `endless` · `cut` · `redirect URL`.
-/// Look-ups are always answered as they should be.
+/// `ok` · `status N [Retry-After]` · `slow MS` · `html` · `endless` · `flood` · `cut` · `redirect URL`.
+/// Look-ups are always answered as they should be. A payload that begins with `refuse` is always
+/// answered 400, one that begins with `flaky` 418 twice.
 pub fn set_mode(dir: &Path, mode: &str) {
     let next = dir.join("mode.next");
     std::fs::write(&next, mode).expect("the sink's folder is writable");
@@ -117,6 +118,14 @@ impl Sink {
             .expect("no writer panics")
             .write_all(text.as_bytes())
             .expect("the sink's log is writable");
+    }
+
+    /// How often a message came so far.
+    fn arrived(&self, id: &str) -> usize {
+        read_log(&self.options.dir)
+            .iter()
+            .filter(|l| l.what == "arrival" && l.id == id)
+            .count()
     }
 
     fn token(&self) -> String {
@@ -202,6 +211,8 @@ impl Sink {
             "status" => argument.parse().unwrap_or(503),
             "redirect" => 302,
             _ if text.starts_with("refuse") => 400,
+            // No status of the protocol: the fault of this message alone, until it came twice.
+            _ if text.starts_with("flaky") && self.arrived(&id) < 2 => 418,
             _ => 200,
         };
         self.write(&Line {
@@ -408,6 +419,7 @@ pub fn main_if_asked() {
     // The pipe at standard input ends with the parent, however it ends.
     std::thread::spawn(|| {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        #[expect(clippy::disallowed_methods, reason = "the whole process is the sink")]
         std::process::exit(0);
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
