@@ -135,6 +135,13 @@ pub struct Lane {
     pub unsteady: bool,
 }
 
+/// The peer failed this row and has taken something since: its backlog goes promptly. That no
+/// failure is on record is not enough, for a few are forgotten by a restart.
+fn is_back_for(facts: &Facts, item: &Item) -> bool {
+    let took_since = |failed| facts.last_success_ms > failed;
+    item.peer_fault && facts.failures == 0 && item.first_failed_ms.is_some_and(took_since)
+}
+
 /// Rows of one key read back at once.
 pub const KEY_PAGE: usize = 32;
 /// Waiting keys a lane keeps before it stops reading on.
@@ -213,7 +220,7 @@ impl Lane {
         self.admit(item);
     }
 
-    fn admit(&mut self, mut item: Item) {
+    fn admit(&mut self, item: Item) {
         if self.held.contains(&item.id) {
             return;
         }
@@ -225,16 +232,6 @@ impl Lane {
         if key.disk_from.is_some() || key.waits_until.is_some() {
             key.disk_from = Some(key.disk_from.map_or(item.id, |d| d.min(item.id)));
             return;
-        }
-        // The peer is back since: its backlog goes promptly. (Without a success since, as after a
-        // restart, the row keeps its time.)
-        if item.peer_fault
-            && self.facts.failures == 0
-            && item
-                .first_failed_ms
-                .is_some_and(|t| t < self.facts.last_success_ms)
-        {
-            item.next_at_ms = 0;
         }
         self.held.insert(item.id);
         let name = item.key.clone();
@@ -544,7 +541,7 @@ impl Lane {
                 self.after(&name);
                 continue;
             };
-            if item.next_at_ms > now {
+            if item.next_at_ms > now && !is_back_for(&self.facts, &item) {
                 self.park(item);
                 continue;
             }
