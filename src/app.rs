@@ -312,7 +312,9 @@ async fn housekeeping(
                     },
                     Err(error) => tracing::debug!(%error, "the queue could not be counted"),
                 }
-                if let Err(error) = store.prune(now).await {
+                if clock.steady()
+                    && let Err(error) = store.prune(now).await
+                {
                     tracing::debug!(%error, "old rows could not be pruned");
                 }
             }

@@ -74,7 +74,7 @@ impl World {
             Some(&broker.url()),
             // Long enough for every outage here, and so many requests are not hostile.
             "discovery = false\nrelay_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
-             retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"1s\", \"2s\", \"2s\", \"5s\", \"10s\", \"20s\"]",
+             retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\", \"6s\"]",
             &format!(
                 "[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}",
                 bridge::pin("beta.test", sink.options.address)
@@ -103,16 +103,7 @@ impl World {
         };
         world.sink.start().await;
         world.bridge.start().await;
-        world.forget_ids_soon().await;
         world
-    }
-
-    /// Replay protection is the bridge's, not the broker's: its window is made too short to help.
-    async fn forget_ids_soon(&self) {
-        let mut stream = self.js.get_stream("FED_IN").await.expect("FED_IN");
-        let mut config = stream.info().await.expect("FED_IN").config.clone();
-        config.duplicate_window = Duration::from_millis(100);
-        self.js.update_stream(config).await.expect("FED_IN");
     }
 
     async fn round(&mut self, round: usize) {
@@ -136,7 +127,7 @@ impl World {
         }
         let end = Instant::now() + Duration::from_secs(8);
         while Instant::now() < end {
-            let pause = self.rng.pause(150, 1500);
+            let pause = self.rng.pause(100, 1000);
             tokio::time::sleep(pause).await;
             self.trouble().await;
         }

@@ -176,9 +176,23 @@ impl Reader {
             unacked.clone(),
             dead.then(|| self.dead.clone()),
         );
+        let shards = self.shards.clone();
         tokio::spawn(async move {
-            if durable(&store, commit, kept).await {
+            let first_try = commit.await;
+            let late = first_try.is_err();
+            let lanes = if late {
+                lanes_of(&kept)
+            } else {
+                HashMap::new()
+            };
+            if durable(&store, first_try, kept).await {
                 acknowledge(acks).await;
+                // The lanes' readings may have passed these rows before they were on disk.
+                for (key, first) in lanes {
+                    if let Some(shard) = shards.get(shard_of(&key, shards.len())) {
+                        let _ = shard.send(Work::Tail(key, first)).await;
+                    }
+                }
             }
             forget(&unacked, &ids);
             if let Some(notify) = notify {
@@ -371,8 +385,7 @@ fn forget(unacked: &Mutex<HashSet<String>>, ids: &[String]) {
 }
 
 /// Waits for the commit, handing the rows over again while the store cannot take them.
-async fn durable(store: &Store, commit: Commit, rows: Vec<NewRow>) -> bool {
-    let mut outcome = commit.await;
+async fn durable(store: &Store, mut outcome: Result<(), StoreError>, rows: Vec<NewRow>) -> bool {
     while let Err(error) = outcome {
         if error.kind == StoreErrorKind::Closed {
             return false;
@@ -385,6 +398,18 @@ async fn durable(store: &Store, commit: Commit, rows: Vec<NewRow>) -> bool {
         };
     }
     true
+}
+
+/// The lanes of these rows, each with its lowest number.
+fn lanes_of(rows: &[NewRow]) -> HashMap<LaneKey, i64> {
+    let mut lanes = HashMap::new();
+    for row in rows.iter().filter(|r| r.state == RowState::Pending) {
+        if let Ok(peer) = PeerName::parse(&row.peer) {
+            let first = lanes.entry((row.protocol, peer)).or_insert(row.id);
+            *first = row.id.min(*first);
+        }
+    }
+    lanes
 }
 
 async fn acknowledge(acks: Vec<AckHandle>) {

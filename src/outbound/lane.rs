@@ -8,8 +8,8 @@
 //!   when the key is free. So a stuck key costs one row's bookkeeping, not a backlog.
 //! - `loaded_to` is the highest ledger number this lane has met. With `tail`, rows above it are on
 //!   disk and are read in order; an arrival that finds a tail, or no room, is left to be read later.
-//!   A row at or below it has been met: its arrival, should a page have been faster, says nothing new.
-//! - A page that was asked for before `loaded_to` went back is void: its rows start too late.
+//!   A page asked for before `loaded_to` went back is thrown away: it would jump over rows.
+//! - Every key not busy, not waiting and without rows in memory that has a `disk_from` is in `freed`.
 //! - A row is in memory at most once: `held` has the number of every row in memory or in flight.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -69,13 +69,15 @@ struct Key {
     items: VecDeque<Item>,
     /// An attempt is in flight, or a read of this key's rows.
     busy: bool,
+    /// The first number of a read of this key's rows that is in progress.
+    reading: Option<i64>,
     /// In the queue of runnable keys.
     queued: bool,
     /// The first item's time, while it waits for it.
     waits_until: Option<UnixMs>,
     /// Rows of this key from here on are on disk.
     disk_from: Option<i64>,
-    /// The first row that came while this key's rows were being read.
+    /// The lowest row that came while this key's rows were being read.
     missed: Option<i64>,
 }
 
@@ -97,8 +99,12 @@ pub enum Step {
     Dead(Item, &'static str, String),
     /// Read rows above this number, at most that many.
     Load { after: i64, limit: usize },
-    /// Read rows of one key from this number on.
-    LoadKey { key: Arc<str>, from: i64 },
+    /// Read rows of one key from this number on, at most that many.
+    LoadKey {
+        key: Arc<str>,
+        from: i64,
+        limit: usize,
+    },
     /// Nothing before this time.
     Sleep(UnixMs),
     /// Nothing until something arrives or ends.
@@ -119,16 +125,29 @@ pub struct Lane {
     in_flight: usize,
     loaded_to: i64,
     tail: bool,
-    loading: bool,
+    /// The number after which a page is being read.
+    loading: Option<i64>,
     missed: bool,
-    /// `loaded_to` went back while a page was being read.
-    void: bool,
+    /// Rows that reads in progress may bring at most, the page's share of them.
+    asked: usize,
+    page: usize,
+    /// The clock has jumped: nothing dies of its age.
+    pub unsteady: bool,
+}
+
+/// The peer failed this row and has taken something since: its backlog goes promptly. That no
+/// failure is on record is not enough, for a few are forgotten by a restart.
+fn is_back_for(facts: &Facts, item: &Item) -> bool {
+    let took_since = |failed| facts.last_success_ms > failed;
+    item.peer_fault && facts.failures == 0 && item.first_failed_ms.is_some_and(took_since)
 }
 
 /// Rows of one key read back at once.
 pub const KEY_PAGE: usize = 32;
 /// Waiting keys a lane keeps before it stops reading on.
 const MAX_WAITING: usize = 1024;
+/// How long a row past its time waits for a clock that has jumped, milliseconds.
+const UNSTEADY_MS: i64 = 1_000;
 
 impl Lane {
     /// An empty lane.
@@ -145,34 +164,33 @@ impl Lane {
             in_flight: 0,
             loaded_to: 0,
             tail: false,
-            loading: false,
+            loading: None,
             missed: false,
-            void: false,
+            asked: 0,
+            page: 0,
+            unsteady: false,
         }
     }
 
     /// There are rows on disk from `first` on (start-up, or a row that came back).
     pub fn has_tail(&mut self, first: i64) {
-        if first <= self.loaded_to {
-            self.loaded_to = first - 1;
-            self.void |= self.loading;
-        }
+        self.loaded_to = self.loaded_to.min(first - 1);
         self.tail = true;
-        self.missed |= self.loading;
+        self.missed |= self.loading.is_some();
+    }
+
+    /// The highest ledger number met.
+    pub fn loaded_to(&self) -> i64 {
+        self.loaded_to
     }
 
     /// Nothing in memory, on disk or in flight, and nothing to remember.
     pub fn is_idle(&self) -> bool {
         self.held.is_empty()
             && !self.tail
-            && !self.loading
+            && self.loading.is_none()
             && self.keys.is_empty()
             && self.facts.failures == 0
-    }
-
-    /// The highest number this lane has met.
-    pub fn loaded_to(&self) -> i64 {
-        self.loaded_to
     }
 
     /// Attempts in flight.
@@ -188,10 +206,13 @@ impl Lane {
     /// A new row, already handed to the store.
     pub fn arrive(&mut self, item: Item) {
         if item.id <= self.loaded_to {
-            return;
+            return; // met on disk before it came here: in hand, or settled already
         }
-        if self.tail || self.active() >= self.limits.head || self.waiting.len() >= MAX_WAITING {
-            self.missed |= self.loading;
+        if self.tail
+            || self.active() + self.asked >= self.limits.head
+            || self.waiting.len() >= MAX_WAITING
+        {
+            self.missed |= self.loading.is_some();
             self.tail = true;
             return;
         }
@@ -199,27 +220,23 @@ impl Lane {
         self.admit(item);
     }
 
-    fn admit(&mut self, mut item: Item) {
+    fn admit(&mut self, item: Item) {
         if self.held.contains(&item.id) {
             return;
         }
         let key = self.keys.entry(item.key.clone()).or_default();
-        if key.disk_from.is_some() {
-            if key.busy {
-                key.missed = Some(key.missed.map_or(item.id, |m| m.min(item.id)));
-            }
+        if key.reading.is_some() {
+            key.missed = Some(key.missed.map_or(item.id, |m| m.min(item.id)));
             return;
         }
-        if key.waits_until.is_some() {
-            key.disk_from = Some(item.id);
+        if key.disk_from.is_some() || key.waits_until.is_some() {
+            key.disk_from = Some(key.disk_from.map_or(item.id, |d| d.min(item.id)));
             return;
-        }
-        if item.peer_fault && self.facts.failures == 0 {
-            item.next_at_ms = 0; // the peer is back: its backlog goes promptly
         }
         self.held.insert(item.id);
         let name = item.key.clone();
-        key.items.push_back(item);
+        let at = key.items.partition_point(|i| i.id < item.id);
+        key.items.insert(at, item);
         if !key.busy && !key.queued {
             key.queued = true;
             self.runnable.push_back(name);
@@ -229,11 +246,11 @@ impl Lane {
     /// A page asked for by [`Step::Load`]: the rows to take, whether the page was full, and the last
     /// number read (rows whose outcome is on its way are left out of `rows`).
     pub fn loaded(&mut self, rows: Vec<QueueRow>, full: bool, last: Option<i64>) {
-        self.loading = false;
-        if std::mem::take(&mut self.void) {
+        self.asked = self.asked.saturating_sub(self.page);
+        self.page = 0;
+        if self.loading.take().is_some_and(|a| self.loaded_to < a) {
             self.missed = false;
-            self.tail = true;
-            return;
+            return; // the reading starts again further back; `tail` stands
         }
         for row in rows {
             self.loaded_to = self.loaded_to.max(row.id);
@@ -244,23 +261,47 @@ impl Lane {
         self.missed = false;
     }
 
-    /// Rows asked for by [`Step::LoadKey`].
-    pub fn loaded_key(&mut self, name: &Arc<str>, rows: Vec<QueueRow>, full: bool) {
-        let limit = self.loaded_to;
+    /// Rows asked for by [`Step::LoadKey`]: the rows to take, the limit asked for, and how many and
+    /// up to which number were read (rows whose outcome is on its way are left out of `rows`).
+    pub fn loaded_key(
+        &mut self,
+        name: &Arc<str>,
+        rows: Vec<QueueRow>,
+        limit: usize,
+        full: bool,
+        last: Option<i64>,
+    ) {
+        self.asked = self.asked.saturating_sub(limit);
+        let met = self.loaded_to;
         let Some(key) = self.keys.get_mut(name) else {
             return;
         };
         key.busy = false;
-        // Above `loaded_to` the lane's own reading meets them, or their arrival does.
-        let rows: Vec<QueueRow> = rows.into_iter().filter(|r| r.id <= limit).collect();
-        let next = rows.last().map(|r| r.id + 1);
-        key.disk_from = None;
-        let missed = key.missed.take().filter(|m| next.is_none_or(|n| *m >= n));
+        let from = key.reading.take().unwrap_or(0);
+        // `None` when everything went back to disk meanwhile: the lane's own reading meets it all.
+        let stands = key.disk_from.take().is_some();
+        let missed = key.missed.take();
+        if !stands || missed.is_some_and(|m| m < from) {
+            let first = if stands { Some(from) } else { None };
+            key.disk_from = match (first, missed) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            return self.after(name);
+        }
+        let next = last.map_or(from, |l| l + 1);
         for row in rows {
-            self.admit(row.into());
+            // Above `loaded_to` the lane's own reading meets them, or their arrival does.
+            if row.id <= met {
+                self.admit(row.into());
+            }
         }
         if let Some(key) = self.keys.get_mut(name) {
-            key.disk_from = if full { next } else { missed };
+            key.disk_from = if full && next <= met {
+                Some(next)
+            } else {
+                missed.filter(|m| *m >= next)
+            };
         }
         self.after(name);
     }
@@ -417,6 +458,9 @@ impl Lane {
             }
             key.waits_until = None;
             key.queued = false;
+            if let Some(missed) = key.missed.take() {
+                first = first.min(missed);
+            }
             key.busy
         });
         self.runnable.clear();
@@ -424,7 +468,6 @@ impl Lane {
         self.freed.clear();
         if first != i64::MAX {
             self.loaded_to = self.loaded_to.min(first - 1);
-            self.void |= self.loading;
             self.tail = true;
         }
     }
@@ -463,17 +506,29 @@ impl Lane {
                 && let Some(from) = key.disk_from
             {
                 key.busy = true;
-                return Step::LoadKey { key: name, from };
+                key.reading = Some(from);
+                // At least one: the key had a row in memory until just now.
+                let room = self.limits.head.saturating_sub(self.active() + self.asked);
+                let limit = room.clamp(1, KEY_PAGE);
+                self.asked += limit;
+                return Step::LoadKey {
+                    key: name,
+                    from,
+                    limit,
+                };
             }
             return self.next(policy, schedule, now, room);
         }
-        let room_on_disk =
-            self.active() * 2 < self.limits.head.max(2) && self.waiting.len() < MAX_WAITING;
-        if self.tail && !self.loading && room_on_disk {
-            self.loading = true;
+        let room_on_disk = (self.active() + self.asked) * 2 < self.limits.head.max(2)
+            && self.waiting.len() < MAX_WAITING;
+        if self.tail && self.loading.is_none() && room_on_disk {
+            self.loading = Some(self.loaded_to);
+            let room = self.limits.head.saturating_sub(self.active() + self.asked);
+            self.page = room.max(1);
+            self.asked += self.page;
             return Step::Load {
                 after: self.loaded_to,
-                limit: self.limits.head.saturating_sub(self.active()).max(1),
+                limit: self.page,
             };
         }
         let dead_only = !room || self.in_flight >= window;
@@ -486,13 +541,21 @@ impl Lane {
                 self.after(&name);
                 continue;
             };
-            if item.next_at_ms > now {
+            if item.next_at_ms > now && !is_back_for(&self.facts, &item) {
                 self.park(item);
+                continue;
+            }
+            let expired = item.expires_ms.is_some_and(|t| t <= now);
+            if self.unsteady && expired {
+                self.park(Item {
+                    next_at_ms: now.saturating_add(UNSTEADY_MS),
+                    ..item
+                });
                 continue;
             }
             key.busy = true;
             self.in_flight += 1;
-            if item.expires_ms.is_some_and(|t| t <= now) {
+            if expired {
                 return Step::Dead(
                     item,
                     "expired",
@@ -501,6 +564,7 @@ impl Lane {
             }
             let start = item.first_failed_ms.unwrap_or(item.created_ms);
             if verdict == Verdict::Probe
+                && !self.unsteady
                 && now > schedule::ends_at(schedule, start)
                 && !schedule.delays.is_empty()
             {
@@ -522,3 +586,7 @@ impl Lane {
 #[cfg(test)]
 #[path = "lane_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "lane_props.rs"]
+mod props;

@@ -19,7 +19,7 @@ fn lane() -> Lane {
     Lane::new(Limits { window: 4, head: 8 }, Facts::default())
 }
 
-fn row(id: i64, key: &str) -> QueueRow {
+pub(super) fn row(id: i64, key: &str) -> QueueRow {
     QueueRow {
         id,
         protocol: "uam".into(),
@@ -88,11 +88,11 @@ fn a_waiting_head_blocks_its_own_key_only_and_sends_its_tail_to_disk() {
     let a = attempts(&mut lane, 30_000);
     assert_eq!(ids(&a), [1]);
     lane.finished(&a[0]);
-    let Step::LoadKey { key, from } = lane.next(&POLICY, &schedule(), 30_000, true) else {
+    let Step::LoadKey { key, from, limit } = lane.next(&POLICY, &schedule(), 30_000, true) else {
         panic!("reads the key")
     };
     assert_eq!((&*key, from), ("a", 2));
-    lane.loaded_key(&key, vec![row(2, "a"), row(5, "a")], false);
+    lane.loaded_key(&key, vec![row(2, "a"), row(5, "a")], limit, false, Some(5));
     let a = attempts(&mut lane, 30_000);
     assert_eq!(ids(&a), [2]);
     lane.finished(&a[0]);
@@ -223,13 +223,15 @@ fn drain(lane: &mut Lane, disk: &[(i64, &str)], now: i64) -> Vec<i64> {
                 let (full, last) = (page.len() == limit, page.last().map(|r| r.id));
                 lane.loaded(page, full, last);
             }
-            Step::LoadKey { key, from } => {
-                let rows = disk
+            Step::LoadKey { key, from, limit } => {
+                let rows: Vec<_> = disk
                     .iter()
                     .filter(|(id, k)| *id >= from && *k == &*key && !seen.contains(id))
+                    .take(limit)
                     .map(|(id, key)| row(*id, key))
                     .collect();
-                lane.loaded_key(&key, rows, false);
+                let (full, last) = (rows.len() == limit, rows.last().map(|r| r.id));
+                lane.loaded_key(&key, rows, limit, full, last);
             }
             Step::Rest => return seen,
             step => panic!("{step:?}"),

@@ -215,7 +215,11 @@ async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: Cancellation
             () = stop.cancelled() => return,
             () = tokio::time::sleep(EXPIRY_SWEEP) => {}
         }
-        match parts.store.expired(parts.clock.now_ms(), 500).await {
+        let now = parts.clock.now_ms();
+        if !parts.clock.steady() {
+            continue;
+        }
+        match parts.store.expired(now, 500).await {
             Ok(rows) => {
                 for row in rows {
                     let Some(key) = lane_key(&parts.protocols, &row.protocol, &row.peer) else {

@@ -203,7 +203,7 @@ fn patient(
         next,
         item.attempts,
         first,
-        true,
+        whole_peer,
         why,
         attempt,
         health,

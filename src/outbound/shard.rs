@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::{self, Finished, Tools};
 use super::ended::Ended;
-use super::lane::{Item, KEY_PAGE, Lane, Limits, Step};
+use super::lane::{Item, Lane, Limits, Step};
 use super::outcome::{self, Fate, HealthNews};
 use crate::ops::{Ops, metrics};
 use crate::peers::health::{Facts, Policy};
@@ -80,6 +80,7 @@ enum Done {
         lane: LaneKey,
         key: Arc<str>,
         rows: Vec<QueueRow>,
+        asked: usize,
     },
     Settled(i64),
 }
@@ -169,7 +170,7 @@ impl Shard {
         let (at, _) = self.wakes.first()?;
         let ms = at
             .saturating_sub(self.tools.clock.now_ms())
-            .clamp(0, 3_600_000);
+            .clamp(0, 60_000); // no longer: the wall clock may jump meanwhile
         Some(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
     }
 
@@ -244,9 +245,11 @@ impl Shard {
                 self.in_flight >= self.shared.window,
                 self.slow_in_flight * 2 >= self.shared.window,
             );
+            let steady = self.tools.clock.steady();
             let Some(entry) = self.lanes.get_mut(key) else {
                 return;
             };
+            entry.lane.unsteady = !steady;
             let room = !(full || half && entry.slow());
             match entry
                 .lane
@@ -268,12 +271,16 @@ impl Shard {
                         }
                     });
                 }
-                Step::LoadKey { key: name, from } => {
+                Step::LoadKey {
+                    key: name,
+                    from,
+                    limit,
+                } => {
                     let (store, lane) = (self.shared.store.clone(), key.clone());
                     let read = self.ended.read_begins();
                     self.tasks.spawn(async move {
                         let rows = read_until(|| {
-                            store.pending_of_key(lane.0, &lane.1, &name, from, KEY_PAGE)
+                            store.pending_of_key(lane.0, &lane.1, &name, from, limit)
                         })
                         .await;
                         Done::KeyPage {
@@ -281,6 +288,7 @@ impl Shard {
                             lane,
                             key: name,
                             rows,
+                            asked: limit,
                         }
                     });
                 }
@@ -334,8 +342,11 @@ impl Shard {
             let finished = attempt::run(&tools, &protocol, &lane.1, &item, body).await;
             let now = tools.clock.now_ms();
             let jitter = shared.jitter * random_share();
+            // After a jump the first failure's time says nothing: attempts alone end the schedule.
+            let base = if tools.clock.steady() { item.first_failed_ms } else { None };
+            let judged = Item { first_failed_ms: base, ..item.clone() };
             let fate =
-                Box::new(outcome::decide(&item, &finished, protocol.schedule(), now, jitter, shared.throttle_pause));
+                Box::new(outcome::decide(&judged, &finished, protocol.schedule(), now, jitter, shared.throttle_pause));
             let commit = shared.store.settle(fate.settle.clone()).await;
             Done::Attempted { lane, item, slow, finished, fate, commit }
         });
@@ -410,12 +421,14 @@ impl Shard {
                 lane,
                 key,
                 mut rows,
+                asked,
             }) => {
-                let full = rows.len() >= KEY_PAGE;
+                let full = rows.len() >= asked;
+                let last = rows.last().map(|r| r.id);
                 rows.retain(|r| !self.ended.has(r.id));
                 self.ended.read_ends(read);
                 if let Some(entry) = self.lanes.get_mut(&lane) {
-                    entry.lane.loaded_key(&key, rows, full);
+                    entry.lane.loaded_key(&key, rows, asked, full, last);
                 }
                 self.poke(&lane);
             }

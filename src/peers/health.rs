@@ -16,6 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMs;
 
+/// The longest pause believed, milliseconds: a `Retry-After` counts for an hour at most.
+const MAX_PAUSE_MS: i64 = 3_605_000;
+/// A failure this far ahead of the clock shows that the clock went back, milliseconds.
+const CLOCK_STEP_MS: i64 = 5_000;
+
 /// When to open, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -68,7 +73,9 @@ impl Policy {
 impl Facts {
     /// The verdict at `now`.
     pub fn verdict(&self, policy: &Policy, now: UnixMs) -> Verdict {
-        if self.paused_until_ms > now {
+        // A time further ahead than any we set is left from before the clock went back.
+        let pause_ends = now.saturating_add(MAX_PAUSE_MS);
+        if self.paused_until_ms > now && self.paused_until_ms <= pause_ends {
             return Verdict::Wait {
                 until_ms: self.paused_until_ms,
             };
@@ -79,7 +86,7 @@ impl Facts {
         let until_ms = self
             .last_failure_ms
             .saturating_add(policy.open_for_ms(self.failures));
-        if until_ms > now {
+        if until_ms > now && self.last_failure_ms <= now.saturating_add(CLOCK_STEP_MS) {
             Verdict::Wait { until_ms }
         } else {
             Verdict::Probe
@@ -184,6 +191,19 @@ mod tests {
         };
         assert!(facts.succeeded(&POLICY, 5));
         assert_eq!(facts.verdict(&POLICY, 6), Verdict::Closed);
+    }
+
+    #[test]
+    fn a_clock_gone_back_does_not_shut_a_peer_off() {
+        let facts = Facts {
+            failures: 3,
+            last_failure_ms: 86_400_000,
+            ..Facts::default()
+        };
+        assert_eq!(facts.verdict(&POLICY, 1_000), Verdict::Probe);
+        let mut facts = Facts::default();
+        facts.throttled(86_400_000);
+        assert_eq!(facts.verdict(&POLICY, 1_000), Verdict::Closed);
     }
 
     #[test]

@@ -137,7 +137,10 @@ async fn answers_that_are_none_are_retried_and_a_later_good_one_counts() {
             .await;
         let event = world.event("delivery.retrying").await;
         assert_eq!(event["code"], *code, "{say:?}: {event}");
-        assert!(event["reason"].as_str().unwrap().contains(' '), "{event}");
+        assert!(
+            event["detail"].as_str().is_some_and(|r| r.contains(' ')),
+            "{event}"
+        );
         let dead = world.dead().await;
         assert_eq!((dead.code(), dead.header("Fed-Attempts")), (*code, "2"));
     }

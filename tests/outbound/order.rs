@@ -32,7 +32,7 @@ async fn a_retried_head_blocks_its_own_key_only_and_keeps_its_order() {
         world.send_as("good", "beta.test", &format!("g{n}")).await;
         world.send_as("good", "gamma.test", &format!("o{n}")).await;
     }
-    let all = wait_for(&beta, |seen| texts(seen, "b4") == 1).await;
+    let all = wait_for(&beta, 9, |seen| texts(seen, "b4") == 1).await;
     gamma.saw(4).await;
     let bad: Vec<String> = of(&all, "bad");
     let mut first_arrivals = bad.clone();
@@ -197,6 +197,7 @@ async fn a_backlog_arrives_promptly_in_order_and_once_when_the_peer_is_back() {
     .await;
     let mut world = Setup::new()
         .set("outbound.lane_head", "64")
+        .set("http.timeout", r#""10s""#)
         .set("outbound.breaker_threshold", "3")
         .set("outbound.breaker_initial", r#""200ms""#)
         .set("outbound.breaker_max", r#""500ms""#)
@@ -233,6 +234,7 @@ async fn a_backlog_survives_a_restart_in_order_and_once() {
     beta.down().await;
     let mut world = Setup::new()
         .set("outbound.lane_head", "64")
+        .set("http.timeout", r#""10s""#)
         .set("outbound.breaker_threshold", "3")
         .set(
             "uam.retry_delays",
@@ -277,7 +279,7 @@ async fn backlog(world: &World, rows: usize, keys: usize) {
 /// Waits for all of a backlog; deliveries up to `failed` were refused for sure, after them each row
 /// is taken exactly once (a refusal in between only repeats, in order).
 async fn complete(beta: &Peer, rows: usize, keys: usize, failed: usize) {
-    let all = wait_for(beta, |seen| {
+    let all = wait_for(beta, failed + rows, |seen| {
         seen[failed.min(seen.len())..]
             .iter()
             .map(Seen::id)
@@ -316,9 +318,8 @@ async fn wait_settled(world: &World) {
         .expect("every outcome is recorded");
 }
 
-/// Waits until what the peer saw satisfies `enough`.
-async fn wait_for(peer: &Peer, enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
-    let mut n = 1;
+/// Waits until what the peer saw, at least `n` deliveries, satisfies `enough`.
+async fn wait_for(peer: &Peer, mut n: usize, enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
     loop {
         let seen = peer.saw(n).await;
         if enough(&seen) {

@@ -1,0 +1,195 @@
+//! A lane against a model of its disk: whatever arrives, fails, is read late or recovers, every row
+//! is attempted until it is settled, one at a time and in order per key.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::tests::row;
+use super::*;
+
+const POLICY: Policy = Policy {
+    threshold: 3,
+    initial: Duration::from_secs(5),
+    max: Duration::from_secs(60),
+};
+const HEAD: usize = 8;
+
+#[derive(Clone, Debug)]
+enum Act {
+    /// So many new rows of this key.
+    Arrive(u8, u8),
+    /// The n-th thing under way ends; attempts succeed, fail by the peer, or by the message.
+    End(u8, u8),
+    /// Milliseconds pass.
+    Pass(u16),
+    /// A row, already met, comes back (its outcome was on its way when it was read).
+    Back(u8),
+}
+
+enum Under {
+    Attempt(Item, i64),
+    Page(usize, Vec<QueueRow>),
+    Key(Arc<str>, usize, Vec<QueueRow>),
+}
+
+struct World {
+    lane: Lane,
+    schedule: Schedule,
+    now: i64,
+    next: i64,
+    disk: BTreeMap<i64, QueueRow>,
+    under: Vec<Under>,
+    first: HashMap<String, i64>,
+    tried: HashSet<i64>,
+}
+
+impl World {
+    fn poke(&mut self) {
+        for turn in 0.. {
+            assert!(turn < 10_000, "the lane asks for ever");
+            match self.lane.next(&POLICY, &self.schedule, self.now, true) {
+                Step::Attempt(item) => self.begin(item),
+                Step::Dead(item, ..) => {
+                    self.disk.remove(&item.id);
+                    self.lane.finished(&item);
+                }
+                Step::Load { after, limit } => {
+                    let rows = self.disk.range(after + 1..).take(limit);
+                    let rows = rows.map(|(_, r)| r.clone()).collect();
+                    self.under.push(Under::Page(limit, rows));
+                }
+                Step::LoadKey { key, from, limit } => {
+                    let rows = self.disk.range(from..).map(|(_, r)| r);
+                    let rows = rows.filter(|r| *r.order_key == *key).take(limit);
+                    let rows = rows.cloned().collect();
+                    self.under.push(Under::Key(key, limit, rows));
+                }
+                Step::Sleep(_) | Step::Rest => break,
+            }
+        }
+        let most = 2 * HEAD + self.lane.limits.window;
+        assert!(self.lane.active() <= most, "{}", self.lane.active());
+    }
+
+    fn begin(&mut self, item: Item) {
+        assert!(self.disk.contains_key(&item.id), "{} was settled", item.id);
+        for other in &self.under {
+            if let Under::Attempt(o, _) = other {
+                assert_ne!(o.id, item.id, "in flight twice");
+                assert_ne!(o.key, item.key, "one key at a time");
+            }
+        }
+        if self.tried.insert(item.id) {
+            let last = self.first.insert(item.key.to_string(), item.id);
+            assert!(
+                last.is_none_or(|l| l < item.id),
+                "{last:?} before {}",
+                item.id
+            );
+        }
+        self.under.push(Under::Attempt(item, self.now));
+    }
+
+    /// What a shard does with rows whose outcome came while they were read.
+    fn current(&self, rows: Vec<QueueRow>) -> Vec<QueueRow> {
+        rows.into_iter()
+            .filter_map(|r| self.disk.get(&r.id).cloned())
+            .collect()
+    }
+
+    fn end(&mut self, n: usize, how: u8) {
+        if self.under.is_empty() {
+            return;
+        }
+        match self.under.remove(n % self.under.len()) {
+            Under::Page(limit, rows) => {
+                let (full, last) = (rows.len() >= limit, rows.last().map(|r| r.id));
+                let rows = self.current(rows);
+                self.lane.loaded(rows, full, last);
+            }
+            Under::Key(key, limit, rows) => {
+                let (full, last) = (rows.len() >= limit, rows.last().map(|r| r.id));
+                let rows = self.current(rows);
+                self.lane.loaded_key(&key, rows, limit, full, last);
+            }
+            Under::Attempt(item, _) if how % 3 == 0 => {
+                self.disk.remove(&item.id);
+                self.lane.succeeded(&POLICY, self.now);
+                self.lane.finished(&item);
+            }
+            Under::Attempt(mut item, started) => {
+                item.peer_fault = how % 3 == 1;
+                item.attempts += 1;
+                item.first_failed_ms.get_or_insert(self.now);
+                item.next_at_ms = self.now + 1_000;
+                if let Some(r) = self.disk.get_mut(&item.id) {
+                    r.attempts = item.attempts;
+                    r.peer_fault = item.peer_fault;
+                    r.first_failed_ms = item.first_failed_ms;
+                    r.next_at_ms = Some(item.next_at_ms);
+                }
+                if item.peer_fault {
+                    self.lane.failed(&POLICY, started, self.now, "connect");
+                }
+                self.lane.waits(item, &POLICY);
+            }
+        }
+        self.poke();
+    }
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        3 => (0..5u8, 1..6u8).prop_map(|(k, n)| Act::Arrive(k, n)),
+        6 => (any::<u8>(), 0..3u8).prop_map(|(n, how)| Act::End(n, how)),
+        2 => (0..6_000u16).prop_map(Act::Pass),
+        1 => any::<u8>().prop_map(Act::Back),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #[test]
+    fn every_row_is_settled_once_and_in_order_whatever_happens(acts in prop::collection::vec(act(), 1..120)) {
+        let mut world = World {
+            lane: Lane::new(Limits { window: 4, head: HEAD }, Facts::default()),
+            // Long: the rows of this test do not die of age.
+            schedule: Schedule { delays: vec![Duration::from_secs(1 << 30)] },
+            now: 1, next: 1, disk: BTreeMap::new(), under: vec![], first: HashMap::new(),
+            tried: HashSet::new(),
+        };
+        for act in acts {
+            match act {
+                Act::Arrive(key, n) => for _ in 0..n {
+                    let new = row(world.next, &format!("k{key}"));
+                    world.next += 1;
+                    world.disk.insert(new.id, new.clone());
+                    world.lane.arrive(new.into());
+                },
+                Act::End(n, how) => world.end(usize::from(n), how),
+                Act::Pass(ms) => world.now += i64::from(ms),
+                Act::Back(n) => {
+                    let tried: Vec<i64> = world.disk.keys().copied().filter(|i| world.tried.contains(i)).collect();
+                    if !tried.is_empty() {
+                        world.lane.has_tail(tried[usize::from(n) % tried.len()]);
+                    }
+                }
+            }
+            world.poke();
+        }
+        for turn in 0.. {
+            if world.disk.is_empty() && world.under.is_empty() {
+                break;
+            }
+            prop_assert!(turn < 5_000, "stuck with {:?} on disk", world.disk.keys().collect::<Vec<_>>());
+            if world.under.is_empty() {
+                world.now += 61_000;
+            }
+            world.end(0, 0);
+            world.poke();
+        }
+        prop_assert!(world.lane.is_idle());
+    }
+}
