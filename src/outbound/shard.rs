@@ -226,7 +226,8 @@ impl Shard {
                 for (key, item) in items {
                     if !self.ended.has(item.id) && !self.entry(&key).lane.forget(item.id) {
                         let why = "the time given in Fed-Expires is over".to_owned();
-                        self.bury(key, item, "expired", why, false);
+                        self.bury(key.clone(), item, "expired", why, false);
+                        self.poke(&key); // its key may be free now
                     }
                 }
             }
