@@ -114,7 +114,7 @@ impl World {
                 let rows = self.current(rows);
                 self.lane.loaded_key(&key, rows, limit, full, last);
             }
-            Under::Attempt(item, _) if how % 3 == 0 => {
+            Under::Attempt(item, _) if how.is_multiple_of(3) => {
                 self.disk.remove(&item.id);
                 self.lane.succeeded(&POLICY, self.now);
                 self.lane.finished(&item);
