@@ -151,9 +151,10 @@ fn ambiguous(arrival: &Arrival, faults: &[Fault]) -> bool {
     })
 }
 
-/// Whether an answered attempt asks for another one by the protocol.
+/// Whether an answered attempt asks for another one by the protocol (418 stands for any status that
+/// is none of the protocol).
 fn asks_for_retry(arrival: &Arrival) -> bool {
-    arrival.answered.is_some() && (arrival.status == 429 || arrival.status >= 500)
+    arrival.answered.is_some() && (matches!(arrival.status, 418 | 429) || arrival.status >= 500)
 }
 
 fn outbound(h: &History, found: &mut Vec<Violation>) {

@@ -111,6 +111,8 @@ pub async fn publisher(
             0 => ("fed.out.uam.nobody_test.message", "for nobody", true),
             1 => ("fed.out.uam.beta_test.message", "refuse me", true),
             2..8 => ("fed.out.uam._to.message", "hello", false),
+            // Answered 418 twice: a head that is retried while its key goes on.
+            8..11 => ("fed.out.uam.beta_test.message", "flaky", false),
             _ => ("fed.out.uam.beta_test.message", "hello", false),
         };
         let to = if subject.contains("nobody") {
