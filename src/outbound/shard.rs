@@ -340,6 +340,9 @@ impl Shard {
                     }
                 },
             };
+            if crate::faults::on("shuffle_keys") {
+                tokio::time::sleep(Duration::from_secs_f64(random_share() * 0.1)).await;
+            }
             let finished = attempt::run(&tools, &protocol, &lane.1, &item, body).await;
             let now = tools.clock.now_ms();
             let jitter = shared.jitter * random_share();
