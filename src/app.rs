@@ -71,7 +71,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (clock, health) = (Clock::system(), Health::new());
     private_dir(&config.data_dir)?;
 
-    let store = Store::open(&config.data_dir.join("drawbridge.db"), clock.clone()).await?;
+    let store = Store::open(&config.store, clock.clone()).await?;
 
     let (managed, nats) = match &config.nats.url {
         Some(_) => (None, config.nats.clone()),

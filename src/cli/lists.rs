@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{ConfigArgs, Outcome};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, StorePlace};
 use crate::http::client::Client;
 use crate::identity::SigningKey;
 use crate::protocol::{PeerRecord, Request, TransportKind};
@@ -224,15 +224,16 @@ fn peer(record: &PeerRecord) -> Value {
 }
 
 async fn offline(config: &Config) -> Result<Store, String> {
-    let path = config.data_dir.join("drawbridge.db");
-    if !path.exists() {
+    if let StorePlace::Sqlite(path) = &config.store.place
+        && !path.exists()
+    {
         return Err(format!(
             "no bridge answers at {} and there is no {}",
             config.admin.address,
             path.display()
         ));
     }
-    Store::open_read_only(&path)
+    Store::open_read_only(&config.store)
         .await
         .map_err(|e| e.to_string())
 }

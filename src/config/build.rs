@@ -28,6 +28,7 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
     name_plain_hosts(&mut http, &peers);
     Ok(Config {
         nats: nats(&section("nats"), &section("nats.managed"))?,
+        store: super::store::read(&section("store"), &data_dir)?,
         http,
         public: public(&section("public"))?,
         admin: admin(&section("admin"))?,

@@ -14,10 +14,12 @@ mod env;
 mod layers;
 mod model;
 mod read;
+mod store;
 
 use std::path::Path;
 
 pub use model::*;
+pub use store::{PostgresUrl, Retention, StoreConfig, StorePlace};
 
 /// The commented default file.
 pub const DEFAULT_TOML: &str = include_str!("../../config/drawbridge.toml");

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::StoreConfig;
+
 /// Everything, validated.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -11,6 +13,7 @@ pub struct Config {
     /// were joined to it.
     pub data_dir: PathBuf,
     pub nats: NatsConfig,
+    pub store: StoreConfig,
     pub http: HttpConfig,
     pub public: ListenConfig,
     /// A loopback address always.
