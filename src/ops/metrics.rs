@@ -52,6 +52,11 @@ struct ByReason {
     reason: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByVerdict {
+    verdict: &'static str,
+}
+
 type FloatGauge = Gauge<f64, AtomicU64>;
 type Outcomes = Family<ByOutcome, Counter>;
 
@@ -81,6 +86,7 @@ struct Metrics {
     batch_rows: Histogram,
     commit_seconds: Histogram,
     bus_connected: Gauge,
+    broker_durability: Family<ByVerdict, Gauge>,
     discovery: Outcomes,
     ops_dropped: Counter,
     duplicate_first: Protocols,
@@ -180,6 +186,12 @@ impl Metrics {
                 "bus_connected",
                 "1 while NATS is connected, else 0",
                 Gauge::default(),
+            ),
+            broker_durability: added(
+                r,
+                "broker_durability",
+                "1 for what an acknowledgement of the broker is worth, 0 for the other verdicts",
+                Family::default(),
             ),
             discovery: added(
                 r,
@@ -360,6 +372,16 @@ pub fn window(n: usize) {
 /// Sets whether NATS is connected.
 pub fn bus_connected(connected: bool) {
     METRICS.bus_connected.set(i64::from(connected));
+}
+
+/// Sets what an acknowledgement of the broker is worth: `fsync`, `replicated` or `at_risk`.
+pub fn broker_durability(verdict: &'static str) {
+    for one in ["fsync", "replicated", "at_risk"] {
+        METRICS
+            .broker_durability
+            .get_or_create(&ByVerdict { verdict: one })
+            .set(i64::from(one == verdict));
+    }
 }
 
 /// A discovery ended; `ok`: it found an endpoint.
