@@ -197,10 +197,7 @@ fn judge_stream(stream: &StreamFact, servers: &[Monitored], connected: &str) -> 
             "every write is flushed before it is acknowledged".to_owned(),
         )
     } else if stream.replicas >= QUORUM {
-        (
-            Verdict::Replicated,
-            format!("{} replicas", stream.replicas),
-        )
+        (Verdict::Replicated, format!("{} replicas", stream.replicas))
     } else {
         let known = lazy
             .first()
@@ -242,7 +239,8 @@ impl Bus {
                 }
             }
             let config = &self.inner.config;
-            let (mut servers, unreachable) = monitoring::ask(&config.monitoring_urls, &config.tls.roots).await;
+            let (mut servers, unreachable) =
+                monitoring::ask(&config.monitoring_urls, &config.tls.roots).await;
             let connected = self.server().name;
             servers.extend(managed(config, &connected));
             Ok(judge(&streams, &servers, &connected, &unreachable))
@@ -310,7 +308,11 @@ fn tell(durability: &Durability, policy: DurabilityPolicy, health: &Health) {
     let label = verdict.label();
     match (verdict, policy) {
         (Verdict::AtRisk, DurabilityPolicy::Require | DurabilityPolicy::Warn) => {
-            tracing::warn!(verdict = label, advice = durability.advice, "broker: {sentence}");
+            tracing::warn!(
+                verdict = label,
+                advice = durability.advice,
+                "broker: {sentence}"
+            );
         }
         _ => tracing::info!(verdict = label, "broker: {sentence}"),
     }
@@ -394,7 +396,10 @@ mod tests {
         assert_eq!(verdict(&three, &[server("a", true)]), Verdict::Replicated);
         let all = [server("a", true), server("b", true), server("c", true)];
         assert_eq!(verdict(&three, &all), Verdict::Fsync);
-        assert_eq!(verdict(&[stream(2, false, &["a", "b"])], &[]), Verdict::AtRisk);
+        assert_eq!(
+            verdict(&[stream(2, false, &["a", "b"])], &[]),
+            Verdict::AtRisk
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::Outcome;
 use crate::app::{self, Running};
 use crate::bus::{Bus, StoredMessage, Tail, TailFrom};
 use crate::clock::Clock;
-use crate::config::{Config};
+use crate::config::Config;
 use crate::identity::SigningKey;
 use crate::protocols::uam::address::Address;
 use crate::protocols::uam::envelope::{self, Draft};

@@ -92,7 +92,9 @@ impl Health {
     /// Messages wait and none arrives; the first call starts the clock.
     pub fn stalled(&self, what: &str) {
         let mut stall = self.stall.write().unwrap_or_else(PoisonError::into_inner);
-        let since = stall.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        let since = stall
+            .as_ref()
+            .map_or_else(Instant::now, |(since, _)| *since);
         *stall = Some((since, what.to_owned()));
     }
 
