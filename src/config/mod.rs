@@ -18,6 +18,7 @@ mod read;
 use std::path::Path;
 
 pub use model::*;
+pub use read::parse_duration;
 
 /// The commented default file.
 pub const DEFAULT_TOML: &str = include_str!("../../config/drawbridge.toml");

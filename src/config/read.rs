@@ -21,7 +21,7 @@ impl<'a> Section<'a> {
         Self { layers, name, base }
     }
 
-    fn path(&self, key: &str) -> String {
+    pub(super) fn path(&self, key: &str) -> String {
         if self.name.is_empty() {
             key.to_owned()
         } else {
@@ -254,7 +254,7 @@ fn others_can_read(_meta: &std::fs::Metadata) -> bool {
 }
 
 /// `200ms`, `30s`, `5m`, `2h`, `1d`; whole numbers only.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text)?;
     let millis = match unit {
         "ms" => 1,
