@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ListenConfig, Secret};
 use crate::http::client::Client;
 use crate::http::server::Server;
+use crate::http::unrouted;
 use crate::inbound::Door;
 use crate::ops::health::Health;
 use crate::ops::{Ops, metrics};
@@ -120,7 +121,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             fingerprint: public.fingerprint(),
             public_key: public.to_base64(),
         });
-        routes = uam.clone().routes();
+        routes = routes.merge(uam.clone().routes());
         protocols.insert(uam.id(), uam);
     } else {
         tracing::warn!(
@@ -172,6 +173,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         )),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
+    let routes = unrouted::answered(routes);
     let (public, listeners) = listen(&config.public, &routes, threads, &stop_listening)?;
     tasks.shrink_to_fit();
     let nats_url = nats.url.unwrap_or_default();
