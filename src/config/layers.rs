@@ -24,6 +24,7 @@ const TWO_FORMS: &[(&str, &str, &str)] = &[
     ("nats", "password", "password_file"),
     ("nats", "token", "token_file"),
     ("nats", "nkey", "nkey_file"),
+    ("admin", "token", "token_file"),
     ("uam", "admin_api_key", "admin_api_key_file"),
 ];
 

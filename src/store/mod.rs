@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`types`] | rows and operations as callers see them |
 //! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
+//! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
 //! | `backend`, `apply`, `arrive`, `single`, `prune` | a batch written in one transaction |
 //! | `read` | questions |
@@ -24,6 +25,7 @@ mod db;
 mod errors;
 mod facts;
 mod inbound;
+mod manage;
 mod ops;
 mod plan;
 mod postgres;

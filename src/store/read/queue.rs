@@ -246,6 +246,21 @@ pub(in crate::store) async fn list_rows(db: Db, filter: RowFilter) -> Answer<Vec
             sql.push_str(&format!(" AND {column} = ${}", values.len()));
         }
     }
+    for (bound, time) in [
+        ("q.created_ms >=", filter.created_from_ms),
+        ("q.created_ms <=", filter.created_to_ms),
+    ] {
+        if let Some(time) = time {
+            values.push(time.into());
+            sql.push_str(&format!(" AND {bound} ${}", values.len()));
+        }
+    }
+    if !filter.ids.is_empty() {
+        let first = values.len() + 1;
+        values.extend(filter.ids.iter().map(|id| Value::from(*id)));
+        let marks: Vec<_> = (first..=values.len()).map(|n| format!("${n}")).collect();
+        sql.push_str(&format!(" AND q.id IN ({})", marks.join(", ")));
+    }
     // Written out, not bound: a literal is what lets the partial indexes serve.
     let states: Vec<_> = filter
         .states
