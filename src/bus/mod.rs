@@ -10,7 +10,7 @@
 //! * `publish`: a publish is done when JetStream acknowledged it; with a window in flight the
 //!   order of calls is the order in the stream.
 //! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
-//! * `read`, `tail`: what the repair of `fed.in` and the command line read back, in order.
+//! * `read`, `scan`, `tail`: what the repair of `fed.in` and the command line read back, in order.
 //! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
 
 use std::sync::Arc;
@@ -36,6 +36,7 @@ mod parse;
 mod publish;
 mod read;
 mod retry;
+mod scan;
 mod streams;
 pub mod subject;
 mod tail;
@@ -43,6 +44,7 @@ mod tail;
 pub use intake::Intake;
 pub use managed::ManagedServer;
 pub use read::{StoredMessage, StreamFacts};
+pub use scan::ScanFrom;
 pub use streams::stream_name;
 pub use tail::{Tail, TailFrom};
 
