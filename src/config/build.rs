@@ -6,14 +6,14 @@ mod peers;
 mod uam;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
 use super::ConfigError;
 use super::layers::Layers;
 use super::model::*;
-use super::read::{Section, parse_duration};
+use super::read::Section;
 use crate::protocol::PeerName;
 
 /// Reads and judges everything.
@@ -26,10 +26,11 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
     let mut http = http::http(layers, &section("http"))?;
     http::name_plain_hosts(&mut http, &peers);
     Ok(Config {
-        nats: nats(&section("nats"), &section("nats.managed"))?,
+        nats: super::nats::nats(layers, &section("nats"), &section("nats.managed"))?,
         http,
         public: public(&section("public"))?,
         admin: admin(&section("admin"))?,
+        admin_access: admin_access(&section("admin"))?,
         outbound: outbound(&section("outbound"))?,
         log: log(&section("log"))?,
         ops_single: section("ops").flag("single")?,
@@ -39,83 +40,6 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
     })
 }
 
-fn nats(s: &Section<'_>, managed: &Section<'_>) -> Result<NatsConfig, ConfigError> {
-    let url = s.secret("url")?.map(|url| url.0.to_string());
-    if let Some(url) = &url {
-        let scheme = |one: &str| match one.split_once("://") {
-            Some((scheme, rest)) => {
-                matches!(scheme, "nats" | "tls" | "ws" | "wss") && !rest.is_empty()
-            }
-            None => !one.is_empty(),
-        };
-        if !url.split(',').all(|one| scheme(one.trim())) {
-            // The value may hold a password: it is not repeated.
-            return Err(s.wrong("url", "must be nats://HOST:PORT or tls://HOST:PORT"));
-        }
-    }
-    let prefix = s.text("prefix")?;
-    let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if !prefix.starts_with(|c: char| c.is_ascii_alphabetic())
-        || !prefix.chars().all(letters)
-        || prefix.len() > 32
-    {
-        return Err(s.wrong(
-            "prefix",
-            &format!(
-                "must be a letter, then up to 31 letters, digits, \"_\" or \"-\", not {prefix:?}"
-            ),
-        ));
-    }
-    let streams = match s.text("streams")? {
-        "ensure" => StreamPolicy::Ensure,
-        "verify" => StreamPolicy::Verify,
-        "off" => StreamPolicy::Off,
-        other => {
-            return Err(s.wrong(
-                "streams",
-                &format!("must be \"ensure\", \"verify\" or \"off\", not {other:?}"),
-            ));
-        }
-    };
-    let credentials_file = s.file_or_none("credentials_file")?;
-    if credentials_file.is_some() && url.is_none() {
-        return Err(s.wrong(
-            "credentials_file",
-            "is for the server under nats.url, which is not set",
-        ));
-    }
-    let sync_interval = managed.text("sync_interval")?;
-    if sync_interval != "always" && parse_duration(sync_interval).is_none_or(|d| d.is_zero()) {
-        return Err(managed.wrong(
-            "sync_interval",
-            &format!("must be \"always\" or a duration such as \"2m\", not {sync_interval:?}"),
-        ));
-    }
-    Ok(NatsConfig {
-        url,
-        prefix: prefix.to_owned(),
-        credentials_file,
-        connect_timeout: s.duration("connect_timeout", "100ms", "1h")?,
-        request_timeout: s.duration("request_timeout", "100ms", "5m")?,
-        streams,
-        partitions: s.int("partitions", 1, 64)?,
-        max_ack_pending: s.int("max_ack_pending", 1, 100_000)?,
-        publish_window: s.int("publish_window", 1, 10_000)?,
-        managed: ManagedConfig {
-            binary: managed.file_or_none("binary")?,
-            port: Some(managed.int("port", 0, 65_535)?).filter(|port| *port != 0),
-            store_dir: managed.file("store_dir")?,
-            cache_dir: match managed.file_or_none("cache_dir")? {
-                Some(dir) => dir,
-                None => default_cache_dir(),
-            },
-            sync_interval: sync_interval.to_owned(),
-            max_payload: managed.size("max_payload", "64KiB", "64MiB")?,
-        },
-    })
-}
-
-/// A range, or one address as the range of itself.
 fn cidr(text: &str) -> Option<IpNet> {
     let single = |ip: IpAddr| IpNet::from(ip);
     text.parse().ok().or_else(|| text.parse().ok().map(single))
@@ -131,18 +55,22 @@ fn address(s: &Section<'_>) -> Result<SocketAddr, ConfigError> {
     })
 }
 
-fn public(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
-    let tls_certificate = s.file_or_none("tls_certificate")?;
-    let tls_key = s.file_or_none("tls_key")?;
-    match (&tls_certificate, &tls_key) {
-        (Some(_), None) => {
-            return Err(s.wrong("tls_certificate", "needs public.tls_key beside it"));
-        }
-        (None, Some(_)) => {
-            return Err(s.wrong("tls_key", "needs public.tls_certificate beside it"));
-        }
-        _ => {}
+/// Certificate and key of a listener: both or none.
+fn certificate(s: &Section<'_>) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
+    let pair = (
+        s.file_or_none("tls_certificate")?,
+        s.file_or_none("tls_key")?,
+    );
+    let needs = |key, other| s.wrong(key, &format!("needs {} beside it", s.path(other)));
+    match pair {
+        (Some(_), None) => Err(needs("tls_certificate", "tls_key")),
+        (None, Some(_)) => Err(needs("tls_key", "tls_certificate")),
+        pair => Ok(pair),
     }
+}
+
+fn public(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
+    let (tls_certificate, tls_key) = certificate(s)?;
     Ok(ListenConfig {
         address: address(s)?,
         tls_certificate,
@@ -159,21 +87,12 @@ fn public(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
 }
 
 fn admin(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
-    let address = address(s)?;
-    if !address.ip().is_loopback() {
-        return Err(s.wrong(
-            "address",
-            &format!(
-                "must be a loopback address such as \"127.0.0.1:8001\", since the admin listener \
-                 asks for no password, not {address}"
-            ),
-        ));
-    }
+    let (tls_certificate, tls_key) = certificate(s)?;
     let request_timeout = s.duration("request_timeout", "100ms", "10m")?;
     Ok(ListenConfig {
-        address,
-        tls_certificate: None,
-        tls_key: None,
+        address: address(s)?,
+        tls_certificate,
+        tls_key,
         max_body_bytes: 64 * 1024,
         max_header_bytes: 16 * 1024,
         max_connections: s.int("max_connections", 1, 100_000)?,
@@ -182,6 +101,58 @@ fn admin(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
         idle_timeout: std::time::Duration::from_secs(60),
         drain_timeout: s.duration("drain_timeout", "0s", "10m")?,
         trusted_proxies: Vec::new(),
+    })
+}
+
+/// Fewest characters of a token that may open the admin API.
+const MIN_TOKEN: usize = 16;
+
+fn admin_access(s: &Section<'_>) -> Result<AdminAccess, ConfigError> {
+    let token = s.secret("token")?;
+    if let Some(token) = &token
+        && (token.0.len() < MIN_TOKEN || !token.0.bytes().all(|b| b.is_ascii_graphic()))
+    {
+        return Err(s.wrong(
+            "token",
+            "must be at least 16 printable ASCII characters without spaces, such as \
+             `openssl rand -hex 32` prints",
+        ));
+    }
+    let address = address(s)?;
+    if token.is_none() && !address.ip().is_loopback() {
+        return Err(s.wrong(
+            "address",
+            &format!(
+                "must be a loopback address such as \"127.0.0.1:8001\" as long as neither \
+                 admin.token nor admin.token_file is set, not {address}: the admin API would \
+                 stand open to the network"
+            ),
+        ));
+    }
+    let metrics = match s.text("metrics")? {
+        "auto" => MetricsAccess::Auto,
+        "open" => MetricsAccess::Open,
+        "token" => MetricsAccess::Token,
+        other => {
+            return Err(s.wrong(
+                "metrics",
+                &format!("must be \"auto\", \"open\" or \"token\", not {other:?}"),
+            ));
+        }
+    };
+    let url = s.text_or_none("url")?.map(|url| url.trim_end_matches('/'));
+    if let Some(url) = url
+        && !(url.starts_with("http://") || url.starts_with("https://"))
+    {
+        return Err(s.wrong(
+            "url",
+            &format!("must be a URL such as \"https://bridge.example.org:8001\", not {url:?}"),
+        ));
+    }
+    Ok(AdminAccess {
+        token,
+        metrics,
+        url: url.map(str::to_owned),
     })
 }
 

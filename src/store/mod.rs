@@ -10,6 +10,7 @@
 //! | [`types`] | rows and operations as callers see them |
 //! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
 //! | `checkpoint`, `held` | how far the broker is known to have come; what is held back from `fed.in` |
+//! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
 //! | `sqlite`, `bulk`, `apply`, `single`, `prune`, `read` | SQLite: opening and errors, multi-row statements, writes, reads |
 
@@ -19,6 +20,7 @@ mod checkpoint;
 mod facts;
 mod held;
 mod inbound;
+mod manage;
 mod ops;
 mod plan;
 mod prune;
