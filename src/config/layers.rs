@@ -4,11 +4,13 @@
 //! `[http.hosts]`, whose keys are host names, and `[[peers]]`, which the default file can only show
 //! in a comment ([`PEER_KEYS`]).
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 
 use toml::{Table, Value};
 
-use super::{ConfigError, DEFAULT_TOML};
+use super::given::Given;
+use super::{ConfigError, DEFAULT_TOML, Secret};
 
 /// The table whose keys are the user's own.
 const FREE_TABLE: &str = "http.hosts";
@@ -27,6 +29,8 @@ pub(super) struct Layers {
     schema: Table,
     merged: Table,
     origins: HashMap<String, String>,
+    /// What was read from `_file` settings, by the key of the file.
+    secrets: RefCell<BTreeMap<String, Secret>>,
 }
 
 impl Layers {
@@ -39,6 +43,7 @@ impl Layers {
             merged: schema.clone(),
             schema,
             origins: HashMap::new(),
+            secrets: RefCell::default(),
         })
     }
 
@@ -91,6 +96,16 @@ impl Layers {
         }
         merge(&mut self.merged, layer, "", origin, &mut self.origins);
         Ok(())
+    }
+
+    /// Notes what the file named by `path` held.
+    pub(super) fn read_secret(&self, path: String, secret: &Secret) {
+        self.secrets.borrow_mut().insert(path, secret.clone());
+    }
+
+    /// All of it, to be compared with what is read later.
+    pub(super) fn given(&self) -> Given {
+        Given::new(self.merged.clone(), self.secrets.borrow().clone())
     }
 
     fn clear(&mut self, section: &str, key: &str) {

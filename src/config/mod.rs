@@ -7,10 +7,11 @@
 //!
 //! [`layers`] merges and remembers which layer a value came from, [`env`] turns variables into a
 //! layer, [`read`] reads one value of one kind, [`build`] puts them together and checks what
-//! concerns several keys.
+//! concerns several keys, [`given`] tells one reading from another.
 
 mod build;
 mod env;
+mod given;
 mod layers;
 mod model;
 mod read;

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::given::Given;
+
 /// Everything, validated.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -21,6 +23,8 @@ pub struct Config {
     pub ops_single: bool,
     pub uam: UamConfig,
     pub peers: Vec<PeerPin>,
+    /// What was written, for telling one reading from another.
+    pub given: Given,
 }
 
 /// `[nats]`
@@ -67,7 +71,7 @@ pub enum StreamPolicy {
 }
 
 /// `[http]`: outgoing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpConfig {
     pub connect_timeout: Duration,
     pub timeout: Duration,
@@ -165,7 +169,7 @@ pub enum WireForms {
 }
 
 /// `[[peers]]`: what is pinned for one peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerPin {
     pub protocol: String,
     pub name: String,

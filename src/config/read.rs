@@ -237,7 +237,11 @@ impl<'a> Section<'a> {
             .map_err(|e| about(format!("which cannot be read: {e}")))?;
         match text.trim() {
             "" => Err(about("which is empty".to_owned())),
-            trimmed => Ok(Some(Secret(trimmed.to_owned().into()))),
+            trimmed => {
+                let secret = Secret(trimmed.to_owned().into());
+                self.layers.read_secret(self.path(&file_key), &secret);
+                Ok(Some(secret))
+            }
         }
     }
 }

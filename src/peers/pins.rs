@@ -1,4 +1,4 @@
-//! The `[[peers]]` of the configuration, read once.
+//! The `[[peers]]` of the configuration, as read last.
 
 use std::collections::HashMap;
 
@@ -80,6 +80,19 @@ impl Pins {
     }
 
     pub(super) fn get(&self, protocol: ProtocolId, name: &PeerName) -> Option<&Pin> {
+        self.of(protocol, name)
+    }
+
+    /// Every pin, with its protocol and name.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &PeerName, &Pin)> {
+        self.by_protocol.iter().flat_map(|(protocol, names)| {
+            let protocol = protocol.as_str();
+            names.iter().map(move |(name, pin)| (protocol, name, pin))
+        })
+    }
+
+    /// The same for a protocol's name as text.
+    pub(super) fn of(&self, protocol: &str, name: &PeerName) -> Option<&Pin> {
         self.by_protocol.get(protocol)?.get(name)
     }
 

@@ -119,6 +119,15 @@ impl Trust {
         self.inner.rules.load().standing(protocol, name, now)
     }
 
+    /// Reads the rules from the store again: what another process wrote comes into force. On an
+    /// error those in memory stay. Answers how many there are.
+    pub async fn reload(&self) -> Result<usize, StoreError> {
+        let rows = self.inner.store.trust_rules().await?;
+        let count = rows.len();
+        self.inner.rules.store(Arc::new(Rules::new(rows)));
+        Ok(count)
+    }
+
     /// Adds or replaces, in force when this returns; false: it was there.
     pub async fn add(
         &self,
