@@ -16,6 +16,7 @@ use crate::config::{Config, ListenConfig};
 use crate::http::client::Client;
 use crate::http::server::Server;
 use crate::http::tls::Certificate;
+use crate::http::unrouted;
 use crate::inbound::Door;
 use crate::ops::health::Health;
 use crate::ops::{Ops, metrics};
@@ -128,7 +129,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             fingerprint: public.fingerprint(),
             public_key: public.to_base64(),
         });
-        routes = uam.clone().routes();
+        routes = routes.merge(uam.clone().routes());
         protocols.insert(uam.id(), uam);
     } else {
         tracing::warn!(
@@ -175,6 +176,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         )),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
+    let routes = unrouted::answered(routes);
     let (public, listeners, certificates) =
         listen(&config.public, &routes, threads, &stop_listening)?;
     let mut clients = outbound.clients().to_vec();
@@ -187,6 +189,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         clients,
         peers: peers.clone(),
         trust: trust.clone(),
+        protocols,
         ops,
     };
     let nats_url = nats.url.unwrap_or_default();

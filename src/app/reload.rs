@@ -5,12 +5,16 @@
 //! | trust rules | read from the store again |
 //! | `[[peers]]` | [`Peers::repin`]; what they allow to be dialled goes with them |
 //! | certificates | new handshakes get the new one, connections stay |
+//! | a protocol's own files | [`Protocol::reload`] |
 //! | `log.level` | the filter is replaced |
 //! | who may be dialled, roots, DNS (`[http]`) | new connections follow it |
 //!
 //! All or nothing: the new configuration, its certificates and its roots are read and judged first;
 //! a fault in any keeps everything as it was and is said in the log and on `fed.ops`. A changed
 //! setting that is not in the table is named in a line of its own: it waits for a restart.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -19,6 +23,7 @@ use crate::http::client::Client;
 use crate::http::tls::{self, Certificate};
 use crate::ops::{Ops, log};
 use crate::peers::{Peers, Repinned};
+use crate::protocol::{Protocol, ProtocolId};
 use crate::trust::Trust;
 
 /// Settings that are taken up while running, besides `peers`.
@@ -54,6 +59,7 @@ pub(super) struct Reloadable {
     pub clients: Vec<Client>,
     pub peers: Peers,
     pub trust: Trust,
+    pub protocols: Arc<HashMap<ProtocolId, Arc<dyn Protocol>>>,
     pub ops: Ops,
 }
 
@@ -130,6 +136,14 @@ impl Reloadable {
         let peers = self.peers.repin(&fresh.peers);
         if let Err(error) = log::set_level(&fresh.log.level) {
             tracing::warn!(%error, "the log level stays as it was");
+        }
+        for (id, protocol) in self.protocols.iter() {
+            if let Err(refusal) = protocol.reload() {
+                tracing::warn!(
+                    protocol = id, code = refusal.code, reason = %refusal.detail,
+                    "the protocol's files could not be read again; what was known stays"
+                );
+            }
         }
         let trust_rules = match self.trust.reload().await {
             Ok(count) => Some(count),
