@@ -8,7 +8,7 @@ use toml::{Table, Value};
 use super::Secret;
 use super::layers::PEERS;
 
-/// Every setting as the layers gave it, and what the `_file` ones held. Never shown: it holds
+/// Every setting as the layers gave it, and what secrets were read at the time. Never shown: it holds
 /// passwords.
 #[derive(Clone)]
 pub struct Given {
@@ -30,8 +30,12 @@ impl Given {
             given.secrets.get(path).map(|secret| secret.0.to_string())
         };
         for path in self.secrets.keys().chain(other.secrets.keys()) {
-            if held(self, path) != held(other, path) {
-                paths.insert(path.clone());
+            let file = format!("{path}_file");
+            if held(self, path) != held(other, path)
+                && !paths.contains(path)
+                && !paths.contains(&file)
+            {
+                paths.insert(file);
             }
         }
         paths.into_iter().collect()
