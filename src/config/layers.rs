@@ -19,6 +19,7 @@ const FREE_TABLE: &str = "http.hosts";
 pub(super) const PEERS: &str = "peers";
 /// Keys of one `[[peers]]` block.
 pub(super) const PEER_KEYS: [&str; 5] = ["protocol", "name", "endpoint", "public_key", "accepted"];
+
 /// All layers so far as one table.
 pub(super) struct Layers {
     schema: Table,

@@ -33,7 +33,7 @@ impl Peers {
         let mut news = Repinned::default();
         let mut doubtful: Vec<(String, PeerName)> = Vec::new();
         for (protocol, name, pin) in fresh.all() {
-            let list = match old.of(protocol, name) {
+            let list = match old.get(protocol, name) {
                 None => &mut news.added,
                 Some(before) if before.config != pin.config => &mut news.changed,
                 Some(_) => continue,
@@ -42,7 +42,7 @@ impl Peers {
             doubtful.push((protocol.to_owned(), name.clone()));
         }
         for (protocol, name, _) in old.all() {
-            if fresh.of(protocol, name).is_none() {
+            if fresh.get(protocol, name).is_none() {
                 news.removed.push(format!("{protocol}/{name}"));
                 doubtful.push((protocol.to_owned(), name.clone()));
             }
@@ -63,7 +63,7 @@ impl Inner {
     fn doubt(&self, protocol: &str, name: &PeerName, old: &Pins) {
         self.discoveries.forget(protocol, name);
         let pins = self.pins.load();
-        let (before, now) = (old.of(protocol, name), pins.of(protocol, name));
+        let (before, now) = (old.get(protocol, name), pins.get(protocol, name));
         let Some(known) = self.registry.peek(protocol, name) else {
             return;
         };
