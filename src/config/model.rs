@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::StoreConfig;
+pub use super::given::Given;
 pub use super::nats::{DurabilityPolicy, ManagedConfig, NatsConfig, NatsLogin, NatsTls};
 pub use super::secret::{Secret, SecretFrom};
 
@@ -26,6 +27,8 @@ pub struct Config {
     pub ops_single: bool,
     pub uam: UamConfig,
     pub peers: Vec<PeerPin>,
+    /// What was written, for telling one reading from another.
+    pub given: Given,
 }
 
 /// What to do about stream definitions at start.
@@ -37,7 +40,7 @@ pub enum StreamPolicy {
 }
 
 /// `[http]`: outgoing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpConfig {
     pub connect_timeout: Duration,
     pub timeout: Duration,
@@ -155,7 +158,7 @@ pub enum WireForms {
 }
 
 /// `[[peers]]`: what is pinned for one peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerPin {
     pub protocol: String,
     pub name: String,

@@ -6,11 +6,11 @@ use std::collections::{HashMap, HashSet};
 use super::arrive::arrive;
 use super::bulk::{Binds, Texts};
 use super::db::Conn;
-use super::ops::Answer;
+use super::ops::{Answer, Single};
 use super::plan::{Plan, PlannedRow, outcome_columns};
 use super::shapes::*;
-use super::single;
 use super::writer::Answers;
+use super::{checkpoint, held, single};
 use crate::clock::UnixMs;
 use crate::protocol::{ProtocolId, Record};
 
@@ -27,7 +27,9 @@ pub(super) struct Marks {
     pub next_event: i64,
     /// No inbound event at or above this number was ever written.
     pub events: i64,
-    /// Bytes of inbound bodies held.
+    /// Events held back from `fed.in`.
+    pub held: i64,
+    /// Bytes of inbound bodies kept.
     pub inbound_bytes: i64,
 }
 
@@ -93,12 +95,18 @@ pub(super) async fn write(
             b.int(*id);
         })
         .await?;
+    if !plan.acked.is_empty() {
+        checkpoint::note(conn, &plan.acked).await?;
+    }
     records.extend(&plan.records);
     put_records(conn, texts, &records).await?;
     for op in &plan.singles {
-        answers
-            .singles
-            .push(Answer::Number(single::run(conn, op, marks).await?));
+        answers.singles.push(match op {
+            Single::ReleaseHeld(batch) => {
+                Answer::Released(held::release(conn, batch, now_ms, marks).await?)
+            }
+            op => Answer::Number(single::run(conn, op, marks).await?),
+        });
     }
     Ok(answers)
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::apply::{AHEAD, Marks};
 use super::bulk::Texts;
 use super::db::Conn;
+use super::held::{self, Admission};
 use super::ops::{Answer, Arrival};
 use super::shapes::*;
 use super::single;
@@ -48,6 +49,8 @@ pub(super) async fn arrive(
         }
     }
 
+    let mut rooms = held::Rooms::load(conn, texts, arrivals, marks).await?;
+    let mut kept_back: Vec<(i64, &Arrival)> = Vec::new();
     let mut answers = Vec::with_capacity(arrivals.len());
     let mut new: Vec<(i64, &Arrival, String)> = Vec::new();
     let mut new_ids = Vec::new();
@@ -69,9 +72,20 @@ pub(super) async fn arrive(
             answers.push(Answer::Accepted(Accepted::Replayed));
             continue;
         }
+        let admission = rooms.admit(arrival);
+        if admission == Admission::Full {
+            answers.push(Answer::Accepted(Accepted::HeldFull));
+            continue;
+        }
         let id = marks.next_event;
         marks.next_event = id.saturating_add(1);
-        answers.push(Answer::Accepted(Accepted::New(id)));
+        answers.push(Answer::Accepted(match admission {
+            Admission::Held => {
+                kept_back.push((id, *arrival));
+                Accepted::Held(id)
+            }
+            _ => Accepted::New(id),
+        }));
         known.insert(key, (id, arrival.hash.to_vec(), false));
         for replay in &event.replay {
             // An id named twice by one event is one id.
@@ -84,10 +98,7 @@ pub(super) async fn arrive(
             serde_json::to_string(&event.headers).map_err(|e| sqlx::Error::Encode(Box::new(e)))?;
         new.push((id, arrival, headers));
     }
-    if marks.next_event > marks.events {
-        marks.events = marks.next_event.saturating_add(AHEAD);
-        single::put_mark(conn, "events", marks.events).await?;
-    }
+    reserve_numbers(conn, marks).await?;
     texts
         .execute(conn, &INSERT_EVENTS, &new, |b, (id, a, headers)| {
             b.int(*id)
@@ -108,6 +119,9 @@ pub(super) async fn arrive(
             b.int(*id);
         })
         .await?;
+    if !kept_back.is_empty() {
+        held::insert(conn, texts, &kept_back, marks).await?;
+    }
     texts
         .execute(conn, &INSERT_REPLAYS, &new_ids, |b, (protocol, id)| {
             b.text(protocol)
@@ -117,4 +131,25 @@ pub(super) async fn arrive(
         })
         .await?;
     Ok(answers)
+}
+
+/// Takes the next inbound ledger numbers; answers the first.
+pub(super) async fn take_numbers(
+    conn: &mut Conn,
+    marks: &mut Marks,
+    count: i64,
+) -> Result<i64, sqlx::Error> {
+    let first = marks.next_event;
+    marks.next_event = first.saturating_add(count);
+    reserve_numbers(conn, marks).await?;
+    Ok(first)
+}
+
+/// Keeps the reservation in the database ahead of the numbers taken.
+async fn reserve_numbers(conn: &mut Conn, marks: &mut Marks) -> Result<(), sqlx::Error> {
+    if marks.next_event > marks.events {
+        marks.events = marks.next_event.saturating_add(AHEAD);
+        single::put_mark(conn, "events", marks.events).await?;
+    }
+    Ok(())
 }

@@ -100,6 +100,7 @@ impl SqlWriter {
                 // A transaction whose end was not heard of may have been committed.
                 let found = single::load_marks(&mut conn).await.map_err(meaning)?;
                 self.marks.inbound_bytes = found.inbound_bytes;
+                self.marks.held = found.held;
                 self.marks.rows = self.marks.rows.max(found.rows);
                 self.marks.events = self.marks.events.max(found.events);
                 Ok(conn)

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`types`] | rows and operations as callers see them |
 //! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
+//! | `checkpoint`, `held` | how far the broker is known to have come; what is held back from `fed.in` |
 //! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
 //! | `backend`, `apply`, `arrive`, `single`, `prune` | a batch written in one transaction |
@@ -21,9 +22,11 @@ mod array;
 mod arrive;
 mod backend;
 mod bulk;
+mod checkpoint;
 mod db;
 mod errors;
 mod facts;
+mod held;
 mod inbound;
 mod manage;
 mod ops;
@@ -39,6 +42,8 @@ mod sqlite;
 pub mod types;
 mod value;
 mod writer;
+pub use checkpoint::{Acked, BodyHorizon, Checkpoint, LedgerEntry, Tip, Way};
+pub use held::{HeldBatch, HeldCount, Released};
 pub use types::*;
 
 use std::future::Future;

@@ -13,19 +13,21 @@ const MOST_PROTOCOLS: usize = 64;
 
 /// A protocol's name as the `&'static str` it is elsewhere. A name is kept once for the life of the
 /// process, and not more than [`MOST_PROTOCOLS`] of them.
-fn protocol_id(name: &str) -> Option<ProtocolId> {
+pub(in crate::store) fn protocol_id(name: &str) -> Answer<ProtocolId> {
     static NAMES: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
     let mut names = NAMES
         .get_or_init(Mutex::default)
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
     match names.get(name) {
-        Some(known) => Some(known),
-        None if names.len() >= MOST_PROTOCOLS => None,
+        Some(known) => Ok(known),
+        None if names.len() >= MOST_PROTOCOLS => {
+            Err(unreadable("there are more protocols than there can be"))
+        }
         None => {
             let kept: &'static str = Box::leak(name.into());
             names.insert(kept);
-            Some(kept)
+            Ok(kept)
         }
     }
 }
@@ -58,8 +60,7 @@ fn peer(row: &Row) -> Answer<PeerRecord> {
     let protocol: String = row.get(0)?;
     let key: Option<Vec<u8>> = row.get(4)?;
     Ok(PeerRecord {
-        protocol: protocol_id(&protocol)
-            .ok_or_else(|| unreadable("there are more protocols than there can be"))?,
+        protocol: protocol_id(&protocol)?,
         name: PeerName::parse(&json(1)?).map_err(unreadable)?,
         endpoint: row.get(2)?,
         alternatives: serde_json::from_str(&json(3)?).map_err(unreadable)?,

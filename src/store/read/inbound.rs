@@ -8,7 +8,7 @@ use crate::protocol::{ProtocolId, ReplayId};
 use crate::store::db::{Db, Row};
 use crate::store::types::InboundRow;
 
-fn inbound_row(row: &Row) -> Answer<InboundRow> {
+pub(in crate::store) fn inbound_row(row: &Row) -> Answer<InboundRow> {
     let headers: Option<String> = row.get(5)?;
     let headers = headers.as_deref().unwrap_or("[]");
     Ok(InboundRow {

@@ -22,6 +22,6 @@ fn unreadable(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> sqlx:
     sqlx::Error::Decode(why.into())
 }
 
-fn limit(n: usize) -> i64 {
+pub(super) fn limit(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
