@@ -47,6 +47,11 @@ struct ByProtocol {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByState {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByReason {
     protocol: String,
     reason: String,
@@ -76,6 +81,9 @@ struct Metrics {
     queue_oldest: Family<ByProtocol, FloatGauge>,
     queue_protocols: Mutex<BTreeSet<String>>,
     lanes: Gauge,
+    lane_states: Family<ByState, Gauge>,
+    probes: Family<ByProtocolId, Counter>,
+    queue_stranded: Family<ByProtocol, Gauge>,
     in_flight: Gauge,
     window: Gauge,
     batch_rows: Histogram,
@@ -150,6 +158,24 @@ impl Metrics {
                 "lanes",
                 "Lanes (peers with work) in memory",
                 Gauge::default(),
+            ),
+            lane_states: added(
+                r,
+                "lanes_by_state",
+                "Lanes in memory, by the state of their peer",
+                Family::default(),
+            ),
+            probes: added(
+                r,
+                "probes",
+                "Attempts made before a message's own time, to find out whether a peer is back",
+                Family::default(),
+            ),
+            queue_stranded: added(
+                r,
+                "queue_stranded",
+                "Rows found at start that no lane attempts, because their protocol is off or their peer no name",
+                Family::default(),
             ),
             in_flight: added(
                 r,
@@ -340,6 +366,59 @@ pub fn lanes(n: usize) {
     }
     let now = gauge_value(n as u64);
     METRICS.lanes.inc_by(now - MINE.replace(now));
+}
+
+/// The state of a lane's peer, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneState {
+    Healthy,
+    BackingOff,
+    Open,
+    Paused,
+}
+
+impl LaneState {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::BackingOff => "backing_off",
+            Self::Open => "open",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// A lane came (`from` is `None`), changed its state, or went (`to` is `None`).
+pub fn lane_state(from: Option<LaneState>, to: Option<LaneState>) {
+    let add = |state: Option<LaneState>, n: i64| {
+        if let Some(state) = state {
+            let label = ByState {
+                state: state.name(),
+            };
+            METRICS.lane_states.get_or_create(&label).inc_by(n);
+        }
+    };
+    add(from, -1);
+    add(to, 1);
+}
+
+/// A row was tried before its own time.
+pub fn probe(protocol: &'static str) {
+    METRICS
+        .probes
+        .get_or_create(&ByProtocolId { protocol })
+        .inc();
+}
+
+/// Sets how many rows of a protocol no lane attempts.
+pub fn queue_stranded(protocol: &str, rows: u64) {
+    let label = ByProtocol {
+        protocol: protocol.to_owned(),
+    };
+    METRICS
+        .queue_stranded
+        .get_or_create(&label)
+        .set(gauge_value(rows));
 }
 
 /// Sets the number of attempts in flight.

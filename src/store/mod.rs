@@ -16,6 +16,7 @@ mod apply;
 mod bulk;
 mod facts;
 mod inbound;
+mod lanes;
 mod ops;
 mod plan;
 mod prune;

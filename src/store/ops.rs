@@ -59,6 +59,13 @@ pub(super) enum Single {
     NextEpoch,
     Redrive(BTreeSet<i64>),
     Drop(BTreeSet<i64>),
+    /// Waiting rows of one lane become due, at most that many.
+    MakeDue {
+        protocol: ProtocolId,
+        peer: String,
+        now_ms: UnixMs,
+        limit: i64,
+    },
     Prune {
         now_ms: UnixMs,
     },
