@@ -194,7 +194,8 @@ impl Control {
         }
     }
 
-    /// Rows of this peer have become pending again on disk, the first of them with this number.
+    /// Rows of this peer were changed on disk (pending again, due now, dropped), the first of them with
+    /// this number: the lane looks again.
     pub async fn tail(
         &self,
         protocol: &str,
@@ -203,7 +204,7 @@ impl Control {
     ) -> Result<(), ControlError> {
         let key = self.key(protocol, peer)?;
         let shard = self.shard(&key)?;
-        let sent = shard.send(Work::Tail(key, first_row)).await;
+        let sent = shard.send(Work::Changed(key, first_row)).await;
         sent.map_err(|_| ControlError::Stopped)
     }
 

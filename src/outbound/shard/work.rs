@@ -16,6 +16,9 @@ pub enum Work {
     Arrivals(Vec<(LaneKey, Item)>),
     /// A lane has rows on disk from this number on.
     Tail(LaneKey, i64),
+    /// Rows of this lane were changed on disk, the first of them with this number: what is in memory
+    /// may be out of date.
+    Changed(LaneKey, i64),
     /// These rows looked past their time; whether they still are is for the shard to find out.
     Expired(Vec<(LaneKey, i64)>),
     /// The peer was heard of.
@@ -66,6 +69,10 @@ impl Shard {
             }
             Work::Tail(key, first) => {
                 self.entry(&key).lane.has_tail(first);
+                self.poke(&key);
+            }
+            Work::Changed(key, first) => {
+                self.entry(&key).lane.reread(first);
                 self.poke(&key);
             }
             Work::Expired(rows) => self.read_expired(rows),
