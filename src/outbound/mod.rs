@@ -62,6 +62,8 @@ pub struct Outbound {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     control: Control,
     stop: CancellationToken,
+    /// One a shard.
+    clients: Vec<Client>,
 }
 
 /// Why outbound could not start.
@@ -113,10 +115,12 @@ impl Outbound {
         };
         let mut known = known(&parts, shards).await?;
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
+        let mut clients = Vec::new();
         for n in 0..shards {
             let (sender, receiver) = mpsc::channel(SHARD_QUEUE);
             let mine = known.remove(&n).unwrap_or_default();
             let client = Client::new(&config.http).map_err(StartError::Client)?;
+            clients.push(client.clone());
             let tools = attempt::Tools {
                 client,
                 peers: parts.peers.clone(),
@@ -172,12 +176,18 @@ impl Outbound {
             tasks,
             control,
             stop,
+            clients,
         })
     }
 
     /// The handle for operators' orders and for words heard of peers.
     pub fn control(&self) -> Control {
         self.control.clone()
+    }
+
+    /// The HTTP clients of its threads, for new settings while they run.
+    pub fn clients(&self) -> &[Client] {
+        &self.clients
     }
 
     /// Stops pulling, lets attempts in flight end (bounded by the drain time), waits for it.
