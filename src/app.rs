@@ -201,7 +201,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         peers: peers.clone(),
         trust: trust.clone(),
         protocols,
-        ops,
+        ops: ops.clone(),
     };
     let nats_url = nats.url.unwrap_or_default();
     tracing::info!(%public, admin = %admin_at, broker = bus.server().version, "drawbridge is open");
