@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState, KeyInfo};
-use crate::bus::{Bus, BusError, ManagedServer};
+use crate::bus::{Bus, BusError, ManagedServer, durability};
 use crate::clock::Clock;
-use crate::config::{Config, ListenConfig};
+use crate::config::{Config, ListenConfig, Secret};
 use crate::http::client::Client;
 use crate::http::server::Server;
+use crate::http::unrouted;
 use crate::inbound::Door;
 use crate::ops::health::Health;
 use crate::ops::{Ops, metrics};
@@ -49,6 +50,8 @@ pub struct Running {
     pub public: SocketAddr,
     /// Where operators reach it.
     pub admin: SocketAddr,
+    /// The admin API's bearer token.
+    pub admin_token: Secret,
     /// The broker in use.
     pub nats_url: String,
     store: Store,
@@ -68,8 +71,10 @@ pub struct Running {
 /// opens last.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     metrics::init();
-    let (clock, health) = (Clock::system(), Health::new());
+    let clock = Clock::system();
+    let health = Health::new().stuck_after(config.nats.stuck_after);
     private_dir(&config.data_dir)?;
+    let admin_token = admin::token::load_or_create(&config).map_err(StartError::Setting)?;
 
     let store = Store::open(&config.data_dir.join("drawbridge.db"), clock.clone()).await?;
 
@@ -77,10 +82,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         Some(_) => (None, config.nats.clone()),
         None => {
             let server = ManagedServer::start(&config.nats).await?;
-            let nats = crate::config::NatsConfig {
-                url: Some(server.url()),
-                ..config.nats.clone()
-            };
+            let nats = config.nats.with_managed(server.url());
             (Some(server), nats)
         }
     };
@@ -88,6 +90,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     for difference in bus.apply_streams().await? {
         tracing::warn!("{difference}");
     }
+    let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
+    durability::watch(&bus, &health, stop_rest.clone()).await?;
     let ops = Ops::start(bus.clone(), config.ops_single);
 
     let peers = Peers::open(store.clone(), &config.peers, clock.clone()).await?;
@@ -117,13 +121,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             fingerprint: public.fingerprint(),
             public_key: public.to_base64(),
         });
-        routes = uam.clone().routes();
+        routes = routes.merge(uam.clone().routes());
         protocols.insert(uam.id(), uam);
     } else {
         tracing::warn!(
             "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM"
         );
     }
+    let spoken = protocols.keys().copied().collect();
     let protocols = Arc::new(protocols);
 
     let outbound = Outbound::start(
@@ -141,7 +146,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     .await?;
     serve_calls(&bus, protocols.clone()).await?;
 
-    let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let admin_server = Server::bind(&config.admin, false)?;
     let admin_at = admin_server.local_addr();
     let state = AdminState {
@@ -149,8 +153,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         peers: peers.clone(),
         trust: trust.clone(),
         health: health.clone(),
-        keys,
+        ops: ops.clone(),
         clock: clock.clone(),
+        protocols: spoken,
+        keys,
+        token: admin_token.clone(),
+        metrics_open: AdminState::metrics_open(&config),
+        loopback_only: config.admin.address.ip().is_loopback(),
     };
     let mut tasks = vec![
         tokio::spawn(admin_server.serve(admin::router(state), stop_rest.clone())),
@@ -163,6 +172,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         )),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
+    let routes = unrouted::answered(routes);
     let (public, listeners) = listen(&config.public, &routes, threads, &stop_listening)?;
     tasks.shrink_to_fit();
     let nats_url = nats.url.unwrap_or_default();
@@ -170,6 +180,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     Ok(Running {
         public,
         admin: admin_at,
+        admin_token,
         nats_url,
         store,
         bus,
@@ -292,7 +303,13 @@ async fn housekeeping(
         if *connected.borrow_and_update() {
             health.clear("bus");
         } else {
-            health.set("bus", "not connected to the broker");
+            health.set(
+                "bus",
+                &match bus.trouble() {
+                    Some(why) => format!("not connected to the broker: {why}"),
+                    None => "not connected to the broker".to_owned(),
+                },
+            );
         }
         metrics::bus_connected(bus.connected());
         if store.healthy() {

@@ -13,10 +13,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::Outcome;
+use crate::admin::token;
 use crate::app::{self, Running};
 use crate::bus::{Bus, StoredMessage, Tail, TailFrom};
 use crate::clock::Clock;
-use crate::config::{Config, NatsConfig};
+use crate::config::Config;
 use crate::identity::SigningKey;
 use crate::protocols::uam::address::Address;
 use crate::protocols::uam::envelope::{self, Draft};
@@ -228,9 +229,9 @@ impl Side {
 
     async fn bus(&self) -> Result<Bus, String> {
         let url = self.running.as_ref().map(|r| r.nats_url.clone());
-        let nats = NatsConfig {
-            url,
-            ..self.config.nats.clone()
+        let nats = match url {
+            Some(url) => self.config.nats.with_managed(url),
+            None => self.config.nats.clone(),
         };
         Bus::connect(&nats).await.map_err(|e| e.to_string())
     }
@@ -271,8 +272,10 @@ impl Side {
     fn look_at(&self, name: &str) {
         let Some(running) = &self.running else { return };
         println!(
-            "\n{name}: admin http://{0}/readyz http://{0}/metrics http://{0}/api/v1/queue",
-            running.admin
+            "\n{name}: admin http://{0}/readyz http://{0}/metrics; http://{0}/api/v1/queue with the \
+             token in {1}",
+            running.admin,
+            token::path(&self.config).display()
         );
         println!(
             "  peers reach it at http://{}/.well-known/uam-relay.json",

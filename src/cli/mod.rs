@@ -1,11 +1,16 @@
 //! The command line: one file per command.
 
 pub mod bench;
+pub mod client;
 pub mod demo;
 pub mod lists;
+pub mod peers;
+pub mod queue;
 pub mod run;
 pub mod send;
+pub mod table;
 pub mod tail;
+pub mod trust;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -14,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bus::{Bus, ManagedServer};
-use crate::config::{Config, NatsConfig};
+use crate::config::Config;
 
 /// What every command answers with: an exit code, or a sentence for the person at the terminal.
 pub type Outcome = Result<ExitCode, String>;
@@ -39,10 +44,16 @@ enum Command {
     Tail(tail::TailArgs),
     /// The outbound queue.
     #[command(subcommand)]
-    Queue(lists::QueueCommand),
+    Queue(queue::QueueCommand),
+    /// What could not be delivered.
+    #[command(subcommand)]
+    Dead(queue::DeadCommand),
     /// The servers we know.
     #[command(subcommand)]
-    Peers(lists::PeersCommand),
+    Peers(peers::PeersCommand),
+    /// Which servers are blocked, allowed or held in quarantine.
+    #[command(subcommand)]
+    Trust(trust::TrustCommand),
     /// Our own keys.
     #[command(subcommand)]
     Keys(lists::KeysCommand),
@@ -100,8 +111,10 @@ pub fn main() -> ExitCode {
             Command::Run(args) => run::run(&args).await,
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
-            Command::Queue(command) => lists::queue(command).await,
-            Command::Peers(command) => lists::peers(command).await,
+            Command::Queue(command) => queue::queue(command).await,
+            Command::Dead(command) => queue::dead(command).await,
+            Command::Peers(command) => peers::peers(command).await,
+            Command::Trust(command) => trust::trust(command).await,
             Command::Keys(command) => lists::keys(command),
             Command::Verify(command) => verify::verify(command),
             Command::Bench(command) => bench::bench(command).await,
@@ -125,15 +138,14 @@ fn fail(sentence: &str) -> ExitCode {
 
 /// Connects to the broker of a configuration: the named one, or the managed one of a running bridge.
 pub async fn connect(config: &Config) -> Result<Bus, String> {
-    let url = match &config.nats.url {
-        Some(url) => url.clone(),
-        None => ManagedServer::running_url(&config.nats.managed).await.ok_or(
-            "no nats.url is configured and no bridge with a managed server runs in this data_dir: start `drawbridge run` first",
-        )?,
-    };
-    let nats = NatsConfig {
-        url: Some(url),
-        ..config.nats.clone()
+    let nats = match &config.nats.url {
+        Some(_) => config.nats.clone(),
+        None => {
+            let url = ManagedServer::running_url(&config.nats.managed).await.ok_or(
+                "no nats.url is configured and no bridge with a managed server runs in this data_dir: start `drawbridge run` first",
+            )?;
+            config.nats.with_managed(url)
+        }
     };
     Bus::connect(&nats).await.map_err(|e| e.to_string())
 }

@@ -68,6 +68,7 @@ impl Rig {
             dir: self.fresh_dir("nats")?,
             sync_interval: self.sync.to_owned(),
             max_payload: MAX_PAYLOAD,
+            password: None,
         };
         let server = launch::launch(&settings, None)
             .await
