@@ -28,6 +28,7 @@ mod errors;
 mod facts;
 mod held;
 mod inbound;
+mod lanes;
 mod manage;
 mod ops;
 mod plan;
