@@ -59,7 +59,7 @@ pub(super) async fn run(
             now_ms,
             limit,
         } => {
-            sqlx::query(
+            conn.query(
                 "UPDATE federation_queue SET next_at_ms = $1 WHERE id IN (SELECT id FROM \
                  federation_queue WHERE state = 'pending' AND protocol = $2 AND peer = $3 \
                  AND next_at_ms > $1 ORDER BY id LIMIT $4)",
@@ -68,7 +68,7 @@ pub(super) async fn run(
             .bind(protocol)
             .bind(peer)
             .bind(*limit)
-            .execute(conn)
+            .execute()
             .await?
         }
         Single::DueNow(ids) => return manage::due_now(conn, ids).await,

@@ -125,6 +125,7 @@ binds_as! {
     &i64 => |v| Some(*v);
     &Option<i64> => |v| *v;
     &str => |v| Some(v);
+    &&str => |v| Some(*v);
     String => |v| Some(v.as_str());
     &String => |v| Some(v.as_str());
     Option<String> => |v| v.as_deref();
