@@ -4,6 +4,7 @@ pub mod demo;
 pub mod lists;
 pub mod run;
 pub mod send;
+pub mod streams;
 pub mod tail;
 pub mod verify;
 
@@ -45,6 +46,9 @@ enum Command {
     /// Our own keys.
     #[command(subcommand)]
     Keys(lists::KeysCommand),
+    /// The broker's streams.
+    #[command(subcommand)]
+    Streams(streams::StreamsCommand),
     /// Explain step by step why a saved request is accepted or refused.
     #[command(subcommand)]
     Verify(verify::VerifyCommand),
@@ -99,6 +103,7 @@ pub fn main() -> ExitCode {
             Command::Queue(command) => lists::queue(command).await,
             Command::Peers(command) => lists::peers(command).await,
             Command::Keys(command) => lists::keys(command),
+            Command::Streams(command) => streams::streams(command).await,
             Command::Verify(command) => verify::verify(command),
             Command::Config(ConfigCommand::Defaults) => {
                 print!("{}", crate::config::DEFAULT_TOML);
