@@ -403,6 +403,42 @@ async fn client(broker: &CustomBroker, user: &str) -> async_nats::Client {
         .expect("connected")
 }
 
+/// The subjects that the bridge's user may publish, as `config/nats/accounts.conf` says.
+fn allowed_to_bridge() -> Vec<String> {
+    let text = include_str!("../config/nats/accounts.conf");
+    let (_, user) = text.split_once("user: bridge").expect("the bridge's user");
+    let (list, _) = user.split_once("subscribe").expect("its lists");
+    let quoted = list.split('"').skip(1).step_by(2);
+    quoted.map(str::to_owned).collect()
+}
+
+/// The subjects that a user published, by the server's trace.
+fn published(log: &str, user: &str) -> Vec<String> {
+    let user = format!("user:{user}\"");
+    let lines = log.lines().filter(|l| l.contains(&user));
+    lines
+        .filter_map(|l| {
+            l.split_once("<<- [PUB ")
+                .or_else(|| l.split_once("<<- [HPUB "))
+        })
+        .filter_map(|(_, rest)| rest.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Whether a subject is covered by a pattern with `*` and `>`.
+fn matches(pattern: &str, subject: &str) -> bool {
+    let (mut p, mut s) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (p.next(), s.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(a), Some(b)) if a == b => {}
+            _ => return false,
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_bridge_and_a_backend_that_may_do_only_what_they_need_exchange_messages() {
     let dir = tempfile::tempdir().expect("folder");
@@ -434,7 +470,10 @@ async fn a_bridge_and_a_backend_that_may_do_only_what_they_need_exchange_message
     let nats = |more: &str| format!("[nats]\nurl = \"{url}\"{more}");
     let plain = std::fs::read_to_string(bridge.config()).expect("the configuration");
     let with = |user: &str, streams: &str| {
-        let more = format!("{}streams = \"{streams}\"", login(user));
+        let more = format!(
+            "{}streams = \"{streams}\"\nstuck_after = \"1s\"",
+            login(user)
+        );
         let text = plain.replace(&format!("[nats]\nurl = \"{url}\""), &nats(&more));
         std::fs::write(bridge.config(), text).expect("the configuration");
     };
@@ -506,30 +545,65 @@ async fn a_bridge_and_a_backend_that_may_do_only_what_they_need_exchange_message
     assert!(String::from_utf8_lossy(&message.payload).contains(&id));
 
     // What the backend may not do.
+    let impatient = jetstream::ContextBuilder::new()
+        .ack_timeout(Duration::from_millis(300))
+        .build(backend.clone());
     for subject in [
         "fed.in.uam.evil_test.message",
         "fed.ops.trust.x",
         "fed.dead.uam.x.y",
     ] {
-        let sent = js.publish(subject, "{}".into()).await.expect("sent").await;
+        let sent = impatient.publish(subject, "{}".into()).await;
+        let sent = sent.expect("sent").await;
         assert!(sent.is_err(), "{subject} was taken");
     }
     let outsider = stream.delete_consumer("drawbridge-1").await;
     assert!(outsider.is_err());
 
     // Nothing was refused that the bridge needs, and nothing secret was logged.
-    let restarted = jetstream::new(client(&broker, "operator").await);
-    let facts = restarted.get_stream("FED_OUT").await.expect("it may look");
+    let operator = jetstream::new(client(&broker, "operator").await);
+    let inbound = operator.get_stream("FED_IN").await.expect("it may look");
+    assert_eq!(inbound.cached_info().state.messages, 1);
+    let facts = operator.get_stream("FED_OUT").await.expect("it may look");
     until("the message was acknowledged", async || {
         let info = facts.get_info().await.expect("asked");
         info.state.messages == 0
+    })
+    .await;
+    // A second start: the earlier consumer is deleted, what is on fed.in is looked at.
+    bridge.kill9();
+    bridge.start().await;
+    js.publish("fed.out.nosuch.beta_test.message", "{}".into())
+        .await
+        .expect("published")
+        .await
+        .expect("acknowledged");
+    let dead = operator.get_stream("FED_DEAD").await.expect("it may look");
+    until("it is dead", async || {
+        let info = dead.get_info().await.expect("asked");
+        info.state.messages == 1
+    })
+    .await;
+    let allowed = allowed_to_bridge();
+    let unused = async || {
+        let seen = published(&broker.log(), "bridge");
+        let mut unused = allowed.clone();
+        unused.retain(|pattern| !seen.iter().any(|subject| matches(pattern, subject)));
+        unused
+    };
+    until("every permission was needed", async || {
+        // The first two are for quarantined peers and for protocols that ask backends.
+        let unused = unused().await;
+        unused.iter().all(|p| {
+            p.starts_with("fed.held") || p.starts_with("fed.ask") || p.contains("FED_HELD")
+        })
     })
     .await;
     bridge.stop().await;
     let refusals: Vec<_> = broker
         .log()
         .lines()
-        .filter(|l| l.contains("Violation") && l.contains("bridge"))
+        .filter(|l| l.contains("Violation") && l.contains("user:bridge"))
         .map(str::to_owned)
         .collect();
     assert!(refusals.is_empty(), "{refusals:#?}");
