@@ -591,7 +591,7 @@ async fn a_bridge_and_a_backend_that_may_do_only_what_they_need_exchange_message
         unused.retain(|pattern| !seen.iter().any(|subject| matches(pattern, subject)));
         unused
     };
-    until("every permission was needed", async || {
+    until(&format!("every permission was needed, not {:?}", unused().await), async || {
         // The first two are for quarantined peers and for protocols that ask backends.
         let unused = unused().await;
         unused.iter().all(|p| {

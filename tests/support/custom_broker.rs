@@ -81,7 +81,8 @@ impl CustomBroker {
 
     /// What it said.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.join("nats.log")).unwrap_or_default()
+        let bytes = std::fs::read(self.dir.join("nats.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// SIGKILL, at once.
