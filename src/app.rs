@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState, KeyInfo};
-use crate::bus::{Bus, BusError, ManagedServer};
+use crate::bus::{Bus, BusError, ManagedServer, durability};
 use crate::clock::Clock;
 use crate::config::{Config, ListenConfig};
 use crate::http::client::Client;
@@ -69,7 +69,8 @@ pub struct Running {
 /// opens last.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     metrics::init();
-    let (clock, health) = (Clock::system(), Health::new());
+    let clock = Clock::system();
+    let health = Health::new().stuck_after(config.nats.stuck_after);
     private_dir(&config.data_dir)?;
 
     let store = Store::open(&config.data_dir.join("drawbridge.db"), clock.clone()).await?;
@@ -78,10 +79,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         Some(_) => (None, config.nats.clone()),
         None => {
             let server = ManagedServer::start(&config.nats).await?;
-            let nats = crate::config::NatsConfig {
-                url: Some(server.url()),
-                ..config.nats.clone()
-            };
+            let nats = config.nats.with_managed(server.url());
             (Some(server), nats)
         }
     };
@@ -89,6 +87,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     for difference in bus.apply_streams().await? {
         tracing::warn!("{difference}");
     }
+    let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
+    durability::watch(&bus, &health, stop_rest.clone()).await?;
     let ops = Ops::start(bus.clone(), config.ops_single);
 
     let peers = Peers::open(store.clone(), &config.peers, clock.clone()).await?;
@@ -142,7 +142,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     .await?;
     serve_calls(&bus, protocols.clone()).await?;
 
-    let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let admin_server = Server::bind(&config.admin, false)?;
     let admin_at = admin_server.local_addr();
     let state = AdminState {
@@ -294,7 +293,13 @@ async fn housekeeping(
         if *connected.borrow_and_update() {
             health.clear("bus");
         } else {
-            health.set("bus", "not connected to the broker");
+            health.set(
+                "bus",
+                &match bus.trouble() {
+                    Some(why) => format!("not connected to the broker: {why}"),
+                    None => "not connected to the broker".to_owned(),
+                },
+            );
         }
         metrics::bus_connected(bus.connected());
         if store.healthy() {
