@@ -223,7 +223,7 @@ fn peer(record: &PeerRecord) -> Value {
         "facts": record.facts})
 }
 
-async fn offline(config: &Config) -> Result<Store, String> {
+pub(super) async fn offline(config: &Config) -> Result<Store, String> {
     let path = config.data_dir.join("drawbridge.db");
     if !path.exists() {
         return Err(format!(

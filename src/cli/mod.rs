@@ -2,8 +2,10 @@
 
 pub mod demo;
 pub mod lists;
+pub mod probe;
 pub mod run;
 pub mod send;
+mod steps;
 pub mod tail;
 pub mod verify;
 
@@ -45,6 +47,9 @@ enum Command {
     /// Our own keys.
     #[command(subcommand)]
     Keys(lists::KeysCommand),
+    /// Examine a remote server step by step: DNS, TLS, key, clock, signature.
+    #[command(subcommand)]
+    Probe(probe::ProbeCommand),
     /// Explain step by step why a saved request is accepted or refused.
     #[command(subcommand)]
     Verify(verify::VerifyCommand),
@@ -99,6 +104,7 @@ pub fn main() -> ExitCode {
             Command::Queue(command) => lists::queue(command).await,
             Command::Peers(command) => lists::peers(command).await,
             Command::Keys(command) => lists::keys(command),
+            Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),
             Command::Config(ConfigCommand::Defaults) => {
                 print!("{}", crate::config::DEFAULT_TOML);

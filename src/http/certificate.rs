@@ -196,7 +196,12 @@ fn time((tag, content): (u8, &[u8])) -> Option<i64> {
     };
     let part = |at: usize| rest.get(at..at + 2)?.parse::<i8>().ok();
     let at = DateTime::new(year, part(0)?, part(2)?, part(4)?, part(6)?, part(8)?, 0).ok()?;
-    Some(at.to_zoned(TimeZone::UTC).ok()?.timestamp().as_millisecond())
+    Some(
+        at.to_zoned(TimeZone::UTC)
+            .ok()?
+            .timestamp()
+            .as_millisecond(),
+    )
 }
 
 /// Foreign text: bounded, without anything a terminal would act on.
@@ -218,8 +223,12 @@ mod tests {
     fn names_issuer_and_validity_are_read() {
         let mut params =
             CertificateParams::new(vec!["relay.example".into(), "192.0.2.7".into()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "Relay \u{1b}[31m");
-        params.distinguished_name.push(DnType::OrganizationName, "Example");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Relay \u{1b}[31m");
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "Example");
         params.not_before = date_time_ymd(2024, 1, 2);
         params.not_after = date_time_ymd(2055, 3, 4);
         let key = KeyPair::generate().unwrap();

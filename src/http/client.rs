@@ -46,6 +46,8 @@ struct Inner {
     plain_hosts: HostRules,
     names: Arc<Names>,
     srv: bool,
+    /// What all this was made from.
+    settings: HttpConfig,
 }
 
 /// One SRV target.
@@ -95,6 +97,7 @@ impl Client {
             plain_hosts: HostRules::new(config.plain_hosts.iter().map(String::as_str)),
             names,
             srv: config.srv,
+            settings: config.clone(),
         })))
     }
 
@@ -155,6 +158,11 @@ impl Client {
             return Ok(Vec::new());
         }
         self.0.names.srv(name).await
+    }
+
+    /// The settings in force, for whoever looks at a host in another way than by a request.
+    pub fn settings(&self) -> HttpConfig {
+        self.0.settings.clone()
     }
 
     /// Whether this URL may be asked at all, and through which pool.

@@ -56,8 +56,8 @@ pub(super) fn read(
         _ => return Err(("no_well_known", format!("{url} answers {seen}"))),
     }
     let Ok(Value::Object(file)) = serde_json::from_slice::<Value>(&answer.body) else {
-        let html = kind.starts_with("text/html")
-            || answer.body.trim_ascii_start().first() == Some(&b'<');
+        let html =
+            kind.starts_with("text/html") || answer.body.trim_ascii_start().first() == Some(&b'<');
         return Err(if html {
             (
                 "parked",
@@ -192,7 +192,10 @@ mod tests {
         assert_eq!(code(&answer(404, "text/html", "")), "no_well_known");
         assert_eq!(code(&answer(301, "text/html", "")), "redirect");
         let half = r#"{"public_key":"x"}"#;
-        assert_eq!(code(&answer(200, "application/json", half)), "bad_well_known");
+        assert_eq!(
+            code(&answer(200, "application/json", half)),
+            "bad_well_known"
+        );
         let bad = r#"{"public_key":"x","federation_endpoint":"https://a.test"}"#;
         assert_eq!(code(&answer(200, "application/json", bad)), "bad_key");
     }

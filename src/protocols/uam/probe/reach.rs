@@ -86,11 +86,8 @@ impl Probe {
         if place.tls {
             return self.tls(&place, at, report).await;
         }
-        if crate::http::inspect::is_plain_allowed(
-            &self.client.settings(),
-            &place.host,
-            place.port,
-        ) {
+        if crate::http::inspect::is_plain_allowed(&self.client.settings(), &place.host, place.port)
+        {
             report.info("tls", "none: http.plain_hosts names this host");
             return true;
         }

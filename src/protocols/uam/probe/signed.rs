@@ -194,7 +194,8 @@ fn read(answer: &Answer) -> Reading {
         .take(300)
         .collect();
     let said = format!("{} {error} {detail:?}", answer.status);
-    let blocks = |code, what: &str| Reading::Unknown(Found::blocks(code, format!("{what}: {said}")));
+    let blocks =
+        |code, what: &str| Reading::Unknown(Found::blocks(code, format!("{what}: {said}")));
     let hurts = |code, what: &str| Reading::Unknown(Found::hurts(code, format!("{what}: {said}")));
     match answer.status {
         400 if error == "incompatible_version" => Reading::Held(
@@ -206,9 +207,10 @@ fn read(answer: &Answer) -> Reading {
             "the relay believes our signature: it refused the empty envelope only, which cost us 5 \
              points of reputation; nothing was delivered ({detail})"
         )),
-        400 if detail.starts_with("Federation request too old") => {
-            blocks("clock_skew", "the relay finds our time too far from its own")
-        }
+        400 if detail.starts_with("Federation request too old") => blocks(
+            "clock_skew",
+            "the relay finds our time too far from its own",
+        ),
         400 if detail.starts_with("Destination domain mismatch") => {
             blocks("other_domain", "the relay serves another domain")
         }
