@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, AdminState, KeyInfo};
 use crate::bus::{Bus, BusError, ManagedServer, durability};
 use crate::clock::Clock;
-use crate::config::{Config, ListenConfig};
+use crate::config::{Config, ListenConfig, Secret};
 use crate::http::client::Client;
 use crate::http::server::Server;
 use crate::http::unrouted;
@@ -50,6 +50,8 @@ pub struct Running {
     pub public: SocketAddr,
     /// Where operators reach it.
     pub admin: SocketAddr,
+    /// The admin API's bearer token.
+    pub admin_token: Secret,
     /// The broker in use.
     pub nats_url: String,
     store: Store,
@@ -72,6 +74,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let clock = Clock::system();
     let health = Health::new().stuck_after(config.nats.stuck_after);
     private_dir(&config.data_dir)?;
+    let admin_token = admin::token::load_or_create(&config).map_err(StartError::Setting)?;
 
     let store = Store::open(&config.data_dir.join("drawbridge.db"), clock.clone()).await?;
 
@@ -125,6 +128,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM"
         );
     }
+    let spoken = protocols.keys().copied().collect();
     let protocols = Arc::new(protocols);
 
     let outbound = Outbound::start(
@@ -149,8 +153,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         peers: peers.clone(),
         trust: trust.clone(),
         health: health.clone(),
-        keys,
+        ops: ops.clone(),
         clock: clock.clone(),
+        protocols: spoken,
+        keys,
+        token: admin_token.clone(),
+        metrics_open: AdminState::metrics_open(&config),
+        loopback_only: config.admin.address.ip().is_loopback(),
     };
     let mut tasks = vec![
         tokio::spawn(admin_server.serve(admin::router(state), stop_rest.clone())),
@@ -171,6 +180,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     Ok(Running {
         public,
         admin: admin_at,
+        admin_token,
         nats_url,
         store,
         bus,

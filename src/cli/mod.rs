@@ -1,12 +1,17 @@
 //! The command line: one file per command.
 
+pub mod client;
 pub mod demo;
 pub mod lists;
+pub mod peers;
 pub mod probe;
+pub mod queue;
 pub mod run;
 pub mod send;
 mod steps;
+pub mod table;
 pub mod tail;
+pub mod trust;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -40,10 +45,16 @@ enum Command {
     Tail(tail::TailArgs),
     /// The outbound queue.
     #[command(subcommand)]
-    Queue(lists::QueueCommand),
+    Queue(queue::QueueCommand),
+    /// What could not be delivered.
+    #[command(subcommand)]
+    Dead(queue::DeadCommand),
     /// The servers we know.
     #[command(subcommand)]
-    Peers(lists::PeersCommand),
+    Peers(peers::PeersCommand),
+    /// Which servers are blocked, allowed or held in quarantine.
+    #[command(subcommand)]
+    Trust(trust::TrustCommand),
     /// Our own keys.
     #[command(subcommand)]
     Keys(lists::KeysCommand),
@@ -101,8 +112,10 @@ pub fn main() -> ExitCode {
             Command::Run(args) => run::run(&args).await,
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
-            Command::Queue(command) => lists::queue(command).await,
-            Command::Peers(command) => lists::peers(command).await,
+            Command::Queue(command) => queue::queue(command).await,
+            Command::Dead(command) => queue::dead(command).await,
+            Command::Peers(command) => peers::peers(command).await,
+            Command::Trust(command) => trust::trust(command).await,
             Command::Keys(command) => lists::keys(command),
             Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),

@@ -18,6 +18,7 @@ use crate::protocol::PeerName;
 use crate::protocols::uam;
 use crate::protocols::uam::discover::Pin;
 use crate::protocols::uam::probe::{Own, Probe};
+use crate::store::Store;
 
 /// Which protocol.
 #[derive(Debug, Subcommand)]
@@ -101,7 +102,11 @@ async fn uam_probe(config: &Config, name: &PeerName, spend: bool) -> Result<Prob
 /// The key in the bridge's own ledger, if that can be read beside a running bridge; a probe without
 /// it says less, so nothing about it is an error.
 async fn known_key(config: &Config, name: &PeerName) -> Option<[u8; 32]> {
-    let store = super::lists::offline(config).await.ok()?;
+    let path = config.data_dir.join("drawbridge.db");
+    if !path.exists() {
+        return None;
+    }
+    let store = Store::open_read_only(&path).await.ok()?;
     let known = store.peers().await.ok();
     store.close().await;
     known?

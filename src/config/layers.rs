@@ -18,11 +18,12 @@ pub(super) const PEERS: &str = "peers";
 /// Keys of one `[[peers]]` block.
 pub(super) const PEER_KEYS: [&str; 5] = ["protocol", "name", "endpoint", "public_key", "accepted"];
 /// Settings that have two forms, of which a layer's choice replaces a lower layer's.
-const TWO_FORMS: [(&str, &str, &str); 5] = [
+const TWO_FORMS: [(&str, &str, &str); 6] = [
     ("nats", "url", "url_file"),
     ("nats", "password", "password_file"),
     ("nats", "token", "token_file"),
     ("nats", "nkey", "nkey_file"),
+    ("admin", "token", "token_file"),
     ("uam", "admin_api_key", "admin_api_key_file"),
 ];
 

@@ -16,8 +16,8 @@ pub struct Config {
     pub nats: NatsConfig,
     pub http: HttpConfig,
     pub public: ListenConfig,
-    /// A loopback address always.
     pub admin: ListenConfig,
+    pub admin_access: AdminAccess,
     pub outbound: OutboundConfig,
     pub log: LogConfig,
     /// Each delivered or accepted message its own operator event, instead of sums.
@@ -70,6 +70,26 @@ pub struct ListenConfig {
     pub idle_timeout: Duration,
     pub drain_timeout: Duration,
     pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+/// `[admin]`: who may ask, and how the command line reaches it.
+#[derive(Clone, Debug)]
+pub struct AdminAccess {
+    /// The bearer token of `/api/v1`. `None` only on a loopback address: one is made in the data
+    /// directory then.
+    pub token: Option<Secret>,
+    pub metrics: MetricsAccess,
+    /// Base URL for the command line; `None`: made from the address.
+    pub url: Option<String>,
+}
+
+/// Who may read `/metrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsAccess {
+    /// Everybody on a loopback address, else whoever has the token.
+    Auto,
+    Open,
+    Token,
 }
 
 /// `[outbound]`

@@ -22,7 +22,7 @@ impl<'a> Section<'a> {
         Self { layers, name, base }
     }
 
-    fn path(&self, key: &str) -> String {
+    pub(super) fn path(&self, key: &str) -> String {
         if self.name.is_empty() {
             key.to_owned()
         } else {

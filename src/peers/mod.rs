@@ -176,8 +176,13 @@ impl Peers {
         all
     }
 
+    /// Every pinned peer, known yet or not, by protocol and name.
+    pub fn pinned(&self) -> Vec<(String, PeerName)> {
+        self.0.pins.names()
+    }
+
     /// What the configuration pins for this peer. A protocol's `discover` begins here.
-    pub fn pin(&self, protocol: ProtocolId, name: &PeerName) -> Option<&PeerPin> {
+    pub fn pin(&self, protocol: &str, name: &PeerName) -> Option<&PeerPin> {
         self.0.pins.get(protocol, name).map(|pin| &pin.config)
     }
 

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`types`] | rows and operations as callers see them |
 //! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
+//! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
 //! | `sqlite`, `bulk`, `apply`, `single`, `prune`, `read` | SQLite: opening and errors, multi-row statements, writes, reads |
 
@@ -16,6 +17,7 @@ mod apply;
 mod bulk;
 mod facts;
 mod inbound;
+mod manage;
 mod ops;
 mod plan;
 mod prune;

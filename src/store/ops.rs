@@ -59,6 +59,15 @@ pub(super) enum Single {
     NextEpoch,
     Redrive(BTreeSet<i64>),
     Drop(BTreeSet<i64>),
+    /// Pending rows are due at once.
+    DueNow(BTreeSet<i64>),
+    /// Pending and held rows are dead: code and sentence.
+    GiveUp {
+        ids: BTreeSet<i64>,
+        now_ms: UnixMs,
+        code: &'static str,
+        reason: String,
+    },
     Prune {
         now_ms: UnixMs,
     },

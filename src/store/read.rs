@@ -246,6 +246,21 @@ pub(super) async fn list_rows(db: SqlitePool, filter: RowFilter) -> Answer<Vec<Q
             sql.push(column).push_bind(value);
         }
     }
+    for (column, time) in [
+        (" AND q.created_ms >= ", filter.created_from_ms),
+        (" AND q.created_ms <= ", filter.created_to_ms),
+    ] {
+        if let Some(time) = time {
+            sql.push(column).push_bind(time);
+        }
+    }
+    if let Some((first, rest)) = filter.ids.split_first() {
+        sql.push(" AND q.id IN (").push_bind(*first);
+        for id in rest {
+            sql.push(", ").push_bind(*id);
+        }
+        sql.push(")");
+    }
     // Written out, not bound: a literal is what lets the partial indexes serve.
     let mut states = filter.states.iter().map(|s| state_name(*s));
     if let Some(first) = states.next() {

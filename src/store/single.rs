@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::apply::Marks;
 use super::ops::Single;
-use super::prune;
+use super::{manage, prune};
 
 /// Runs one; answers its number (rows changed, or the value asked for).
 pub(super) async fn run(
@@ -121,6 +121,13 @@ pub(super) async fn run(
         }
         Single::Redrive(ids) => return redrive(conn, ids).await,
         Single::Drop(ids) => return drop_rows(conn, ids).await,
+        Single::DueNow(ids) => return manage::due_now(conn, ids).await,
+        Single::GiveUp {
+            ids,
+            now_ms,
+            code,
+            reason,
+        } => return manage::give_up(conn, ids, *now_ms, code, reason).await,
         Single::Prune { now_ms } => return prune::step(conn, *now_ms, marks).await,
         Single::LimitSize(_) => {
             if let Some(pages) = page_limit(op) {

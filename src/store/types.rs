@@ -166,6 +166,12 @@ pub struct RowFilter {
     pub states: HashSet<RowState>,
     pub reason_code: Option<String>,
     pub msg_id: Option<String>,
+    /// Made at this time or later.
+    pub created_from_ms: Option<UnixMs>,
+    /// Made at this time or earlier.
+    pub created_to_ms: Option<UnixMs>,
+    /// Not empty: these rows only.
+    pub ids: Vec<i64>,
     /// Rows with `id > after`.
     pub after: i64,
     /// 0 means 100.
@@ -254,4 +260,17 @@ pub struct TrustRow {
     pub reason: Option<String>,
     pub created_ms: UnixMs,
     pub ends_ms: Option<UnixMs>,
+}
+
+/// Rows of one peer's queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PeerCounts {
+    pub protocol: String,
+    pub peer: String,
+    pub pending: u64,
+    /// The oldest pending row's number.
+    #[serde(skip)]
+    pub first_pending: Option<i64>,
+    pub failed: u64,
+    pub held: u64,
 }

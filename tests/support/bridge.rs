@@ -216,6 +216,24 @@ impl Bridge {
         format!("http://{}", self.admin)
     }
 
+    /// The admin API's token, which the bridge makes at its first start.
+    pub fn admin_token(&self) -> String {
+        let text = std::fs::read_to_string(self.dir.join("admin.token")).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    /// One request of the admin API: status and body. `path` begins with `/api/v1`.
+    pub async fn admin_api(&self, method: &str, path: &str) -> (u16, serde_json::Value) {
+        let url = format!("{}{path}", self.admin_url());
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        let request = self.client.request(method, url);
+        let answer = request.bearer_auth(self.admin_token()).send().await;
+        let answer = answer.expect("the admin listener answers");
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap_or_default();
+        (status, serde_json::from_str(&text).unwrap_or_default())
+    }
+
     /// The configuration file.
     pub fn config(&self) -> &Path {
         &self.config
