@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod lists;
@@ -64,6 +65,9 @@ enum Command {
     /// Explain step by step why a saved request is accepted or refused.
     #[command(subcommand)]
     Verify(verify::VerifyCommand),
+    /// How fast this machine carries messages, and how close that is to what it could.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -119,6 +123,7 @@ pub fn main() -> ExitCode {
             Command::Keys(command) => lists::keys(command),
             Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),
+            Command::Bench(command) => bench::bench(command).await,
             Command::Config(ConfigCommand::Defaults) => {
                 print!("{}", crate::config::DEFAULT_TOML);
                 Ok(ExitCode::SUCCESS)
@@ -129,6 +134,8 @@ pub fn main() -> ExitCode {
             }),
         }
     });
+    // What still runs does not hold the end up: `run` has waited for all that had to be.
+    runtime.shutdown_background();
     outcome.unwrap_or_else(|sentence| fail(&sentence))
 }
 

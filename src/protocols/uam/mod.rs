@@ -198,7 +198,7 @@ impl Uam {
             base: self
                 .peers
                 .pin(ID, name)
-                .and_then(|pin| pin.endpoint.as_deref())
+                .and_then(|pin| pin.endpoint)
                 .map(|url| url.trim_end_matches('/').to_owned()),
             public_key: self.peers.pinned_key(ID, name),
         }
