@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState, KeyInfo};
-use crate::bus::{Bus, BusError, ManagedServer};
+use crate::bus::{Bus, BusError, ManagedServer, durability};
 use crate::clock::Clock;
 use crate::config::{Config, ListenConfig};
 use crate::http::client::Client;
 use crate::http::server::Server;
+use crate::http::unrouted;
 use crate::inbound::Door;
 use crate::ops::health::Health;
 use crate::ops::{Ops, metrics};
@@ -68,7 +69,8 @@ pub struct Running {
 /// opens last.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     metrics::init();
-    let (clock, health) = (Clock::system(), Health::new());
+    let clock = Clock::system();
+    let health = Health::new().stuck_after(config.nats.stuck_after);
     private_dir(&config.data_dir)?;
 
     let store = Store::open(&config.data_dir.join("drawbridge.db"), clock.clone()).await?;
@@ -77,10 +79,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         Some(_) => (None, config.nats.clone()),
         None => {
             let server = ManagedServer::start(&config.nats).await?;
-            let nats = crate::config::NatsConfig {
-                url: Some(server.url()),
-                ..config.nats.clone()
-            };
+            let nats = config.nats.with_managed(server.url());
             (Some(server), nats)
         }
     };
@@ -88,6 +87,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     for difference in bus.apply_streams().await? {
         tracing::warn!("{difference}");
     }
+    let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
+    durability::watch(&bus, &health, stop_rest.clone()).await?;
     let ops = Ops::start(bus.clone(), config.ops_single);
 
     let peers = Peers::open(store.clone(), &config.peers, clock.clone()).await?;
@@ -117,7 +118,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             fingerprint: public.fingerprint(),
             public_key: public.to_base64(),
         });
-        routes = uam.clone().routes();
+        routes = routes.merge(uam.clone().routes());
         protocols.insert(uam.id(), uam);
     } else {
         tracing::warn!(
@@ -141,7 +142,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     .await?;
     serve_calls(&bus, protocols.clone()).await?;
 
-    let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let admin_server = Server::bind(&config.admin, false)?;
     let admin_at = admin_server.local_addr();
     let state = AdminState {
@@ -163,6 +163,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         )),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
+    let routes = unrouted::answered(routes);
     let (public, listeners) = listen(&config.public, &routes, threads, &stop_listening)?;
     tasks.shrink_to_fit();
     let nats_url = nats.url.unwrap_or_default();
@@ -292,7 +293,13 @@ async fn housekeeping(
         if *connected.borrow_and_update() {
             health.clear("bus");
         } else {
-            health.set("bus", "not connected to the broker");
+            health.set(
+                "bus",
+                &match bus.trouble() {
+                    Some(why) => format!("not connected to the broker: {why}"),
+                    None => "not connected to the broker".to_owned(),
+                },
+            );
         }
         metrics::bus_connected(bus.connected());
         if store.healthy() {

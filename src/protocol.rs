@@ -460,6 +460,55 @@ pub struct Step {
     pub detail: String,
 }
 
+/// Takes the steps of a diagnosis as they are done.
+pub type Tell<'a> = &'a mut (dyn FnMut(Step) + Send);
+
+// ------------------------------------------------------------------------------------ our keys
+
+/// One of our own keys; the secret half is the protocol's alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OwnKey {
+    /// Which protocol signs with it.
+    pub protocol: String,
+    /// Whom it speaks for: our name in that protocol.
+    pub name: String,
+    /// What it is used for now.
+    pub state: KeyState,
+    /// Hex SHA-256 of the 32 key bytes.
+    pub fingerprint: String,
+    /// The key as the protocol publishes it.
+    pub public_key: String,
+    /// Since when it is in this state.
+    pub since_ms: UnixMs,
+    /// An old one: until when it still serves peers that have not noticed the new one.
+    pub until_ms: Option<UnixMs>,
+}
+
+/// Where a key stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyState {
+    /// Made, to be told to those who need it beforehand; nothing is signed with it yet.
+    Next,
+    /// What we publish and sign with.
+    Active,
+    /// Replaced; used for peers that have not noticed, until the overlap ends.
+    Old,
+}
+
+/// What is asked of a rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// Say what it would mean, change nothing.
+    Plan,
+    /// Make the next key, so that it can be told to peers' operators; sign with the present one.
+    Prepare,
+    /// Switch to the next key; the present one serves on for the overlap.
+    Switch,
+    /// Switch, and never use the present key again: it is no longer ours alone.
+    Replace,
+}
+
 // ------------------------------------------------------------------------------------- trait
 
 /// One federation protocol.
@@ -522,6 +571,34 @@ pub trait Protocol: Send + Sync + 'static {
         method: &'a str,
         body: Bytes,
     ) -> BoxFuture<'a, Result<serde_json::Value, Refusal>>;
+
+    /// Examines a remote server as a delivery would meet it and tells each step as it is done. Nothing
+    /// is delivered. `Err`: the fault, in one sentence.
+    fn probe<'a>(
+        &'a self,
+        _name: &'a PeerName,
+        _tell: Tell<'a>,
+    ) -> BoxFuture<'a, Result<(), Refusal>> {
+        let refusal = Refusal::new("no_probe", format!("{} has no probe", self.id()));
+        Box::pin(std::future::ready(Err(refusal)))
+    }
+
+    /// Our own keys: the active one first, then the next, then old ones.
+    fn keys(&self) -> Vec<OwnKey> {
+        Vec::new()
+    }
+
+    /// Changes our key, or says what that would mean; the answer is the protocol's own JSON, with
+    /// `keys` and, per peer, who notices how and when.
+    fn rotate(&self, _wanted: Rotation) -> BoxFuture<'_, Result<serde_json::Value, Refusal>> {
+        let refusal = Refusal::new("no_keys", format!("{} has no key to rotate", self.id()));
+        Box::pin(std::future::ready(Err(refusal)))
+    }
+
+    /// Reads its files anew (SIGHUP): what cannot be read leaves everything as it was.
+    fn reload(&self) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     /// How often [`Protocol::beat`] wants to run for a peer; `None`: never.
     fn beats(&self) -> Option<Duration> {

@@ -148,7 +148,7 @@ fn a_wrong_value_is_a_sentence_that_names_the_key() {
         ),
         (
             "[nats]\nurl = \"ftp://user:hunter2@x\"",
-            "nats.url must be nats://HOST:PORT or tls://HOST:PORT",
+            "nats.url must be nats://HOST:PORT or tls://HOST:PORT, several with commas between",
         ),
         ("nats = 3", "nats must be a section, [nats], not a number"),
         (

@@ -11,8 +11,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::retry::{self, Failure};
-use super::{Bus, BusError, BusErrorKind, Inner, Link, publish};
-use crate::config::NatsConfig;
+use super::{Bus, BusError, BusErrorKind, Inner, Link, login, publish};
+use crate::config::{NatsConfig, NatsLogin};
 
 /// Subject transforms and several filter subjects, both needed, came with this version.
 const OLDEST: Version = Version(2, 10, 0);
@@ -28,44 +28,28 @@ impl Bus {
     /// `NatsConfig::url` must be set: for the managed server, to [`super::ManagedServer::url`].
     pub async fn connect(config: &NatsConfig) -> Result<Self, BusError> {
         check_prefix(&config.prefix)?;
-        let url = config.url.clone().ok_or_else(|| {
-            BusError::new(
-                BusErrorKind::Config,
-                "nats.url is not set and no managed server was started",
-            )
-        })?;
+        let target = login::target(config)?;
+        login::check(config, &target.login)?;
         let (link_in, link) = watch::channel(Link::default());
         let (connected_in, connected) = watch::channel(true);
-        let watchers = Arc::new((link_in, connected_in));
-        let credentials = credentials(config).await?;
+        let (trouble_in, trouble) = watch::channel(None);
+        let watchers = Arc::new((link_in, connected_in, trouble_in));
+        let shown = config.shown_url().unwrap_or_default();
         let client = retry::until(config.connect_timeout, || {
-            let options = options(config, &watchers);
-            let (url, credentials) = (url.clone(), credentials.clone());
+            let options = options(config, &target.login, &watchers);
+            let addresses = target.addresses.clone();
+            let shown = &shown;
             async move {
-                let options = match credentials {
-                    None => options,
-                    Some(text) => options.credentials(&text).map_err(|e| {
-                        Failure::Final(BusError::new(
-                            BusErrorKind::Config,
-                            format!("nats.credentials_file holds no usable credentials: {e}"),
-                        ))
-                    })?,
-                };
                 options
-                    .connect(&url)
+                    .connect(addresses)
                     .await
-                    .map_err(|e| judge(&e, &show(&url)))
+                    .map_err(|e| judge(&e, shown))
             }
         })
         .await?;
         check_version(&client.server_info().version)?;
 
-        let mut js = jetstream::ContextBuilder::new()
-            .timeout(config.request_timeout)
-            .ack_timeout(config.request_timeout)
-            .backpressure_on_inflight(true)
-            .build(client.clone());
-        js.set_timeout(config.request_timeout);
+        let js = jetstream(config, &client);
         let closed = CancellationToken::new();
         let dropped = Arc::new(AtomicU64::new(0));
         let (notices, queue) = mpsc::channel(NOTICES);
@@ -78,6 +62,7 @@ impl Bus {
                 config: config.clone(),
                 link,
                 connected,
+                trouble,
                 notices,
                 notices_dropped: dropped,
                 closed,
@@ -86,13 +71,35 @@ impl Bus {
     }
 }
 
-fn options(
-    config: &NatsConfig,
-    watchers: &Arc<(watch::Sender<Link>, watch::Sender<bool>)>,
-) -> ConnectOptions {
+/// JetStream under the domain or prefix that was asked for.
+fn jetstream(config: &NatsConfig, client: &async_nats::Client) -> jetstream::Context {
+    let prefix = match (&config.jetstream_domain, &config.jetstream_api_prefix) {
+        (Some(domain), _) => format!("$JS.{domain}.API"),
+        (None, Some(prefix)) => prefix.clone(),
+        (None, None) => "$JS.API".to_owned(),
+    };
+    let mut js = jetstream::ContextBuilder::new()
+        .timeout(config.request_timeout)
+        .ack_timeout(config.request_timeout)
+        .backpressure_on_inflight(true)
+        .api_prefix(prefix)
+        .build(client.clone());
+    js.set_timeout(config.request_timeout);
+    js
+}
+
+/// What is told about the connection: how often it was lost, whether it is there, and why not.
+type Watchers = Arc<(
+    watch::Sender<Link>,
+    watch::Sender<bool>,
+    watch::Sender<Option<String>>,
+)>;
+
+fn options(config: &NatsConfig, login: &NatsLogin, watchers: &Watchers) -> ConnectOptions {
     let watchers = Arc::clone(watchers);
-    ConnectOptions::new()
+    login::options(config, login)
         .name("drawbridge")
+        .custom_inbox_prefix(&config.inbox_prefix)
         .connection_timeout(config.connect_timeout.min(Duration::from_secs(5)))
         .request_timeout(Some(config.request_timeout))
         .ping_interval(Duration::from_secs(10))
@@ -101,6 +108,7 @@ fn options(
         .event_callback(move |event| {
             match &event {
                 Event::Connected => {
+                    watchers.2.send_replace(None);
                     watchers.1.send_replace(true);
                     tracing::info!("nats: connected");
                 }
@@ -109,7 +117,19 @@ fn options(
                     watchers.1.send_replace(false);
                     tracing::warn!("nats: connection lost; trying to get it back");
                 }
-                Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => {
+                // A reconnect that failed says this at each try: once is enough for the log.
+                Event::ClientError(error) => {
+                    let said = error.to_string();
+                    let new = watchers.2.send_if_modified(|last| {
+                        let new = last.as_ref() != Some(&said);
+                        *last = Some(said.clone());
+                        new
+                    });
+                    if new {
+                        tracing::warn!("nats: {said}; trying again");
+                    }
+                }
+                Event::SlowConsumer(_) | Event::ServerError(_) => {
                     tracing::warn!("nats: {event}");
                 }
                 Event::LameDuckMode | Event::Draining | Event::Closed => {
@@ -120,46 +140,44 @@ fn options(
         })
 }
 
-async fn credentials(config: &NatsConfig) -> Result<Option<zeroize::Zeroizing<String>>, BusError> {
-    let Some(path) = &config.credentials_file else {
-        return Ok(None);
-    };
-    match tokio::fs::read_to_string(path).await {
-        Ok(text) => Ok(Some(zeroize::Zeroizing::new(text))),
-        Err(e) => Err(BusError::new(
-            BusErrorKind::Config,
-            format!("nats.credentials_file {}: {e}", path.display()),
-        )),
-    }
-}
-
 fn judge(error: &async_nats::ConnectError, url: &str) -> Failure<BusError> {
+    let wrong = |what: String| Failure::Final(BusError::new(BusErrorKind::Config, what));
     match error.kind() {
-        ConnectErrorKind::ServerParse => Failure::Final(BusError::new(
-            BusErrorKind::Config,
-            format!("nats.url {url} is not an address such as nats://127.0.0.1:4222"),
+        ConnectErrorKind::ServerParse => wrong(format!(
+            "nats.url {url} is not an address such as nats://127.0.0.1:4222"
         )),
-        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            Failure::Final(BusError::new(
-                BusErrorKind::Config,
-                format!("{url} refused our credentials; check nats.credentials_file"),
-            ))
-        }
+        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => wrong(
+            format!("{url} refused our login ({error}); check the login under [nats]"),
+        ),
+        ConnectErrorKind::Tls => wrong(format!(
+            "TLS to {url} cannot be set up: {error}; check nats.tls_roots, nats.tls_certificate \
+             and nats.tls_key"
+        )),
+        _ if bad_certificate(error) => wrong(format!(
+            "the certificate of {url} is not trusted: {error}; name its authority under \
+             nats.tls_roots"
+        )),
         _ => Failure::Passing(BusError::unavailable(format!(
             "no connection to {url}: {error}"
         ))),
     }
 }
 
-/// The URL without a user name, password or token.
-fn show(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => {
-            format!("{}{}", &url[..scheme + 3], &url[at + 1..])
+/// Whether the other side's certificate, or ours in its eyes, ended the handshake.
+fn bad_certificate(error: &async_nats::ConnectError) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        // An I/O error hides what it carries from `source`.
+        let carried = inner
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .and_then(|e| e.downcast_ref::<rustls::Error>());
+        if let Some(tls) = inner.downcast_ref::<rustls::Error>().or(carried) {
+            return matches!(tls, rustls::Error::InvalidCertificate(_));
         }
-        (None, Some(at)) => url[at + 1..].to_owned(),
-        _ => url.to_owned(),
+        cause = inner.source();
     }
+    false
 }
 
 fn check_prefix(prefix: &str) -> Result<(), BusError> {
@@ -253,13 +271,6 @@ mod tests {
         ] {
             assert!(check_version(new).is_ok(), "{new}");
         }
-    }
-
-    #[test]
-    fn a_shown_url_holds_no_secret() {
-        assert_eq!(show("nats://u:p@host:4222"), "nats://host:4222");
-        assert_eq!(show("token@host"), "host");
-        assert_eq!(show("nats://host:4222"), "nats://host:4222");
     }
 
     #[test]

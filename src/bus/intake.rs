@@ -19,6 +19,7 @@ use super::parse::{Stored, parse};
 use super::publish::js_error;
 use super::{AckHandle, Bus, BusError, BusErrorKind, Line, OutMessage};
 use crate::faults;
+use crate::ops::health::Health;
 
 /// Redelivery is only for an owner that hangs: the epoch change is what brings messages back.
 const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -48,6 +49,9 @@ pub struct Intake {
     /// Consumer sequence of the next message; anything else is a gap.
     expected: u64,
     broken: Option<String>,
+    consumer: String,
+    /// Looks in a row at which messages waited although none had come.
+    vain: u32,
 }
 
 impl Bus {
@@ -89,6 +93,8 @@ impl Bus {
             line,
             expected: 1,
             broken: None,
+            consumer: consumer_name(epoch),
+            vain: 0,
         })
     }
 
@@ -149,7 +155,7 @@ impl Bus {
             }
         }
         let config = pull::Config {
-            durable_name: Some(format!("{CONSUMER_PREFIX}{epoch}")),
+            durable_name: Some(consumer_name(epoch)),
             description: Some("Drawbridge: the intake of outbound messages".to_owned()),
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
@@ -256,6 +262,42 @@ impl Intake {
         Err(self.bus.diagnose(&self.stream, what).await)
     }
 
+    /// Looks whether messages wait although none came for a while, and says so to `health`. `Err`:
+    /// the consumer delivers nothing of what waits for it, twice in a row; a new one may.
+    pub async fn heed(&mut self, health: &Health) -> Result<(), BusError> {
+        let name = format!("{} of {}", self.consumer, self.stream);
+        let js = &self.bus.inner.js;
+        let asked =
+            js.get_consumer_from_stream::<pull::Config, _, _>(&*self.consumer, &*self.stream);
+        let consumer = match tokio::time::timeout(self.bus.patience(), asked).await {
+            Ok(Ok(consumer)) => consumer,
+            // A lost consumer or connection is noticed by the pull itself.
+            Ok(Err(_)) | Err(_) => return Ok(()),
+        };
+        let info = consumer.cached_info();
+        let unacked = u64::try_from(info.num_ack_pending).unwrap_or(u64::MAX);
+        let room = u64::from(self.bus.inner.config.max_ack_pending.max(1));
+        let waiting = info.num_pending;
+        if waiting == 0 {
+            self.vain = 0;
+            health.moving();
+            return Ok(());
+        }
+        self.vain += 1;
+        if self.vain < 2 {
+            return Ok(());
+        }
+        if unacked >= room {
+            health.stalled(&format!(
+                "{waiting} messages wait behind {unacked} that are not in the store yet"
+            ));
+            return Ok(());
+        }
+        let what = format!("{waiting} messages wait and consumer {name} delivers none");
+        health.stalled(&what);
+        Err(BusError::unavailable(what))
+    }
+
     /// Puts one item into the batch or remembers what is broken.
     fn take(
         &mut self,
@@ -315,6 +357,10 @@ impl Intake {
             },
         });
     }
+}
+
+fn consumer_name(epoch: i64) -> String {
+    format!("{CONSUMER_PREFIX}{epoch}")
 }
 
 fn gone(error: &async_nats::jetstream::stream::ConsumerError) -> bool {

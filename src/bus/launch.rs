@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::guard::{GUARD_COMMAND, signal_server};
 use super::{BusError, BusErrorKind};
+use crate::config::Secret;
 
 /// Recovering a large store comes before the first answer.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
@@ -34,7 +35,12 @@ pub struct Settings {
     pub sync_interval: String,
     /// Largest message, bytes.
     pub max_payload: usize,
+    /// What clients log in with, as [`USER`]; None: anybody may connect.
+    pub password: Option<Secret>,
 }
+
+/// The one user of a local server.
+pub const USER: &str = "drawbridge";
 
 /// A running server. Dropping it closes the guard's pipe, which stops the server.
 pub struct Launched {
@@ -133,9 +139,12 @@ pub async fn launch(settings: &Settings, port: Option<u16>) -> Result<Launched, 
 }
 
 impl Launched {
-    /// `nats://127.0.0.1:PORT`
+    /// `nats://127.0.0.1:PORT`, with user and password if there is one: a secret.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        match &self.settings.password {
+            Some(password) => format!("nats://{USER}:{}@127.0.0.1:{}", *password.0, self.port),
+            None => format!("nats://127.0.0.1:{}", self.port),
+        }
     }
 
     /// Port on loopback.
@@ -262,7 +271,7 @@ async fn write_config(settings: &Settings, port: Option<u16>) -> Result<PathBuf,
                 let _ = tokio::fs::remove_file(entry.path()).await;
             }
         }
-        tokio::fs::write(&file, text).await
+        write_private(&file, &text).await
     };
     write
         .await
@@ -270,7 +279,23 @@ async fn write_config(settings: &Settings, port: Option<u16>) -> Result<PathBuf,
     Ok(file)
 }
 
-/// The server's configuration: loopback only, JetStream on files.
+/// Writes a file that only its owner can read, in place of an earlier one whatever its mode was.
+pub(super) async fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use tokio::io::AsyncWriteExt as _;
+    let temporary = path.with_extension("new");
+    let _ = tokio::fs::remove_file(&temporary).await;
+    let mut options = tokio::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    options.mode(0o600);
+    let mut file = options.open(&temporary).await?;
+    file.write_all(text.as_bytes()).await?;
+    file.flush().await?;
+    drop(file);
+    tokio::fs::rename(&temporary, path).await
+}
+
+/// The server's configuration: loopback only, JetStream on files, one user.
 fn config_text(settings: &Settings, port: Option<u16>) -> Result<String, BusError> {
     let sync = &settings.sync_interval;
     if sync.is_empty() || !sync.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.') {
@@ -294,6 +319,20 @@ fn config_text(settings: &Settings, port: Option<u16>) -> Result<String, BusErro
         }
     };
     let dir = &settings.dir;
+    let login = match &settings.password {
+        // A token of our own making, letters and digits; anything else would be somebody's.
+        Some(password) if password.0.bytes().all(|b| b.is_ascii_alphanumeric()) => format!(
+            "authorization {{\n  user: {USER}\n  password: \"{}\"\n}}\n",
+            *password.0
+        ),
+        Some(_) => {
+            return Err(BusError::new(
+                BusErrorKind::Config,
+                "the password of the managed nats-server must be letters and digits",
+            ));
+        }
+        None => String::new(),
+    };
     Ok(format!(
         "# Written by Drawbridge at each start; changes are lost.\n\
          server_name: drawbridge_local\n\
@@ -305,7 +344,7 @@ fn config_text(settings: &Settings, port: Option<u16>) -> Result<String, BusErro
          log_file: {}\n\
          logfile_size_limit: 16MB\n\
          logfile_max_num: 2\n\
-         jetstream {{\n  store_dir: {}\n  sync_interval: {sync}\n}}\n",
+         jetstream {{\n  store_dir: {}\n  sync_interval: {sync}\n}}\n{login}",
         port.map_or_else(|| "-1".to_owned(), |p| p.to_string()),
         settings.max_payload,
         quoted(pid_file(dir))?,
@@ -383,6 +422,7 @@ mod tests {
             dir: PathBuf::from(dir),
             sync_interval: sync.to_owned(),
             max_payload: 1,
+            password: None,
         }
     }
 
@@ -391,6 +431,9 @@ mod tests {
         assert!(config_text(&settings("/a b", "always"), None).is_ok());
         assert!(config_text(&settings("/a\"b", "always"), None).is_err());
         assert!(config_text(&settings("/a", "1s }"), None).is_err());
+        let mut odd = settings("/a", "always");
+        odd.password = Some(Secret("a\" }".to_owned().into()));
+        assert!(config_text(&odd, None).is_err());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! with us.
 //!
 //! Promises: file storage with every message on disk before its PubAck (unless configured
-//! otherwise), on loopback only; one bridge per directory; the URL stays the same over restarts;
+//! otherwise), on loopback only, behind a password that only this user can read; one bridge per
+//! directory; the URL stays the same over restarts;
 //! the server never outlives this process (see [`super::guard`]), and one that an earlier guard's
 //! death left behind is ended before a new one opens the same files.
 
@@ -15,8 +16,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::launch::{self, Launched, Settings};
+use super::subject::hex;
 use super::{BusError, BusErrorKind, find};
-use crate::config::{ManagedConfig, NatsConfig};
+use crate::config::{ManagedConfig, NatsConfig, Secret, shown};
 
 /// Names the program whose guard mode is used instead of the running one (for programs that embed
 /// the library).
@@ -74,9 +76,14 @@ impl ManagedServer {
         let settings = Settings {
             guard: program.to_owned(),
             binary,
-            dir,
             sync_interval: managed.sync_interval.clone(),
             max_payload: managed.max_payload,
+            password: if managed.open {
+                None
+            } else {
+                Some(password(&dir).await?)
+            },
+            dir,
         };
         launch::end_leftover(&settings).await;
         let server = match (managed.port, last_port(&settings.dir).await) {
@@ -90,13 +97,14 @@ impl ManagedServer {
             (port, _) => launch::launch(&settings, port).await?,
         };
         let url = server.url();
-        if let Err(e) = tokio::fs::write(url_file(&settings.dir), &url).await {
+        if let Err(e) = launch::write_private(&url_file(&settings.dir), &url).await {
             tracing::warn!("{}: {e}", url_file(&settings.dir).display());
         }
         tracing::info!(
             pid = server.pid(),
             sync_interval = settings.sync_interval,
-            "managed nats-server runs at {url}, files in {}",
+            "managed nats-server runs at {}, files in {}",
+            shown(&url),
             settings.dir.display()
         );
         let (pid_in, pid) = watch::channel(Some(server.pid()));
@@ -111,7 +119,7 @@ impl ManagedServer {
     }
 
     /// The URL of the managed server that a running bridge has in this directory, for commands
-    /// such as `send` and `tail`; `None`: none runs.
+    /// such as `send` and `tail`; `None`: none runs. It holds the password: a secret.
     pub async fn running_url(config: &ManagedConfig) -> Option<String> {
         let url = tokio::fs::read_to_string(url_file(&config.store_dir))
             .await
@@ -120,7 +128,7 @@ impl ManagedServer {
         launch::greets(port).await.then_some(url)
     }
 
-    /// `nats://127.0.0.1:PORT`
+    /// `nats://USER:PASSWORD@127.0.0.1:PORT`, without a login when it is open: a secret.
     pub fn url(&self) -> String {
         self.url.clone()
     }
@@ -233,6 +241,30 @@ async fn lock(dir: &Path) -> Result<File, BusError> {
 
 fn url_file(dir: &Path) -> PathBuf {
     dir.join("client.url")
+}
+
+/// The password of this directory's server: the one of the last run, so that backends can keep it
+/// in their settings, else a new one.
+async fn password(dir: &Path) -> Result<Secret, BusError> {
+    let kept = tokio::fs::read_to_string(url_file(dir)).await.ok();
+    let kept = kept.as_deref().and_then(|url| {
+        let (login, _) = url.trim().strip_prefix("nats://")?.split_once('@')?;
+        login.strip_prefix(launch::USER)?.strip_prefix(':')
+    });
+    if let Some(kept) = kept
+        && kept.len() >= 32
+        && kept.bytes().all(|b| b.is_ascii_alphanumeric())
+    {
+        return Ok(Secret(kept.to_owned().into()));
+    }
+    let mut dice = [0u8; 16];
+    getrandom::fill(&mut dice).map_err(|e| {
+        BusError::new(
+            BusErrorKind::NoServer,
+            format!("no randomness for the managed server's password: {e}"),
+        )
+    })?;
+    Ok(Secret(hex(&dice).into()))
 }
 
 async fn last_port(dir: &Path) -> Option<u16> {

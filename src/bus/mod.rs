@@ -3,12 +3,14 @@
 //! Promises, each kept by one file:
 //!
 //! * [`subject`]: one function makes subject tokens, and host names read back.
-//! * `connect`: a connection that comes back for ever, and an old broker is refused by a sentence.
+//! * `connect`, `login`: a connection that comes back for ever, with any of NATS' ways to log in;
+//!   an old broker is refused by a sentence; no secret is logged.
 //! * `streams`: what is missing is made, what differs is said, nothing is deleted or shrunk.
 //! * `intake`: one consumer of the outbound stream, renewed by epoch, so that delivery resumes at
 //!   the oldest message, in order; a lost consumer or stream is noticed within seconds.
 //! * `publish`: a publish is done when JetStream acknowledged it; with a window in flight the
 //!   order of calls is the order in the stream.
+//! * [`durability`]: what an acknowledgement of this broker is worth.
 //! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
 //! * `read`, `tail`: what the repair of `fed.in` and the command line read back, in order.
 //! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
@@ -27,11 +29,14 @@ use crate::protocol::OutEvent;
 
 mod calls;
 mod connect;
+pub mod durability;
 pub mod find;
 pub mod guard;
 mod intake;
 pub mod launch;
+mod login;
 pub mod managed;
+mod monitoring;
 mod parse;
 mod publish;
 mod read;
@@ -40,8 +45,10 @@ mod streams;
 pub mod subject;
 mod tail;
 
+pub use durability::{Durability, Verdict};
 pub use intake::Intake;
 pub use managed::ManagedServer;
+pub use monitoring::Monitored;
 pub use read::{StoredMessage, StreamFacts};
 pub use streams::stream_name;
 pub use tail::{Tail, TailFrom};
@@ -103,6 +110,8 @@ struct Inner {
     window: Arc<Semaphore>,
     link: watch::Receiver<Link>,
     connected: watch::Receiver<bool>,
+    /// Why the last try to connect again failed.
+    trouble: watch::Receiver<Option<String>>,
     notices: mpsc::Sender<(String, Bytes)>,
     notices_dropped: Arc<AtomicU64>,
     /// Ends what serves in the background.
@@ -229,6 +238,12 @@ impl Bus {
     /// Changes of the connection, for readiness and for the check of `fed.in` after a reconnect.
     pub fn connected_changes(&self) -> watch::Receiver<bool> {
         self.inner.connected.clone()
+    }
+
+    /// Why the connection is not there, as far as the last try told; `None`: it is, or nothing is
+    /// known yet.
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.trouble.borrow().clone()
     }
 
     /// Subject prefix (`fed`).

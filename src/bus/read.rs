@@ -2,6 +2,7 @@
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::Info;
 use bytes::Bytes;
 
 use super::publish::js_error;
@@ -45,18 +46,20 @@ impl StoredMessage {
 impl Bus {
     /// The state of a stream, by its contract name (`FED_IN`); `None`: it does not exist.
     pub async fn stream_facts(&self, stream: &str) -> Result<Option<StreamFacts>, BusError> {
-        let name = self.stream(stream);
-        match self.inner.js.get_stream(&name).await {
-            Ok(found) => {
-                let info = found.cached_info();
-                Ok(Some(StreamFacts {
-                    created_ns: info.created.unix_timestamp_nanos(),
-                    messages: info.state.messages,
-                    bytes: info.state.bytes,
-                    first_seq: info.state.first_sequence,
-                    last_seq: info.state.last_sequence,
-                }))
-            }
+        let found = self.stream_info(&self.stream(stream)).await?;
+        Ok(found.map(|info| StreamFacts {
+            created_ns: info.created.unix_timestamp_nanos(),
+            messages: info.state.messages,
+            bytes: info.state.bytes,
+            first_seq: info.state.first_sequence,
+            last_seq: info.state.last_sequence,
+        }))
+    }
+
+    /// All that the broker says of a stream, by its real name; `None`: it does not exist.
+    pub(super) async fn stream_info(&self, name: &str) -> Result<Option<Info>, BusError> {
+        match self.inner.js.get_stream(name).await {
+            Ok(found) => Ok(Some(found.cached_info().clone())),
             Err(e) => match e.kind() {
                 GetStreamErrorKind::JetStream(error)
                     if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>

@@ -16,7 +16,7 @@ use super::Outcome;
 use crate::app::{self, Running};
 use crate::bus::{Bus, StoredMessage, Tail, TailFrom};
 use crate::clock::Clock;
-use crate::config::{Config, NatsConfig};
+use crate::config::Config;
 use crate::identity::SigningKey;
 use crate::protocols::uam::address::Address;
 use crate::protocols::uam::envelope::{self, Draft};
@@ -228,9 +228,9 @@ impl Side {
 
     async fn bus(&self) -> Result<Bus, String> {
         let url = self.running.as_ref().map(|r| r.nats_url.clone());
-        let nats = NatsConfig {
-            url,
-            ..self.config.nats.clone()
+        let nats = match url {
+            Some(url) => self.config.nats.with_managed(url),
+            None => self.config.nats.clone(),
         };
         Bus::connect(&nats).await.map_err(|e| e.to_string())
     }

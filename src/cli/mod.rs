@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bus::{Bus, ManagedServer};
-use crate::config::{Config, NatsConfig};
+use crate::config::Config;
 
 /// What every command answers with: an exit code, or a sentence for the person at the terminal.
 pub type Outcome = Result<ExitCode, String>;
@@ -120,15 +120,14 @@ fn fail(sentence: &str) -> ExitCode {
 
 /// Connects to the broker of a configuration: the named one, or the managed one of a running bridge.
 pub async fn connect(config: &Config) -> Result<Bus, String> {
-    let url = match &config.nats.url {
-        Some(url) => url.clone(),
-        None => ManagedServer::running_url(&config.nats.managed).await.ok_or(
-            "no nats.url is configured and no bridge with a managed server runs in this data_dir: start `drawbridge run` first",
-        )?,
-    };
-    let nats = NatsConfig {
-        url: Some(url),
-        ..config.nats.clone()
+    let nats = match &config.nats.url {
+        Some(_) => config.nats.clone(),
+        None => {
+            let url = ManagedServer::running_url(&config.nats.managed).await.ok_or(
+                "no nats.url is configured and no bridge with a managed server runs in this data_dir: start `drawbridge run` first",
+            )?;
+            config.nats.with_managed(url)
+        }
     };
     Bus::connect(&nats).await.map_err(|e| e.to_string())
 }

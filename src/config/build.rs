@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::ConfigError;
 use super::layers::Layers;
 use super::model::*;
-use super::read::{Section, parse_duration};
+use super::read::Section;
 use crate::protocol::PeerName;
 
 /// Reads and judges everything.
@@ -26,7 +26,7 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
     let mut http = http::http(layers, &section("http"))?;
     http::name_plain_hosts(&mut http, &peers);
     Ok(Config {
-        nats: nats(&section("nats"), &section("nats.managed"))?,
+        nats: super::nats::nats(layers, &section("nats"), &section("nats.managed"))?,
         http,
         public: public(&section("public"))?,
         admin: admin(&section("admin"))?,
@@ -39,83 +39,6 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
     })
 }
 
-fn nats(s: &Section<'_>, managed: &Section<'_>) -> Result<NatsConfig, ConfigError> {
-    let url = s.secret("url")?.map(|url| url.0.to_string());
-    if let Some(url) = &url {
-        let scheme = |one: &str| match one.split_once("://") {
-            Some((scheme, rest)) => {
-                matches!(scheme, "nats" | "tls" | "ws" | "wss") && !rest.is_empty()
-            }
-            None => !one.is_empty(),
-        };
-        if !url.split(',').all(|one| scheme(one.trim())) {
-            // The value may hold a password: it is not repeated.
-            return Err(s.wrong("url", "must be nats://HOST:PORT or tls://HOST:PORT"));
-        }
-    }
-    let prefix = s.text("prefix")?;
-    let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if !prefix.starts_with(|c: char| c.is_ascii_alphabetic())
-        || !prefix.chars().all(letters)
-        || prefix.len() > 32
-    {
-        return Err(s.wrong(
-            "prefix",
-            &format!(
-                "must be a letter, then up to 31 letters, digits, \"_\" or \"-\", not {prefix:?}"
-            ),
-        ));
-    }
-    let streams = match s.text("streams")? {
-        "ensure" => StreamPolicy::Ensure,
-        "verify" => StreamPolicy::Verify,
-        "off" => StreamPolicy::Off,
-        other => {
-            return Err(s.wrong(
-                "streams",
-                &format!("must be \"ensure\", \"verify\" or \"off\", not {other:?}"),
-            ));
-        }
-    };
-    let credentials_file = s.file_or_none("credentials_file")?;
-    if credentials_file.is_some() && url.is_none() {
-        return Err(s.wrong(
-            "credentials_file",
-            "is for the server under nats.url, which is not set",
-        ));
-    }
-    let sync_interval = managed.text("sync_interval")?;
-    if sync_interval != "always" && parse_duration(sync_interval).is_none_or(|d| d.is_zero()) {
-        return Err(managed.wrong(
-            "sync_interval",
-            &format!("must be \"always\" or a duration such as \"2m\", not {sync_interval:?}"),
-        ));
-    }
-    Ok(NatsConfig {
-        url,
-        prefix: prefix.to_owned(),
-        credentials_file,
-        connect_timeout: s.duration("connect_timeout", "100ms", "1h")?,
-        request_timeout: s.duration("request_timeout", "100ms", "5m")?,
-        streams,
-        partitions: s.int("partitions", 1, 64)?,
-        max_ack_pending: s.int("max_ack_pending", 1, 100_000)?,
-        publish_window: s.int("publish_window", 1, 10_000)?,
-        managed: ManagedConfig {
-            binary: managed.file_or_none("binary")?,
-            port: Some(managed.int("port", 0, 65_535)?).filter(|port| *port != 0),
-            store_dir: managed.file("store_dir")?,
-            cache_dir: match managed.file_or_none("cache_dir")? {
-                Some(dir) => dir,
-                None => default_cache_dir(),
-            },
-            sync_interval: sync_interval.to_owned(),
-            max_payload: managed.size("max_payload", "64KiB", "64MiB")?,
-        },
-    })
-}
-
-/// A range, or one address as the range of itself.
 fn cidr(text: &str) -> Option<IpNet> {
     let single = |ip: IpAddr| IpNet::from(ip);
     text.parse().ok().or_else(|| text.parse().ok().map(single))

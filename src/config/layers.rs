@@ -5,6 +5,7 @@
 //! in a comment ([`PEER_KEYS`]).
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
@@ -17,8 +18,11 @@ pub(super) const PEERS: &str = "peers";
 /// Keys of one `[[peers]]` block.
 pub(super) const PEER_KEYS: [&str; 5] = ["protocol", "name", "endpoint", "public_key", "accepted"];
 /// Settings that have two forms, of which a layer's choice replaces a lower layer's.
-const TWO_FORMS: [(&str, &str, &str); 2] = [
+const TWO_FORMS: [(&str, &str, &str); 5] = [
     ("nats", "url", "url_file"),
+    ("nats", "password", "password_file"),
+    ("nats", "token", "token_file"),
+    ("nats", "nkey", "nkey_file"),
     ("uam", "admin_api_key", "admin_api_key_file"),
 ];
 
@@ -27,6 +31,8 @@ pub(super) struct Layers {
     schema: Table,
     merged: Table,
     origins: HashMap<String, String>,
+    home: Option<PathBuf>,
+    config_home: Option<PathBuf>,
 }
 
 impl Layers {
@@ -39,7 +45,32 @@ impl Layers {
             merged: schema.clone(),
             schema,
             origins: HashMap::new(),
+            home: None,
+            config_home: None,
         })
+    }
+
+    /// Takes the user's directories from the environment: `HOME` and `XDG_CONFIG_HOME`.
+    pub(super) fn set_homes(&mut self, env: &[(String, String)]) {
+        let set = |wanted: &str| {
+            let found = env
+                .iter()
+                .find(|(name, text)| name == wanted && !text.is_empty());
+            found.map(|(_, text)| PathBuf::from(text))
+        };
+        self.home = set("HOME");
+        self.config_home =
+            set("XDG_CONFIG_HOME").or_else(|| self.home.as_ref().map(|home| home.join(".config")));
+    }
+
+    /// The user's home directory.
+    pub(super) fn home(&self) -> Option<&Path> {
+        self.home.as_deref()
+    }
+
+    /// Where programs keep the user's settings.
+    pub(super) fn config_home(&self) -> Option<&Path> {
+        self.config_home.as_deref()
     }
 
     /// Puts the TOML `text` on top; `origin` (a file's name) stands in front of what is said about it.

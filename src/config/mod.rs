@@ -5,19 +5,26 @@
 //! environment. Everything is read and judged once, at start; a mistake is one sentence that names
 //! where it stands, the key, what is allowed and what was found.
 //!
+//! [`secret`] is the rule for files that hold one, [`context`] reads the `nats` command's contexts.
 //! [`layers`] merges and remembers which layer a value came from, [`env`] turns variables into a
 //! layer, [`read`] reads one value of one kind, [`build`] puts them together and checks what
 //! concerns several keys.
 
 mod build;
+mod context;
 mod env;
 mod layers;
 mod model;
+mod nats;
 mod read;
+mod secret;
 
 use std::path::Path;
 
 pub use model::*;
+pub use nats::shown;
+pub use read::parse_duration;
+pub use secret::{private, read_secret};
 
 /// The commented default file.
 pub const DEFAULT_TOML: &str = include_str!("../../config/drawbridge.toml");
@@ -32,6 +39,7 @@ impl Config {
     /// (`std::env::vars` of the process; names that are no settings are passed over).
     pub fn load(file: Option<&Path>, env: &[(String, String)]) -> Result<Self, ConfigError> {
         let mut layers = layers::Layers::defaults()?;
+        layers.set_homes(env);
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).map_err(|e| {
                 ConfigError(format!(

@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::nats::{DurabilityPolicy, ManagedConfig, NatsConfig, NatsLogin, NatsTls};
+pub use super::secret::{Secret, SecretFrom};
+
 /// Everything, validated.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -21,41 +24,6 @@ pub struct Config {
     pub ops_single: bool,
     pub uam: UamConfig,
     pub peers: Vec<PeerPin>,
-}
-
-/// `[nats]`
-#[derive(Clone)]
-pub struct NatsConfig {
-    /// None: managed server. May hold a password: not shown by `Debug`.
-    pub url: Option<String>,
-    /// First token of every subject.
-    pub prefix: String,
-    pub credentials_file: Option<PathBuf>,
-    pub connect_timeout: Duration,
-    pub request_timeout: Duration,
-    /// ensure | verify | off
-    pub streams: StreamPolicy,
-    pub partitions: u8,
-    /// Messages pulled but not yet acknowledged at most.
-    pub max_ack_pending: u32,
-    /// Inbound publishes in flight at most.
-    pub publish_window: usize,
-    pub managed: ManagedConfig,
-}
-
-/// `[nats.managed]`
-#[derive(Clone, Debug)]
-pub struct ManagedConfig {
-    /// None: looked for, else fetched.
-    pub binary: Option<PathBuf>,
-    /// None: any free port.
-    pub port: Option<u16>,
-    pub store_dir: PathBuf,
-    pub cache_dir: PathBuf,
-    /// `always` or a duration as nats-server reads it.
-    pub sync_interval: String,
-    /// bytes, 16 MiB
-    pub max_payload: usize,
 }
 
 /// What to do about stream definitions at start.
@@ -175,46 +143,6 @@ pub struct PeerPin {
     pub public_key: Option<String>,
     /// `_all` reaches it.
     pub accepted: bool,
-}
-
-/// A secret that never shows in a log.
-#[derive(Clone)]
-pub struct Secret(pub zeroize::Zeroizing<String>);
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[secret]")
-    }
-}
-
-impl std::fmt::Debug for NatsConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NatsConfig")
-            .field("url", &self.shown_url())
-            .field("prefix", &self.prefix)
-            .field("credentials_file", &self.credentials_file)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("request_timeout", &self.request_timeout)
-            .field("streams", &self.streams)
-            .field("partitions", &self.partitions)
-            .field("max_ack_pending", &self.max_ack_pending)
-            .field("publish_window", &self.publish_window)
-            .field("managed", &self.managed)
-            .finish()
-    }
-}
-
-impl NatsConfig {
-    /// The URL for logs and errors: without user, password or token. None: managed server.
-    pub fn shown_url(&self) -> Option<String> {
-        let url = self.url.as_deref()?;
-        let shown = url.split(',').map(|one| {
-            let one = one.trim();
-            let (scheme, rest) = one.split_once("://").unwrap_or(("nats", one));
-            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-            format!("{scheme}://{host}")
-        });
-        Some(shown.collect::<Vec<_>>().join(","))
-    }
 }
 
 impl UamConfig {

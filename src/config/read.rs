@@ -6,7 +6,8 @@ use std::time::Duration;
 use toml::Value;
 
 use super::layers::{Layers, kind};
-use super::{ConfigError, Secret};
+use super::secret::read_secret;
+use super::{ConfigError, Secret, SecretFrom};
 
 /// Reads values of one section.
 pub(super) struct Section<'a> {
@@ -222,39 +223,26 @@ impl<'a> Section<'a> {
         let Some(path) = self.file_or_none(&file_key)? else {
             return Ok(None);
         };
-        let about =
-            |what: String| self.wrong(&file_key, &format!("names {}, {what}", path.display()));
-        let meta =
-            std::fs::metadata(&path).map_err(|e| about(format!("which cannot be read: {e}")))?;
-        if others_can_read(&meta) {
-            return Err(about(format!(
-                "which every user can read; run: chmod o-rwx {}",
-                path.display()
-            )));
-        }
-        let text = std::fs::read_to_string(&path)
-            .map(zeroize::Zeroizing::new)
-            .map_err(|e| about(format!("which cannot be read: {e}")))?;
-        match text.trim() {
-            "" => Err(about("which is empty".to_owned())),
-            trimmed => Ok(Some(Secret(trimmed.to_owned().into()))),
-        }
+        read_secret(&path)
+            .map(Some)
+            .map_err(|what| self.wrong(&file_key, &format!("names {what}")))
+    }
+
+    /// The same, but a file is remembered and read again when the secret is needed; that it can be
+    /// read now is checked.
+    pub(super) fn secret_from(&self, key: &str) -> Result<Option<SecretFrom>, ConfigError> {
+        let Some(secret) = self.secret(key)? else {
+            return Ok(None);
+        };
+        Ok(Some(match self.text_or_none(key)? {
+            Some(_) => SecretFrom::Text(secret),
+            None => SecretFrom::File(self.file(&format!("{key}_file"))?),
+        }))
     }
 }
 
-#[cfg(unix)]
-fn others_can_read(meta: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-    meta.permissions().mode() & 0o007 != 0
-}
-
-#[cfg(not(unix))]
-fn others_can_read(_meta: &std::fs::Metadata) -> bool {
-    false
-}
-
 /// `200ms`, `30s`, `5m`, `2h`, `1d`; whole numbers only.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text)?;
     let millis = match unit {
         "ms" => 1,

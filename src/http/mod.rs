@@ -3,7 +3,7 @@
 //! Outgoing: [`client`] sends, [`resolver`] finds addresses, [`guard`] judges them before anything
 //! is dialled, [`failure`] turns what went wrong into a kind. Incoming: [`server`] accepts,
 //! [`connection`] limits one connection, [`forwarded`] finds the client behind trusted proxies.
-//! [`tls`] makes the settings of both sides.
+//! [`tls`] makes the settings of both sides; [`unrouted`] answers where no protocol has a route.
 
 pub mod client;
 mod connection;
@@ -13,3 +13,4 @@ pub mod guard;
 mod resolver;
 pub mod server;
 pub mod tls;
+pub mod unrouted;

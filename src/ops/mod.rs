@@ -1,4 +1,4 @@
-//! Metrics, operator events, logging, health.
+//! Metrics, operator events, logging, health, trace context.
 //!
 //! Nothing here is ever awaited on a message's path: counting is an atomic, an event is a
 //! `try_send`, and what does not fit is dropped and counted.
@@ -7,5 +7,6 @@ mod events;
 pub mod health;
 pub mod log;
 pub mod metrics;
+pub mod trace;
 
 pub use events::Ops;

@@ -84,10 +84,16 @@ impl Reader {
         let mut intake = self.open().await?;
         self.health.clear("intake");
         *pause = Duration::from_millis(100);
+        let every = self.health.look_every();
         loop {
             self.health.progress();
-            let idle = tokio::time::timeout(Duration::from_secs(5), intake.next_batch(BATCH)).await;
-            let Ok(batch) = idle else { continue };
+            let idle = tokio::time::timeout(every, intake.next_batch(BATCH)).await;
+            let Ok(batch) = idle else {
+                // Nothing came: because there is nothing, or because the consumer is stuck.
+                intake.heed(&self.health).await?;
+                continue;
+            };
+            self.health.moving();
             self.take(batch?, unacked).await.map_err(|e| BusError {
                 kind: BusErrorKind::Unavailable,
                 detail: format!("the {e}"),

@@ -201,10 +201,14 @@ impl Bridge {
         })
         .await
         .unwrap();
-        let addr = serve(uam.clone().routes(), &stop, |listen| {
-            listen.header_timeout = Duration::from_millis(400);
-            listen.request_timeout = Duration::from_millis(1500);
-        })
+        let addr = serve(
+            drawbridge::http::unrouted::answered(uam.clone().routes()),
+            &stop,
+            |listen| {
+                listen.header_timeout = Duration::from_millis(400);
+                listen.request_timeout = Duration::from_millis(1500);
+            },
+        )
         .await;
         Self {
             addr,

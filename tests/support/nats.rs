@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use drawbridge::bus::launch::{self, Launched, Settings};
 use drawbridge::bus::{Bus, find};
-use drawbridge::config::{ManagedConfig, NatsConfig, StreamPolicy};
+use drawbridge::config::{Config, NatsConfig};
 use tempfile::TempDir;
 
 /// A nats-server with JetStream on files.
@@ -30,6 +30,7 @@ impl NatsServer {
             dir: dir.path().join("nats"),
             sync_interval: "2m".to_owned(),
             max_payload: 16 * 1024 * 1024,
+            password: None,
         };
         let running = launch::launch(&settings, None)
             .await
@@ -114,25 +115,11 @@ pub fn drawbridge_binary() -> PathBuf {
 
 /// Settings for the bus with short patience.
 pub fn config(url: Option<String>, store_dir: PathBuf) -> NatsConfig {
-    NatsConfig {
-        url,
-        prefix: "fed".to_owned(),
-        credentials_file: None,
-        connect_timeout: Duration::from_secs(20),
-        request_timeout: Duration::from_secs(5),
-        streams: StreamPolicy::Ensure,
-        partitions: 8,
-        max_ack_pending: 2_000,
-        publish_window: 256,
-        managed: ManagedConfig {
-            binary: None,
-            port: None,
-            store_dir,
-            cache_dir: find::default_cache_dir(),
-            sync_interval: "always".to_owned(),
-            max_payload: 16 * 1024 * 1024,
-        },
-    }
+    let mut nats = Config::from_text("").expect("the defaults").nats;
+    nats.url = url;
+    nats.connect_timeout = Duration::from_secs(20);
+    nats.managed.store_dir = store_dir;
+    nats
 }
 
 /// Whether a process is there (and is no zombie).

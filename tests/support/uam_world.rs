@@ -201,7 +201,7 @@ impl World {
         }
         remember(&door, &state, now).await;
         Self {
-            router: uam.routes(),
+            router: drawbridge::http::unrouted::answered(uam.routes()),
             bus,
             trust,
             door,

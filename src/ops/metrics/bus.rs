@@ -1,6 +1,8 @@
 //! The broker and what is said on it for operators.
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
@@ -9,7 +11,13 @@ use super::labels::added;
 
 pub(super) struct Bus {
     connected: Gauge,
+    durability: Family<ByVerdict, Gauge>,
     ops_dropped: Counter,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByVerdict {
+    verdict: &'static str,
 }
 
 impl Bus {
@@ -20,6 +28,12 @@ impl Bus {
                 "bus_connected",
                 "1 while NATS is connected, else 0",
                 Gauge::default(),
+            ),
+            durability: added(
+                r,
+                "broker_durability",
+                "1 for what an acknowledgement of the broker is worth, 0 for the other verdicts",
+                Family::default(),
             ),
             ops_dropped: added(
                 r,
@@ -34,6 +48,15 @@ impl Bus {
 /// Sets whether NATS is connected.
 pub fn bus_connected(connected: bool) {
     METRICS.bus.connected.set(i64::from(connected));
+}
+
+/// Sets what an acknowledgement of the broker is worth: `fsync`, `replicated` or `at_risk`.
+pub fn broker_durability(verdict: &'static str) {
+    for one in ["fsync", "replicated", "at_risk"] {
+        let label = ByVerdict { verdict: one };
+        let gauge = METRICS.bus.durability.get_or_create(&label);
+        gauge.set(i64::from(one == verdict));
+    }
 }
 
 /// An operator event was dropped.

@@ -5,7 +5,6 @@
 //! place in a window of its own and gives the named relay its place in the rate window back. And the
 //! agent is always verified with the key of its home relay, in both wire forms.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::http::{HeaderMap, StatusCode};
@@ -13,23 +12,23 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::clock::UnixMs;
 use crate::http::server::ClientAddr;
-use crate::identity::{Proof, PublicKey, b64, hex};
+use crate::identity::{b64, hex};
 use crate::inbound::Entry;
-use crate::ops::metrics;
-use crate::protocol::{PeerName, ReplayId, Verified, VerifiedParts};
+use crate::ops::{metrics, trace};
+use crate::protocol::{ReplayId, Verified, VerifiedParts};
 use crate::trust::Standing;
 
 use super::answer::{Fail, reply};
-use super::envelope::Envelope;
-use super::relay_request::{RelayRequest, is_json_content_type};
+use super::proof::{Proven, agent_proof, relay_proof};
+use super::received::{client_key, is_json, read_body, shown};
+use super::relay_request::RelayRequest;
 use super::verify::{self, Charge, Limits, Rejection};
-use super::{ID, MAX_BODY, Uam};
+use super::{ID, Uam};
 
 /// What an accepted message adds to its relay's score, and what a proven fault takes.
 const REWARD: i64 = 1;
@@ -50,7 +49,7 @@ enum Taken {
 }
 
 /// A refusal on its way: the answer, whom it costs something, and its short name.
-struct Refused {
+pub(super) struct Refused {
     fail: Fail,
     charge: Charge,
     /// For metrics and operators.
@@ -66,7 +65,7 @@ impl Refused {
         }
     }
 
-    fn by(reason: &'static str) -> impl Fn(Rejection) -> Self {
+    pub(super) fn by(reason: &'static str) -> impl Fn(Rejection) -> Self {
         move |rejection| Self {
             charge: rejection.charge,
             fail: rejection.into(),
@@ -268,69 +267,6 @@ fn tier_limit(score: i64, base: u32) -> u32 {
         .map_or(0, |(_, part)| base / part)
 }
 
-/// A relay that proved itself by one request.
-struct Proven {
-    peer: PeerName,
-    key_id: String,
-    proof: Proof,
-}
-
-/// Checks 12 and 13: the relay's own signature, with the key we know or, once, the key it shows now.
-async fn relay_proof(
-    uam: &Arc<Uam>,
-    headers: &HeaderMap,
-    request: &RelayRequest,
-) -> Result<Proven, Refused> {
-    let bad = || Refused::by("relay_signature")(Rejection::relay_signature());
-    let values = headers.get_all("x-uam-relay-signature");
-    let signature = verify::check_signature_header(values.iter().map(|value| value.as_bytes()))
-        .map_err(Refused::by("relay_signature"))?;
-    let peer = PeerName::parse(&request.from_relay).map_err(|_| bad())?;
-    let signed = request.signing_bytes();
-    let prove = |bytes: &[u8; 32]| {
-        let key = PublicKey::parse(bytes).ok()?;
-        let proof = verify::check_relay_signature(&signed, signature, &key).ok()?;
-        Some((key.fingerprint(), proof))
-    };
-    let known = uam
-        .peers
-        .known(ID, &peer)
-        .and_then(|record| record.public_key);
-    if let Some((key_id, proof)) = known.as_ref().and_then(prove) {
-        return Ok(Proven {
-            peer,
-            key_id,
-            proof,
-        });
-    }
-    let protocol = uam.shared().ok_or_else(bad)?;
-    let looked_up = if known.is_some() {
-        uam.peers.refresh(&protocol, &peer).await
-    } else {
-        uam.peers.resolve(&protocol, &peer).await.map(Some)
-    };
-    let shown = looked_up
-        .unwrap_or_else(|error| {
-            tracing::debug!(relay = %peer, %error, "the relay's key cannot be had");
-            None
-        })
-        // Not asked again so soon: but another request's question may just have been answered.
-        .or_else(|| uam.peers.known(ID, &peer))
-        .and_then(|record| record.public_key)
-        .filter(|shown| known.as_ref() != Some(shown));
-    let (key_id, proof) = shown.as_ref().and_then(prove).ok_or_else(bad)?;
-    if known.is_some() {
-        tracing::info!(relay = %peer, key = %key_id, "the relay has a new key");
-        let body = json!({"peer": peer.as_str(), "key_id": key_id});
-        uam.ops.event("key", "changed", ID, peer.as_str(), body);
-    }
-    Ok(Proven {
-        peer,
-        key_id,
-        proof,
-    })
-}
-
 /// Check 14's id: the nonce by its decoded bytes, for as long as the request could be repeated.
 fn replay_id(uam: &Uam, request: &RelayRequest, now: UnixMs) -> Option<ReplayId> {
     let nonce = request.nonce.as_deref()?;
@@ -344,30 +280,6 @@ fn replay_id(uam: &Uam, request: &RelayRequest, now: UnixMs) -> Option<ReplayId>
             .saturating_add(age.saturating_mul(2))
             .saturating_add(REPLAY_MARGIN_MS),
     })
-}
-
-/// Check 17: the agent's signature, with the key of its home relay.
-async fn agent_proof(uam: &Arc<Uam>, envelope: &Envelope) -> Result<(), Refused> {
-    let from = envelope.from().unwrap_or_default();
-    let unknown = || Refused::by("unknown_sender")(Rejection::sender_unknown(from));
-    let protocol = uam.shared().ok_or_else(unknown)?;
-    let known = uam.agents.key(&protocol, from).await.ok_or_else(unknown)?;
-    let first = agent_signature(envelope, &known.key);
-    if first.is_ok() || !known.may_be_old {
-        return first;
-    }
-    // The agent may have another key by now: its relay is asked once more.
-    match uam.agents.key_anew(&protocol, from).await {
-        Some(anew) if anew.key != known.key => agent_signature(envelope, &anew.key),
-        _ => first,
-    }
-}
-
-fn agent_signature(envelope: &Envelope, key: &PublicKey) -> Result<(), Refused> {
-    verify::check_sender_key(envelope, key).map_err(Refused::by("sender_key"))?;
-    verify::check_agent_signature(envelope, key)
-        .map(|_| ())
-        .map_err(Refused::by("agent_signature"))
 }
 
 /// The event for the door; every field it needs was found by check 16.
@@ -404,6 +316,11 @@ fn event(
     ))
 }
 
+/// The request's trace context, if it has one that can be carried on.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    trace::carried(headers.get("traceparent")?.to_str().ok()?)
+}
+
 /// One message, once: its id as its sender's. Both are under the agent's signature, so no relay and
 /// no other agent can use an id up before its owner does, and the same message is known again by
 /// whichever relay it comes.
@@ -413,73 +330,6 @@ pub fn dedupe_key(from: &str, message_id: &str) -> String {
         return key;
     }
     format!("sha256:{}", hex(&Sha256::digest(key.as_bytes())))
-}
-
-/// Window of a client's unproven failures; an IPv6 client is its /64.
-fn client_key(ip: IpAddr) -> String {
-    match ip {
-        IpAddr::V4(v4) => format!("uam/client/{v4}"),
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => format!("uam/client/{v4}"),
-            None => {
-                let [a, b, c, d, ..] = v6.segments();
-                format!("uam/client/{a:x}:{b:x}:{c:x}:{d:x}::/64")
-            }
-        },
-    }
-}
-
-/// At most 1 MiB, announced or not.
-async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fail> {
-    let too_large = || Fail::from(Rejection::too_large());
-    let announced = headers
-        .get(::http::header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|text| text.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(too_large());
-    }
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-        while let Some(error) = cause {
-            if error.is::<http_body_util::LengthLimitError>() {
-                return too_large();
-            }
-            cause = error.source();
-        }
-        Fail::bad_request("The request body broke off")
-    })
-}
-
-/// `application/json` or `application/…+json`, once.
-fn is_json(headers: &HeaderMap) -> bool {
-    let mut all = headers.get_all(::http::header::CONTENT_TYPE).iter();
-    let (Some(value), None) = (all.next(), all.next()) else {
-        return false;
-    };
-    value.to_str().is_ok_and(is_json_content_type)
-}
-
-/// A well-formed W3C trace context, else none.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
-    let parts: Vec<&str> = text.split('-').collect();
-    let [version, trace, span, flags] = parts.as_slice() else {
-        return None;
-    };
-    let lengths = [version.len(), trace.len(), span.len(), flags.len()] == [2, 32, 16, 2];
-    let hex = text
-        .bytes()
-        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b) || b == b'-');
-    (lengths && hex).then(|| text.to_owned())
-}
-
-/// Foreign text for a log line: printable and bounded.
-fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .take(200)
-        .collect()
 }
 
 #[cfg(test)]
@@ -501,25 +351,5 @@ mod tests {
         assert_ne!(dedupe_key("a::x", "1"), dedupe_key("b::x", "1"));
         assert_ne!(dedupe_key("a", "b:c"), dedupe_key("a:b", "c"));
         assert!(dedupe_key("a::x", &"m".repeat(60_000)).len() < MAX_DEDUPE_KEY);
-    }
-
-    #[test]
-    fn a_client_is_an_address_or_a_64() {
-        let key = |text: &str| client_key(text.parse().unwrap());
-        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
-        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
-        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
-    }
-
-    #[test]
-    fn only_a_well_formed_trace_is_carried() {
-        let mut headers = HeaderMap::new();
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        headers.insert("traceparent", good.parse().unwrap());
-        assert_eq!(traceparent(&headers).as_deref(), Some(good));
-        for bad in ["", "00-x-y-01", &good.to_uppercase(), &format!("{good}-1")] {
-            headers.insert("traceparent", bad.parse().unwrap());
-            assert_eq!(traceparent(&headers), None, "{bad}");
-        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ::http::{HeaderMap, Method, Uri};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::http::client::{Client, SrvTarget};
 use crate::identity::PublicKey;
@@ -16,8 +17,15 @@ use crate::protocol::{Answer, PeerName, Request, TransportError, TransportKind};
 
 use super::relay_request::Form;
 
-/// One look-up; the core allows 5 s for all of them.
+/// One look-up.
 const LOOKUP: Duration = Duration::from_secs(2);
+/// The core allows 5 s for everything, so the time is shared: the well-known file at the domain is
+/// asked for too when SRV has not led to a key by then, ...
+const HEAD_START: Duration = Duration::from_millis(1_500);
+/// ... SRV counts no more from then on (what the fallback found is taken instead), ...
+const SRV_END: Duration = Duration::from_millis(3_500);
+/// ... and the question for the wire form, which can stay open, has this long.
+const DIALECT: Duration = Duration::from_secs(1);
 /// Largest answer of a look-up, bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 /// SRV targets tried at most.
@@ -88,7 +96,8 @@ pub async fn discover(net: &dyn Net, name: &PeerName, pin: &Pin) -> Result<Found
         return Ok(pinned(base, *public_key));
     }
     let mut found = locate(net, name, pin).await?;
-    found.dialect = dialect(net, &found.endpoint).await;
+    let asked = tokio::time::timeout(DIALECT, dialect(net, &found.endpoint)).await;
+    found.dialect = asked.ok().flatten();
     Ok(found)
 }
 
@@ -96,23 +105,40 @@ async fn locate(net: &dyn Net, name: &PeerName, pin: &Pin) -> Result<Found, Tran
     if let Some(base) = &pin.base {
         return Ok(pinned(base, well_known(net, base).await?.public_key));
     }
-    if let Some(found) = by_srv(net, name).await {
-        return Ok(with_pinned_key(found, pin));
+    let end = Instant::now() + SRV_END;
+    let mut srv = std::pin::pin!(by_srv(net, name, end));
+    let fallback = async {
+        let found = by_domain(net, name).await;
+        found.map(|found| with_pinned_key(found, pin))
+    };
+    match tokio::time::timeout(HEAD_START, &mut srv).await {
+        Ok(Some(found)) => return Ok(with_pinned_key(found, pin)),
+        Ok(None) => return fallback.await,
+        Err(_) => {}
     }
+    // Slow name servers or targets: both ways at once from here, so that the second has its chance.
+    let srv = async { tokio::time::timeout_at(end, srv).await.ok().flatten() };
+    match tokio::join!(srv, fallback) {
+        (Some(found), _) => Ok(with_pinned_key(found, pin)),
+        (None, found) => found,
+    }
+}
+
+/// By the well-known file at the domain itself.
+async fn by_domain(net: &dyn Net, name: &PeerName) -> Result<Found, TransportError> {
     let file = well_known(net, &format!("https://{name}")).await?;
     let endpoint = checked_endpoint(&file.endpoint).ok_or_else(|| {
         failed(format!(
             "the well-known file of {name} names no usable federation_endpoint"
         ))
     })?;
-    let found = Found {
+    Ok(Found {
         endpoint,
         alternatives: Vec::new(),
         public_key: file.public_key,
         via: "well-known",
         dialect: None,
-    };
-    Ok(with_pinned_key(found, pin))
+    })
 }
 
 fn pinned(base: &str, public_key: [u8; 32]) -> Found {
@@ -132,8 +158,9 @@ fn with_pinned_key(mut found: Found, pin: &Pin) -> Found {
     found
 }
 
-/// The first SRV target that shows a key; the others stay as alternatives.
-async fn by_srv(net: &dyn Net, name: &PeerName) -> Option<Found> {
+/// The first SRV target that shows a key; the others stay as alternatives. Those not yet asked share
+/// the time until `end`.
+async fn by_srv(net: &dyn Net, name: &PeerName, end: Instant) -> Option<Found> {
     // A name with a port, or an address, says itself where to go.
     if name.as_str().contains([':', '[']) || name.as_str().parse::<std::net::IpAddr>().is_ok() {
         return None;
@@ -151,7 +178,11 @@ async fn by_srv(net: &dyn Net, name: &PeerName) -> Option<Found> {
         .take(MAX_TARGETS)
         .collect();
     for (n, base) in bases.iter().enumerate() {
-        match well_known(net, base).await {
+        let left = u32::try_from(bases.len() - n).unwrap_or(u32::MAX);
+        let share = end.saturating_duration_since(Instant::now()) / left;
+        let asked = tokio::time::timeout(share, well_known(net, base)).await;
+        match asked.unwrap_or_else(|_| Err(failed("it did not answer in its share of time".into())))
+        {
             Ok(file) => {
                 tracing::info!(
                     "DNS SRV for {name} resolved to {}",

@@ -21,6 +21,8 @@ struct Fixed {
     pages: HashMap<String, (u16, String)>,
     srv: Vec<SrvTarget>,
     srv_fails: bool,
+    /// Its pages are asked for and never come.
+    silent: Option<&'static str>,
     asked: Mutex<Vec<String>>,
 }
 
@@ -54,7 +56,11 @@ impl Net for Fixed {
     fn get<'a>(&'a self, url: &'a str) -> BoxFuture<'a, Result<Answer, TransportError>> {
         self.asked.lock().unwrap().push(url.to_owned());
         let found = self.pages.get(url).cloned();
+        let silent = self.silent.is_some_and(|base| url.starts_with(base));
         Box::pin(async move {
+            if silent {
+                return std::future::pending().await;
+            }
             let (status, body) = found.unwrap_or((404, r#"{"detail":"Not Found"}"#.into()));
             Ok(Answer {
                 status,
@@ -191,4 +197,25 @@ fn an_origin_is_scheme_and_authority() {
         Some("https://a.test:8443")
     );
     assert_eq!(origin_of("/x"), None);
+}
+
+#[tokio::test]
+async fn targets_that_never_answer_leave_the_fallback_its_chance_within_the_cores_limit() {
+    let mut net = Fixed::default()
+        .target("r1.example.net", 443)
+        .target("r2.example.net", 443)
+        .well_known(
+            "https://beta.com",
+            "https://beta.com/api/v1/federation/deliver",
+        );
+    net.silent = Some("https://r");
+    let started = std::time::Instant::now();
+    let name = PeerName::parse("beta.com").unwrap();
+    let found = discover(&net, &name, &Pin::default()).await.unwrap();
+    assert_eq!(found.via, "well-known");
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
 }

@@ -6,7 +6,7 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | [`deliver`] | the delivery route: the checks in their order |
+//! | [`deliver`] | the delivery route: the checks in their order (`received`: what arrives, `proof`: who signed) |
 //! | [`send`] | from a backend's envelope to a signed request |
 //! | [`judge`] | what a relay's answer means |
 //! | [`discover`] | finding a relay |
@@ -28,7 +28,9 @@ pub mod json;
 pub mod judge;
 mod number;
 pub mod payload;
+mod proof;
 pub mod python;
+mod received;
 pub mod relay_request;
 pub mod routes;
 pub mod send;

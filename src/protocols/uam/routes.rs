@@ -18,7 +18,8 @@ const WELL_KNOWN_VERSION: &str = "0.1";
 /// Version that `/health` of a real relay says.
 const HEALTH_VERSION: &str = "0.1.0";
 
-/// The router of the public listener.
+/// The routes on the public listener. What no route answers is the listener's
+/// ([`crate::http::unrouted::answered`]), for several protocols share it.
 pub fn router(uam: Arc<Uam>) -> axum::Router {
     axum::Router::new()
         .route(DELIVER_PATH, post(deliver::route))
@@ -28,20 +29,7 @@ pub fn router(uam: Arc<Uam>) -> axum::Router {
         .route("/health", get(health))
         .route("/api/v1/agents/{address}/public-key", get(agent_key))
         .merge(admin::routes())
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
         .with_state(uam)
-}
-
-async fn unknown_path() -> Response {
-    reply(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"}))
-}
-
-async fn wrong_method() -> Response {
-    reply(
-        StatusCode::METHOD_NOT_ALLOWED,
-        &json!({"detail": "Method Not Allowed"}),
-    )
 }
 
 async fn well_known(State(uam): State<Arc<Uam>>) -> Result<Response, Fail> {
