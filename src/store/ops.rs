@@ -106,6 +106,11 @@ impl Work {
         )
     }
 
+    /// Whether it may end the very state that keeps others waiting.
+    pub fn makes_room(&self) -> bool {
+        matches!(self, Self::Single(Single::LimitSize(_)))
+    }
+
     /// Bytes of room it takes, an estimate of what it holds in memory.
     pub fn cost(&self) -> usize {
         let strings = |r: &Record| r.key.len() + r.value.as_ref().map_or(0, String::len) + 64;

@@ -106,7 +106,11 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
         if !kept.is_empty() {
             // Nothing overtakes what waits; it has its own time.
             for job in batch.drain(..) {
-                keep_or_refuse(job, &away(), &mut kept, &gauges);
+                if job.work.makes_room() {
+                    commit(&mut backend, &mut vec![job], &mut kept, &gauges).await;
+                } else {
+                    keep_or_refuse(job, &away(), &mut kept, &gauges);
+                }
             }
         } else if !batch.is_empty() {
             commit(&mut backend, &mut batch, &mut kept, &gauges).await;
