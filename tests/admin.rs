@@ -6,7 +6,8 @@ use axum::response::Response;
 use bytes::Bytes;
 use drawbridge::admin::{AdminState, KeyInfo, router};
 use drawbridge::clock::Clock;
-use drawbridge::config::PeerPin;
+use drawbridge::config::{PeerPin, Secret};
+use drawbridge::ops::Ops;
 use drawbridge::ops::health::Health;
 use drawbridge::ops::metrics;
 use drawbridge::peers::Peers;
@@ -18,6 +19,7 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 const NOW: i64 = 1_800_000_000_000;
+const TOKEN: &str = "a-token-of-these-tests-alone";
 
 struct Bridge {
     state: AdminState,
@@ -47,13 +49,18 @@ impl Bridge {
             peers,
             trust,
             health: Health::new(),
+            ops: Ops::silent(),
             clock,
+            protocols: vec!["uam"],
             keys: vec![KeyInfo {
                 protocol: "uam".into(),
                 name: "alpha.com".into(),
                 fingerprint: "ab".repeat(32),
                 public_key: "key".into(),
             }],
+            token: Secret(TOKEN.to_owned().into()),
+            metrics_open: true,
+            loopback_only: true,
         };
         Self { state, _dir: dir }
     }
@@ -61,6 +68,7 @@ impl Bridge {
     async fn raw(&self, path: &str, host: &str) -> Response {
         let request = Request::get(path)
             .header("host", host)
+            .header("authorization", format!("Bearer {TOKEN}"))
             .body(Body::empty())
             .unwrap();
         router(self.state.clone()).oneshot(request).await.unwrap()

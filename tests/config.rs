@@ -213,13 +213,31 @@ fn a_wrong_value_is_a_sentence_that_names_the_key() {
 }
 
 #[test]
-fn the_admin_listener_is_refused_anywhere_but_on_loopback() {
-    let e = error("[admin]\naddress = \"0.0.0.0:8001\"");
+fn without_a_token_the_admin_listener_is_refused_anywhere_but_on_loopback() {
+    let open = "[admin]\naddress = \"0.0.0.0:8001\"\n";
+    let e = error(open);
     assert!(
-        e.contains("admin.address must be a loopback address"),
+        e.contains("admin.address must be a loopback address") && e.contains("admin.token_file"),
         "{e}"
     );
     load("[admin]\naddress = \"[::1]:0\"");
+    let c = load(&format!("{open}token = \"0123456789abcdef\""));
+    assert!(!format!("{c:?}").contains("0123456789abcdef"));
+    let e = error(&format!("{open}token = \"short\""));
+    assert!(
+        e.contains("admin.token must be at least 16 printable ASCII characters")
+            && !e.contains("short"),
+        "{e}"
+    );
+    let e = error("[admin]\nmetrics = \"yes\"");
+    assert!(e.contains("admin.metrics must be \"auto\""), "{e}");
+    let e = error("[admin]\nurl = \"bridge:8001\"");
+    assert!(e.contains("admin.url must be a URL"), "{e}");
+    let e = error("[admin]\ntls_key = \"key.pem\"");
+    assert!(
+        e.contains("admin.tls_key needs admin.tls_certificate beside it"),
+        "{e}"
+    );
 }
 
 #[test]

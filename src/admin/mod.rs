@@ -1,82 +1,164 @@
 //! What operators and the command line ask of a running bridge, on the admin listener.
 //!
-//! | path | answer |
-//! | --- | --- |
-//! | `GET /healthz` | 200 while the main loop moves on, else 503: restart it |
-//! | `GET /readyz` | 200 when every part works, else 503; `reasons` says which does not |
-//! | `GET /metrics` | OpenMetrics text |
-//! | `GET /api/v1/queue` | rows of the outbound queue; filters in [`query`] |
-//! | `GET /api/v1/peers` | what is known of each peer, its health, standing and score |
-//! | `GET /api/v1/keys` | our public keys |
+//! `/healthz`, `/readyz` and `/metrics` are for machines; everything under `/api/v1` needs the
+//! bearer token ([`token`]) and is described by `openapi.json` beside this file. One table
+//! ([`routes::table`]) holds every route.
 //!
-//! It only reads, and asks for no password: the configuration lets it listen on loopback alone. A
-//! page in a local browser could still reach it under a name of its own that resolves to 127.0.0.1,
-//! so requests whose `Host` is not a loopback name are refused.
+//! | file | routes |
+//! | --- | --- |
+//! | `probes` | liveness, readiness, metrics |
+//! | `queue` | rows of the outbound queue and dead letters; [`select`] says which, `bulk` changes many |
+//! | `peers` | what is known of each peer, its lane, pause and resume |
+//! | `trust` | allow, block and quarantine rules; what is held of quarantined peers |
+//! | `identity` | our public keys |
+//!
+//! A refusal is `{"error": code, "detail": sentence}`: 400 for a request that cannot be read, 404 for
+//! what is not there, 409 for what its state forbids, 422 for what names something unknown, 503 while
+//! a part is down.
 
-mod api;
-mod host;
+mod access;
+mod bulk;
+mod explain;
+mod identity;
+
+mod openapi;
+pub mod params;
+mod peers;
 mod probes;
-mod query;
+mod queue;
+pub mod routes;
+mod select;
+pub mod token;
+mod trust;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
-use serde::Serialize;
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+pub use access::Access;
+pub use explain::span;
+pub use identity::KeyInfo;
+pub use openapi::DOCUMENT as OPENAPI;
+pub use routes::router;
+
 use crate::clock::Clock;
+use crate::config::{Config, MetricsAccess, Secret};
+use crate::ops::Ops;
 use crate::ops::health::Health;
 use crate::peers::Peers;
-use crate::store::Store;
+use crate::protocol::{PeerName, ProtocolId};
+use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
-/// What the admin routes read.
+/// What the admin routes work on.
 #[derive(Clone)]
 pub struct AdminState {
     pub store: Store,
     pub peers: Peers,
     pub trust: Trust,
     pub health: Health,
+    pub ops: Ops,
     pub clock: Clock,
+    /// Protocols this bridge speaks.
+    pub protocols: Vec<ProtocolId>,
     /// Our own keys, for `keys show`.
     pub keys: Vec<KeyInfo>,
+    /// The bearer token of `/api/v1`.
+    pub token: Secret,
+    /// `/metrics` needs no token.
+    pub metrics_open: bool,
+    /// The listener is for this machine alone: requests must name it by a loopback host.
+    pub loopback_only: bool,
 }
 
-/// One of our public keys.
-#[derive(Clone, Debug, Serialize)]
-pub struct KeyInfo {
-    /// Which protocol signs with it.
-    pub protocol: String,
-    /// Whom it speaks for: our domain in that protocol.
-    pub name: String,
-    /// Hex SHA-256 of the 32 key bytes.
-    pub fingerprint: String,
-    /// The key as the protocol publishes it.
-    pub public_key: String,
+impl AdminState {
+    /// `metrics_open` of a configuration.
+    pub fn metrics_open(config: &Config) -> bool {
+        match config.admin_access.metrics {
+            MetricsAccess::Auto => config.admin.address.ip().is_loopback(),
+            MetricsAccess::Open => true,
+            MetricsAccess::Token => false,
+        }
+    }
+
+    /// The protocol of this name; of none, the only one there is.
+    fn protocol(&self, name: Option<&str>) -> Result<ProtocolId, Fail> {
+        let known = || match self.protocols.as_slice() {
+            [] => "none is configured".to_owned(),
+            some => format!("there are {}", some.join(", ")),
+        };
+        match (name, self.protocols.as_slice()) {
+            (Some(name), all) => all.iter().copied().find(|p| *p == name).ok_or_else(|| {
+                Fail::unknown(
+                    "unknown_protocol",
+                    format!("no protocol is called {name:?}; {}", known()),
+                )
+            }),
+            (None, [only]) => Ok(only),
+            (None, _) => Err(Fail::unknown(
+                "protocol_needed",
+                format!("name the protocol; {}", known()),
+            )),
+        }
+    }
 }
 
-/// The admin listener's routes.
-pub fn router(state: AdminState) -> Router {
-    Router::new()
-        .route("/healthz", get(probes::healthz))
-        .route("/readyz", get(probes::readyz))
-        .route("/metrics", get(probes::metrics))
-        .route("/api/v1/queue", get(api::queue))
-        .route("/api/v1/peers", get(api::peers))
-        .route("/api/v1/keys", get(api::keys))
-        .fallback(|| async {
-            failure(
-                StatusCode::NOT_FOUND,
-                "not_found",
-                "there is nothing under this path",
-            )
-        })
-        .layer(axum::middleware::from_fn(host::only_loopback))
-        .with_state(Arc::new(state))
+/// A refusal.
+#[derive(Debug)]
+pub struct Fail {
+    pub status: StatusCode,
+    /// What programs match on.
+    pub code: &'static str,
+    /// What people read.
+    pub detail: String,
 }
+
+impl Fail {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+        }
+    }
+
+    /// 400: it cannot be read.
+    pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// 404: it is not there.
+    pub(super) fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// 422: it names something that this bridge does not know.
+    pub(super) fn unknown(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+    }
+}
+
+impl From<StoreError> for Fail {
+    fn from(error: StoreError) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "store_unavailable",
+            error.to_string(),
+        )
+    }
+}
+
+impl IntoResponse for Fail {
+    fn into_response(self) -> Response {
+        failure(self.status, self.code, &self.detail)
+    }
+}
+
+/// What every handler under `/api/v1` answers.
+type Reply = Result<Response, Fail>;
 
 /// A JSON answer that no cache keeps.
 fn answer(status: StatusCode, body: &Value) -> Response {
@@ -90,7 +172,28 @@ fn answer(status: StatusCode, body: &Value) -> Response {
     (status, headers, body.to_string()).into_response()
 }
 
+/// 200 with this.
+fn ok(body: &Value) -> Reply {
+    Ok(answer(StatusCode::OK, body))
+}
+
 /// A refusal: a code and a sentence.
 fn failure(status: StatusCode, code: &str, detail: &str) -> Response {
     answer(status, &json!({"error": code, "detail": detail}))
 }
+
+/// A request's JSON body; an empty one is an object without members.
+fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fail> {
+    let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes)
+        .map_err(|e| Fail::bad_request("bad_body", format!("the body is not as described: {e}")))
+}
+
+/// A server's name as a request gives it.
+fn peer_name(text: &str) -> Result<PeerName, Fail> {
+    PeerName::parse(&text.to_ascii_lowercase())
+        .map_err(|e| Fail::bad_request("bad_peer", e.to_string()))
+}
+
+/// The state shared by all handlers.
+type Shared = axum::extract::State<Arc<AdminState>>;

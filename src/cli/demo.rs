@@ -13,6 +13,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Outcome;
+use crate::admin::token;
 use crate::app::{self, Running};
 use crate::bus::{Bus, StoredMessage, Tail, TailFrom};
 use crate::clock::Clock;
@@ -271,8 +272,10 @@ impl Side {
     fn look_at(&self, name: &str) {
         let Some(running) = &self.running else { return };
         println!(
-            "\n{name}: admin http://{0}/readyz http://{0}/metrics http://{0}/api/v1/queue",
-            running.admin
+            "\n{name}: admin http://{0}/readyz http://{0}/metrics; http://{0}/api/v1/queue with the \
+             token in {1}",
+            running.admin,
+            token::path(&self.config).display()
         );
         println!(
             "  peers reach it at http://{}/.well-known/uam-relay.json",

@@ -1,10 +1,15 @@
 //! The command line: one file per command.
 
+pub mod client;
 pub mod demo;
 pub mod lists;
+pub mod peers;
+pub mod queue;
 pub mod run;
 pub mod send;
+pub mod table;
 pub mod tail;
+pub mod trust;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -38,10 +43,16 @@ enum Command {
     Tail(tail::TailArgs),
     /// The outbound queue.
     #[command(subcommand)]
-    Queue(lists::QueueCommand),
+    Queue(queue::QueueCommand),
+    /// What could not be delivered.
+    #[command(subcommand)]
+    Dead(queue::DeadCommand),
     /// The servers we know.
     #[command(subcommand)]
-    Peers(lists::PeersCommand),
+    Peers(peers::PeersCommand),
+    /// Which servers are blocked, allowed or held in quarantine.
+    #[command(subcommand)]
+    Trust(trust::TrustCommand),
     /// Our own keys.
     #[command(subcommand)]
     Keys(lists::KeysCommand),
@@ -96,8 +107,10 @@ pub fn main() -> ExitCode {
             Command::Run(args) => run::run(&args).await,
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
-            Command::Queue(command) => lists::queue(command).await,
-            Command::Peers(command) => lists::peers(command).await,
+            Command::Queue(command) => queue::queue(command).await,
+            Command::Dead(command) => queue::dead(command).await,
+            Command::Peers(command) => peers::peers(command).await,
+            Command::Trust(command) => trust::trust(command).await,
             Command::Keys(command) => lists::keys(command),
             Command::Verify(command) => verify::verify(command),
             Command::Config(ConfigCommand::Defaults) => {
@@ -110,6 +123,8 @@ pub fn main() -> ExitCode {
             }),
         }
     });
+    // What still runs does not hold the end up: `run` has waited for all that had to be.
+    runtime.shutdown_background();
     outcome.unwrap_or_else(|sentence| fail(&sentence))
 }
 

@@ -6,7 +6,7 @@ mod peers;
 mod uam;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
@@ -30,12 +30,14 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
         http,
         public: public(&section("public"))?,
         admin: admin(&section("admin"))?,
+        admin_access: admin_access(&section("admin"))?,
         outbound: outbound(&section("outbound"))?,
         log: log(&section("log"))?,
         ops_single: section("ops").flag("single")?,
         uam: uam::uam(&section("uam"))?,
         peers,
         data_dir,
+        given: layers.given(),
     })
 }
 
@@ -54,18 +56,22 @@ fn address(s: &Section<'_>) -> Result<SocketAddr, ConfigError> {
     })
 }
 
-fn public(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
-    let tls_certificate = s.file_or_none("tls_certificate")?;
-    let tls_key = s.file_or_none("tls_key")?;
-    match (&tls_certificate, &tls_key) {
-        (Some(_), None) => {
-            return Err(s.wrong("tls_certificate", "needs public.tls_key beside it"));
-        }
-        (None, Some(_)) => {
-            return Err(s.wrong("tls_key", "needs public.tls_certificate beside it"));
-        }
-        _ => {}
+/// Certificate and key of a listener: both or none.
+fn certificate(s: &Section<'_>) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
+    let pair = (
+        s.file_or_none("tls_certificate")?,
+        s.file_or_none("tls_key")?,
+    );
+    let needs = |key, other| s.wrong(key, &format!("needs {} beside it", s.path(other)));
+    match pair {
+        (Some(_), None) => Err(needs("tls_certificate", "tls_key")),
+        (None, Some(_)) => Err(needs("tls_key", "tls_certificate")),
+        pair => Ok(pair),
     }
+}
+
+fn public(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
+    let (tls_certificate, tls_key) = certificate(s)?;
     Ok(ListenConfig {
         address: address(s)?,
         tls_certificate,
@@ -82,21 +88,12 @@ fn public(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
 }
 
 fn admin(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
-    let address = address(s)?;
-    if !address.ip().is_loopback() {
-        return Err(s.wrong(
-            "address",
-            &format!(
-                "must be a loopback address such as \"127.0.0.1:8001\", since the admin listener \
-                 asks for no password, not {address}"
-            ),
-        ));
-    }
+    let (tls_certificate, tls_key) = certificate(s)?;
     let request_timeout = s.duration("request_timeout", "100ms", "10m")?;
     Ok(ListenConfig {
-        address,
-        tls_certificate: None,
-        tls_key: None,
+        address: address(s)?,
+        tls_certificate,
+        tls_key,
         max_body_bytes: 64 * 1024,
         max_header_bytes: 16 * 1024,
         max_connections: s.int("max_connections", 1, 100_000)?,
@@ -105,6 +102,58 @@ fn admin(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
         idle_timeout: std::time::Duration::from_secs(60),
         drain_timeout: s.duration("drain_timeout", "0s", "10m")?,
         trusted_proxies: Vec::new(),
+    })
+}
+
+/// Fewest characters of a token that may open the admin API.
+const MIN_TOKEN: usize = 16;
+
+fn admin_access(s: &Section<'_>) -> Result<AdminAccess, ConfigError> {
+    let token = s.secret("token")?;
+    if let Some(token) = &token
+        && (token.0.len() < MIN_TOKEN || !token.0.bytes().all(|b| b.is_ascii_graphic()))
+    {
+        return Err(s.wrong(
+            "token",
+            "must be at least 16 printable ASCII characters without spaces, such as \
+             `openssl rand -hex 32` prints",
+        ));
+    }
+    let address = address(s)?;
+    if token.is_none() && !address.ip().is_loopback() {
+        return Err(s.wrong(
+            "address",
+            &format!(
+                "must be a loopback address such as \"127.0.0.1:8001\" as long as neither \
+                 admin.token nor admin.token_file is set, not {address}: the admin API would \
+                 stand open to the network"
+            ),
+        ));
+    }
+    let metrics = match s.text("metrics")? {
+        "auto" => MetricsAccess::Auto,
+        "open" => MetricsAccess::Open,
+        "token" => MetricsAccess::Token,
+        other => {
+            return Err(s.wrong(
+                "metrics",
+                &format!("must be \"auto\", \"open\" or \"token\", not {other:?}"),
+            ));
+        }
+    };
+    let url = s.text_or_none("url")?.map(|url| url.trim_end_matches('/'));
+    if let Some(url) = url
+        && !(url.starts_with("http://") || url.starts_with("https://"))
+    {
+        return Err(s.wrong(
+            "url",
+            &format!("must be a URL such as \"https://bridge.example.org:8001\", not {url:?}"),
+        ));
+    }
+    Ok(AdminAccess {
+        token,
+        metrics,
+        url: url.map(str::to_owned),
     })
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::given::Given;
 pub use super::nats::{DurabilityPolicy, ManagedConfig, NatsConfig, NatsLogin, NatsTls};
 pub use super::secret::{Secret, SecretFrom};
 
@@ -16,14 +17,16 @@ pub struct Config {
     pub nats: NatsConfig,
     pub http: HttpConfig,
     pub public: ListenConfig,
-    /// A loopback address always.
     pub admin: ListenConfig,
+    pub admin_access: AdminAccess,
     pub outbound: OutboundConfig,
     pub log: LogConfig,
     /// Each delivered or accepted message its own operator event, instead of sums.
     pub ops_single: bool,
     pub uam: UamConfig,
     pub peers: Vec<PeerPin>,
+    /// What was written, for telling one reading from another.
+    pub given: Given,
 }
 
 /// What to do about stream definitions at start.
@@ -35,7 +38,7 @@ pub enum StreamPolicy {
 }
 
 /// `[http]`: outgoing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpConfig {
     pub connect_timeout: Duration,
     pub timeout: Duration,
@@ -70,6 +73,26 @@ pub struct ListenConfig {
     pub idle_timeout: Duration,
     pub drain_timeout: Duration,
     pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+/// `[admin]`: who may ask, and how the command line reaches it.
+#[derive(Clone, Debug)]
+pub struct AdminAccess {
+    /// The bearer token of `/api/v1`. `None` only on a loopback address: one is made in the data
+    /// directory then.
+    pub token: Option<Secret>,
+    pub metrics: MetricsAccess,
+    /// Base URL for the command line; `None`: made from the address.
+    pub url: Option<String>,
+}
+
+/// Who may read `/metrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsAccess {
+    /// Everybody on a loopback address, else whoever has the token.
+    Auto,
+    Open,
+    Token,
 }
 
 /// `[outbound]`
@@ -133,7 +156,7 @@ pub enum WireForms {
 }
 
 /// `[[peers]]`: what is pinned for one peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerPin {
     pub protocol: String,
     pub name: String,

@@ -1,4 +1,4 @@
-//! The `[[peers]]` of the configuration, read once.
+//! The `[[peers]]` of the configuration, as read last.
 
 use std::collections::HashMap;
 
@@ -79,8 +79,27 @@ impl Pins {
         }
     }
 
-    pub(super) fn get(&self, protocol: ProtocolId, name: &PeerName) -> Option<&Pin> {
+    /// Every pin, with its protocol and name.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &PeerName, &Pin)> {
+        self.by_protocol.iter().flat_map(|(protocol, names)| {
+            let protocol = protocol.as_str();
+            names.iter().map(move |(name, pin)| (protocol, name, pin))
+        })
+    }
+
+    pub(super) fn get(&self, protocol: &str, name: &PeerName) -> Option<&Pin> {
         self.by_protocol.get(protocol)?.get(name)
+    }
+
+    /// All names, sorted.
+    pub(super) fn names(&self) -> Vec<(String, PeerName)> {
+        let of = |(protocol, pins): (&String, &HashMap<PeerName, Pin>)| {
+            let names = pins.keys().map(|name| (protocol.clone(), name.clone()));
+            names.collect::<Vec<_>>()
+        };
+        let mut names: Vec<_> = self.by_protocol.iter().flat_map(of).collect();
+        names.sort();
+        names
     }
 
     pub(super) fn is_whole(&self, protocol: ProtocolId, name: &PeerName) -> bool {

@@ -92,7 +92,7 @@ fn rows_of(rows: &[SqliteRow]) -> Answer<Vec<QueueRow>> {
     rows.iter().map(queue_row).collect()
 }
 
-fn limit(n: usize) -> i64 {
+pub(super) fn limit(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
@@ -246,6 +246,21 @@ pub(super) async fn list_rows(db: SqlitePool, filter: RowFilter) -> Answer<Vec<Q
             sql.push(column).push_bind(value);
         }
     }
+    for (column, time) in [
+        (" AND q.created_ms >= ", filter.created_from_ms),
+        (" AND q.created_ms <= ", filter.created_to_ms),
+    ] {
+        if let Some(time) = time {
+            sql.push(column).push_bind(time);
+        }
+    }
+    if let Some((first, rest)) = filter.ids.split_first() {
+        sql.push(" AND q.id IN (").push_bind(*first);
+        for id in rest {
+            sql.push(", ").push_bind(*id);
+        }
+        sql.push(")");
+    }
     // Written out, not bound: a literal is what lets the partial indexes serve.
     let mut states = filter.states.iter().map(|s| state_name(*s));
     if let Some(first) = states.next() {
@@ -338,7 +353,7 @@ pub(super) async fn queue_counts(db: SqlitePool) -> Answer<Vec<QueueCounts>> {
 
 // -------------------------------------------------------------------------------- inbound ledger
 
-fn inbound_row(row: &SqliteRow) -> Answer<InboundRow> {
+pub(super) fn inbound_row(row: &SqliteRow) -> Answer<InboundRow> {
     let headers: &str = row.try_get::<Option<&str>, _>(5)?.unwrap_or("[]");
     Ok(InboundRow {
         id: row.try_get(0)?,
@@ -416,7 +431,7 @@ pub(super) async fn replay_seen(
 
 /// A protocol's name as the `&'static str` it is elsewhere. Each name is kept once for the life of
 /// the process; there are as many as protocols were ever switched on.
-fn protocol_id(name: &str) -> ProtocolId {
+pub(super) fn protocol_id(name: &str) -> ProtocolId {
     static NAMES: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
     let mut names = NAMES
         .get_or_init(Mutex::default)

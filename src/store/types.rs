@@ -166,6 +166,12 @@ pub struct RowFilter {
     pub states: HashSet<RowState>,
     pub reason_code: Option<String>,
     pub msg_id: Option<String>,
+    /// Made at this time or later.
+    pub created_from_ms: Option<UnixMs>,
+    /// Made at this time or earlier.
+    pub created_to_ms: Option<UnixMs>,
+    /// Not empty: these rows only.
+    pub ids: Vec<i64>,
     /// Rows with `id > after`.
     pub after: i64,
     /// 0 means 100.
@@ -203,6 +209,8 @@ pub struct NewInbound {
     pub payload: Bytes,
     pub received_ms: UnixMs,
     pub replay: Vec<ReplayId>,
+    /// The peer is quarantined: keep it from `fed.in` until it is released.
+    pub hold: bool,
 }
 
 /// What [`super::Store::accept`] found.
@@ -210,6 +218,10 @@ pub struct NewInbound {
 pub enum Accepted {
     /// New; its ledger number.
     New(i64),
+    /// New, and held back from `fed.in`: its peer is quarantined, or earlier events of it are held.
+    Held(i64),
+    /// Its peer has as much held as may be; nothing was written.
+    HeldFull,
     /// The dedupe key was there. `published`: JetStream acknowledged it. `same`: same payload hash.
     Duplicate {
         id: i64,
@@ -254,4 +266,17 @@ pub struct TrustRow {
     pub reason: Option<String>,
     pub created_ms: UnixMs,
     pub ends_ms: Option<UnixMs>,
+}
+
+/// Rows of one peer's queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PeerCounts {
+    pub protocol: String,
+    pub peer: String,
+    pub pending: u64,
+    /// The oldest pending row's number.
+    #[serde(skip)]
+    pub first_pending: Option<i64>,
+    pub failed: u64,
+    pub held: u64,
 }

@@ -13,11 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMs};
 use crate::protocol::ProtocolId;
 use crate::store::{Store, StoreError, TrustRow};
+
+pub use rules::pattern;
 
 use lru::Lru;
 use rules::Rules;
@@ -42,6 +45,9 @@ struct Inner {
     store: Store,
     clock: Clock,
     rules: ArcSwap<Rules>,
+    /// One edit of the rules at a time, so that a reload between the two halves of another loses
+    /// nothing; readers never meet it.
+    edits: tokio::sync::Mutex<()>,
     scores: Mutex<Scores>,
     changed: Notify,
     windows: Mutex<Windows>,
@@ -53,7 +59,8 @@ struct Scores {
 }
 
 /// What the rules say of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Standing {
     Blocked,
     Allowed,
@@ -102,6 +109,7 @@ impl Trust {
             store,
             clock,
             rules: ArcSwap::from_pointee(rules),
+            edits: tokio::sync::Mutex::new(()),
             scores: Mutex::new(Scores {
                 known,
                 dirty: HashMap::new(),
@@ -119,7 +127,30 @@ impl Trust {
         self.inner.rules.load().standing(protocol, name, now)
     }
 
-    /// Adds or replaces, in force when this returns; false: it was there.
+    /// The rule that a name's standing comes from; `None`: it is ordinary.
+    pub fn ruling(&self, protocol: ProtocolId, name: &str) -> Option<(Standing, TrustRow)> {
+        let now = self.inner.clock.now_ms();
+        let rules = self.inner.rules.load();
+        let (standing, row) = rules.ruling(protocol, name, now)?;
+        Some((standing, row.clone()))
+    }
+
+    /// Every rule of every protocol, ended ones too, oldest first.
+    pub fn rules(&self) -> Vec<TrustRow> {
+        self.inner.rules.load().all()
+    }
+
+    /// Reads the rules from the store again: what another process wrote comes into force. On an
+    /// error those in memory stay. Answers how many there are.
+    pub async fn reload(&self) -> Result<usize, StoreError> {
+        let _edit = self.inner.edits.lock().await;
+        let rows = self.inner.store.trust_rules().await?;
+        let count = rows.len();
+        self.inner.rules.store(Arc::new(Rules::new(rows)));
+        Ok(count)
+    }
+
+    /// Adds or replaces a rule without an end, in force when this returns; false: it was there.
     pub async fn add(
         &self,
         protocol: ProtocolId,
@@ -127,6 +158,21 @@ impl Trust {
         pattern: &str,
         reason: Option<&str>,
     ) -> Result<bool, StoreError> {
+        let added = self.add_until(protocol, rule, pattern, reason, None);
+        added.await.map(|(_, new)| new)
+    }
+
+    /// Adds or replaces a rule that ends by itself at `ends_ms`, in force when this returns. The
+    /// rule as it is kept, and false if there was one for this pattern already.
+    pub async fn add_until(
+        &self,
+        protocol: ProtocolId,
+        rule: Rule,
+        pattern: &str,
+        reason: Option<&str>,
+        ends_ms: Option<UnixMs>,
+    ) -> Result<(TrustRow, bool), StoreError> {
+        let _edit = self.inner.edits.lock().await;
         let mut row = TrustRow {
             id: 0,
             protocol: protocol.to_owned(),
@@ -134,7 +180,7 @@ impl Trust {
             rule: rule.as_str().to_owned(),
             reason: reason.map(str::to_owned),
             created_ms: self.inner.clock.now_ms(),
-            ends_ms: None,
+            ends_ms,
         };
         self.inner.store.put_trust(row.clone()).await?.await?;
         // The store gives a rule its number; the snapshot shows it from then on.
@@ -151,7 +197,7 @@ impl Trust {
             new = next.put(rule, row.clone());
             next
         });
-        Ok(new)
+        Ok((row, new))
     }
 
     /// Removes; false: there was none.
@@ -161,6 +207,7 @@ impl Trust {
         rule: Rule,
         pattern: &str,
     ) -> Result<bool, StoreError> {
+        let _edit = self.inner.edits.lock().await;
         let commit = self
             .inner
             .store

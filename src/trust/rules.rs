@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::clock::UnixMs;
+use crate::protocol::PeerName;
 use crate::store::TrustRow;
 
 use super::{Rule, Standing};
@@ -54,42 +55,84 @@ impl Rules {
         rows
     }
 
+    /// Every rule, by protocol, oldest first.
+    pub fn all(&self) -> Vec<TrustRow> {
+        let mut rows: Vec<TrustRow> = self
+            .lists
+            .values()
+            .flat_map(|list| list.values().cloned())
+            .collect();
+        rows.sort_by(|a, b| {
+            (&a.protocol, a.created_ms, a.id, &a.pattern, &a.rule).cmp(&(
+                &b.protocol,
+                b.created_ms,
+                b.id,
+                &b.pattern,
+                &b.rule,
+            ))
+        });
+        rows
+    }
+
     /// Block wins over everything, quarantine over allow: the stricter word counts.
     pub fn standing(&self, protocol: &str, name: &str, now: UnixMs) -> Standing {
+        self.ruling(protocol, name, now)
+            .map_or(Standing::Ordinary, |(standing, _)| standing)
+    }
+
+    /// The standing and the rule it comes from: of one list the exact name before a suffix, the
+    /// longer suffix before the shorter. `None`: no rule speaks of this name.
+    pub fn ruling(&self, protocol: &str, name: &str, now: UnixMs) -> Option<(Standing, &TrustRow)> {
         let order = [
             (Rule::Block, Standing::Blocked),
             (Rule::Quarantine, Standing::Quarantined),
             (Rule::Allow, Standing::Allowed),
         ];
-        for (rule, standing) in order {
-            if self.matches(protocol, rule, name, now) {
-                return standing;
-            }
-        }
-        Standing::Ordinary
+        order.into_iter().find_map(|(rule, standing)| {
+            self.matching(protocol, rule, name, now)
+                .map(|row| (standing, row))
+        })
     }
 
-    fn matches(&self, protocol: &str, rule: Rule, name: &str, now: UnixMs) -> bool {
-        let Some(list) = self.lists.get(&(protocol.to_owned(), rule)) else {
-            return false;
-        };
+    fn matching(&self, protocol: &str, rule: Rule, name: &str, now: UnixMs) -> Option<&TrustRow> {
+        let list = self.lists.get(&(protocol.to_owned(), rule))?;
         if list.is_empty() {
-            return false;
+            return None;
         }
-        let lasts = |pattern: &str| {
-            list.get(pattern)
-                .is_some_and(|row| row.ends_ms.is_none_or(|end| now < end))
-        };
-        if lasts(name) {
-            return true;
+        let lasting = |pattern: &str| list.get(pattern).filter(|row| row.in_force(now));
+        if let Some(row) = lasting(name) {
+            return Some(row);
         }
         let host = match name.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
             _ => name,
         };
         host.match_indices('.')
-            .any(|(dot, _)| lasts(&format!("*{}", &host[dot..])))
+            .find_map(|(dot, _)| lasting(&format!("*{}", &host[dot..])))
     }
+}
+
+impl TrustRow {
+    /// Whether it has not come to its end.
+    pub fn in_force(&self, now: UnixMs) -> bool {
+        self.ends_ms.is_none_or(|end| now < end)
+    }
+}
+
+/// Reads what a rule may name: a server name, or `*.` and one. Case is of no account. An error is a
+/// sentence.
+pub fn pattern(text: &str) -> Result<String, String> {
+    let text = text.trim().to_ascii_lowercase();
+    let host = text.strip_prefix("*.").unwrap_or(&text);
+    let ported = text.starts_with("*.") && host.contains(':');
+    if PeerName::parse(host).is_err() || ported {
+        return Err(format!(
+            "{text:?} is neither a server name (\"relay.example.org\", \"relay.example.org:8443\") \
+             nor a suffix (\"*.example.org\", which has no port and means every server below, not \
+             example.org itself)"
+        ));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -133,6 +176,39 @@ mod tests {
         }
         for name in ["evil.test", "notevil.test", "evil.test.example"] {
             assert_eq!(rules.standing("uam", name, 0), Standing::Ordinary, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_ruling_names_the_rule_that_is_nearest_to_the_name() {
+        let rules = Rules::new(vec![
+            row("quarantine", "*.test", None),
+            row("quarantine", "*.b.test", None),
+            row("quarantine", "x.b.test", Some(100)),
+        ]);
+        let by = |name, now| {
+            rules
+                .ruling("uam", name, now)
+                .map(|(_, r)| r.pattern.as_str())
+        };
+        assert_eq!(by("x.b.test", 0), Some("x.b.test"));
+        assert_eq!(
+            by("x.b.test", 100),
+            Some("*.b.test"),
+            "the nearer one ended"
+        );
+        assert_eq!(by("y.b.test:1", 0), Some("*.b.test"));
+        assert_eq!(by("a.test", 0), Some("*.test"));
+        assert_eq!(by("test", 0), None);
+    }
+
+    #[test]
+    fn a_pattern_is_a_server_name_or_a_star_and_one() {
+        assert_eq!(pattern(" Spam.Test "), Ok("spam.test".into()));
+        assert_eq!(pattern("*.spam.test"), Ok("*.spam.test".into()));
+        assert_eq!(pattern("spam.test:8443"), Ok("spam.test:8443".into()));
+        for bad in ["", "*", "*.", "a b", "a/b", "**.x", "x.*", "*.x:1"] {
+            assert!(pattern(bad).unwrap_err().contains("is neither"), "{bad}");
         }
     }
 

@@ -234,7 +234,9 @@ impl World {
     /// One of the admin listener's lists.
     pub async fn admin(&self, list: &str) -> Value {
         let url = format!("{}/api/v1/{list}", self.bridge.admin_url());
-        let answer = crate::support::bridge::client().get(url).send().await;
+        let client = crate::support::bridge::client();
+        let asked = client.get(url).bearer_auth(self.bridge.admin_token());
+        let answer = asked.send().await;
         let text = answer.expect("an answer").text().await.expect("a body");
         serde_json::from_str(&text).unwrap_or_default()
     }

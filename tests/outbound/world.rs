@@ -255,8 +255,13 @@ impl World {
 
     /// `GET` of the admin listener.
     pub async fn admin(&self, path: &str) -> String {
-        let at = self.bridge.as_ref().unwrap().admin;
-        get(at, path).await.1
+        let bridge = self.bridge.as_ref().unwrap();
+        let token = bridge.admin_token.0.as_str();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+             Connection: close\r\n\r\n"
+        );
+        exchange(bridge.admin, &request).await.1
     }
 
     /// Rows of the queue in this state.
@@ -285,15 +290,6 @@ impl World {
             .await
             .expect("all acknowledged");
     }
-}
-
-/// GET without a client of its own: status and body.
-pub async fn get(at: std::net::SocketAddr, path: &str) -> (u16, String) {
-    exchange(
-        at,
-        &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
-    )
-    .await
 }
 
 /// One exchange over a connection that the server closes.

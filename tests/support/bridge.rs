@@ -50,8 +50,12 @@ impl Running {
 
     /// SIGTERM by the shell's own `kill`: the standard library only knows SIGKILL.
     fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    fn signal(&self, name: &str) {
         let _ = Command::new("sh")
-            .args(["-c", &format!("kill -TERM {}", self.0.id())])
+            .args(["-c", &format!("kill -{name} {}", self.0.id())])
             .status();
     }
 }
@@ -229,6 +233,24 @@ impl Bridge {
         format!("http://{}", self.admin)
     }
 
+    /// The admin API's token, which the bridge makes at its first start.
+    pub fn admin_token(&self) -> String {
+        let text = std::fs::read_to_string(self.dir.join("admin.token")).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    /// One request of the admin API: status and body. `path` begins with `/api/v1`.
+    pub async fn admin_api(&self, method: &str, path: &str) -> (u16, serde_json::Value) {
+        let url = format!("{}{path}", self.admin_url());
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        let request = self.client.request(method, url);
+        let answer = request.bearer_auth(self.admin_token()).send().await;
+        let answer = answer.expect("the admin listener answers");
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap_or_default();
+        (status, serde_json::from_str(&text).unwrap_or_default())
+    }
+
     /// The configuration file.
     pub fn config(&self) -> &Path {
         &self.config
@@ -307,6 +329,30 @@ impl Bridge {
     pub fn kill9(&mut self) {
         if let Some(running) = self.running.take() {
             running.kill9();
+        }
+    }
+
+    /// Sends a signal (`HUP`, `TERM`) and returns at once.
+    pub fn signal(&self, name: &str) {
+        if let Some(running) = &self.running {
+            running.signal(name);
+        }
+    }
+
+    /// Waits until the process ends by itself.
+    pub async fn exit(&mut self, patience: Duration) -> std::process::ExitStatus {
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.running.as_mut().and_then(Running::exited) {
+                self.running = None;
+                return status;
+            }
+            assert!(
+                Instant::now() < end,
+                "the bridge did not end within {patience:?}:\n{}",
+                tail(&self.log())
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

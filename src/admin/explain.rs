@@ -1,0 +1,269 @@
+//! One peer in sentences: where each value came from, when, and what happens next. Pure.
+
+use super::peers::Known;
+use crate::clock::UnixMs;
+use crate::peers::health::Facts;
+use crate::protocol::PeerRecord;
+use crate::store::TrustRow;
+use crate::trust::Standing;
+
+/// The sentences, in the order in which a person asks.
+pub(super) fn peer(
+    known: &Known,
+    ruling: Option<&(Standing, TrustRow)>,
+    oldest_pending_ms: Option<UnixMs>,
+    now: UnixMs,
+) -> Vec<String> {
+    let mut lines = vec![endpoint(known, now), key(known), trust(ruling, now)];
+    if let Some(pin) = &known.pin
+        && !pin.accepted
+    {
+        lines.push("Messages for _all do not reach it: [[peers]] says accepted = false.".into());
+    }
+    lines.extend(health(known));
+    lines.push(queue(known, oldest_pending_ms, now));
+    lines
+}
+
+fn endpoint(known: &Known, now: UnixMs) -> String {
+    let pin = known.pin.as_ref();
+    let base = pin.and_then(|p| p.endpoint.as_deref());
+    let record = known.record.as_deref().filter(|r| !r.endpoint.is_empty());
+    match (record, base) {
+        (Some(record), Some(base)) => format!(
+            "Endpoint {}: from the pinned base {base} under [[peers]]; it never goes stale.",
+            record.endpoint
+        ),
+        (Some(record), None) => found(record, now),
+        (None, Some(base)) => format!(
+            "Endpoint: the base {base} is pinned under [[peers]]; the protocol's path is added with \
+             the first delivery."
+        ),
+        (None, None) => {
+            "Endpoint: not known yet; it is looked up with the first delivery.".to_owned()
+        }
+    }
+}
+
+fn found(record: &PeerRecord, now: UnixMs) -> String {
+    let way = match record.discovered_via.as_str() {
+        "" => "an unnamed way",
+        way => way,
+    };
+    let age = ago(now.saturating_sub(record.last_verified_ms));
+    let next = match record.ttl_ms {
+        None => "it never goes stale".to_owned(),
+        Some(ttl) => match record
+            .last_verified_ms
+            .saturating_add(ttl)
+            .saturating_sub(now)
+        {
+            left if left > 0 => format!("good for another {}", span(left)),
+            over => format!(
+                "stale since {}: looked up anew with the next delivery",
+                span(over.saturating_neg())
+            ),
+        },
+    };
+    format!(
+        "Endpoint {}: found by {way}, confirmed {age}; {next}.",
+        record.endpoint
+    )
+}
+
+fn key(known: &Known) -> String {
+    let pinned = known.pin.as_ref().is_some_and(|p| p.public_key.is_some());
+    let has = known
+        .record
+        .as_deref()
+        .is_some_and(|r| r.public_key.is_some());
+    match (pinned, has) {
+        (true, _) => "Key: pinned under [[peers]]; no other is believed.".into(),
+        (false, true) => {
+            "Key: fetched from the endpoint; fetched again when a signature does not hold.".into()
+        }
+        (false, false) => "Key: not known yet; it is fetched when it is needed.".into(),
+    }
+}
+
+fn trust(ruling: Option<&(Standing, TrustRow)>, now: UnixMs) -> String {
+    let Some((standing, row)) = ruling else {
+        return "Trust: no rule speaks of it.".into();
+    };
+    let what = match standing {
+        Standing::Blocked => "blocked: it is refused, and nothing is sent to it",
+        Standing::Quarantined => "quarantined: what it sends is held until it is released",
+        Standing::Allowed => "allowed",
+        Standing::Ordinary => "ordinary",
+    };
+    let because = row
+        .reason
+        .as_deref()
+        .map(|r| format!(" ({r})"))
+        .unwrap_or_default();
+    let end = match row.ends_ms {
+        Some(end) => format!("ends in {}", span(end.saturating_sub(now))),
+        None => "has no end".to_owned(),
+    };
+    format!(
+        "Trust: {what}, by the rule {:?} made {}{because}; it {end}.",
+        row.pattern,
+        ago(now.saturating_sub(row.created_ms)),
+    )
+}
+
+/// From the stored facts; what the lane itself says stands in `outlook`.
+fn health(known: &Known) -> Option<String> {
+    let facts: Facts = serde_json::from_value(known.health.clone()?).ok()?;
+    (facts.failures > 0 && !facts.last_code.is_empty()).then(|| {
+        format!(
+            "Health: {} failures in different windows of time since the last success; the last was {:?}.",
+            facts.failures, facts.last_code
+        )
+    })
+}
+
+fn queue(known: &Known, oldest_pending_ms: Option<UnixMs>, now: UnixMs) -> String {
+    let Some(counts) = &known.counts else {
+        return "Queue: nothing waits for it.".into();
+    };
+    let mut parts = vec![match oldest_pending_ms {
+        Some(at) => format!(
+            "{} pending, the oldest made {}",
+            counts.pending,
+            ago(now.saturating_sub(at))
+        ),
+        None => format!("{} pending", counts.pending),
+    }];
+    if counts.held > 0 {
+        parts.push(format!("{} held for an operator", counts.held));
+    }
+    if counts.failed > 0 {
+        parts.push(format!("{} dead", counts.failed));
+    }
+    format!("Queue: {}.", parts.join(", "))
+}
+
+fn ago(ms: i64) -> String {
+    match ms {
+        ..1_000 => "just now".to_owned(),
+        _ => format!("{} ago", span(ms)),
+    }
+}
+
+/// A length of time in the two largest units that say something: `1 d 3 h`, `12 min 5 s`.
+pub fn span(ms: i64) -> String {
+    let seconds = ms.max(0) / 1000;
+    let units = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
+    let mut rest = seconds;
+    let mut parts = Vec::new();
+    for (unit, length) in units {
+        let n = rest / length;
+        rest %= length;
+        if n > 0 {
+            parts.push(format!("{n} {unit}"));
+        } else if !parts.is_empty() {
+            break;
+        }
+        if parts.len() == 2 {
+            break;
+        }
+    }
+    if parts.is_empty() {
+        "0 s".into()
+    } else {
+        parts.join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PeerPin;
+    use crate::protocol::PeerName;
+    use crate::store::PeerCounts;
+    use std::sync::Arc;
+
+    const NOW: UnixMs = 10_000_000;
+
+    fn record(ttl_ms: Option<i64>) -> PeerRecord {
+        PeerRecord {
+            protocol: "uam",
+            name: PeerName::parse("b.test").unwrap(),
+            endpoint: "https://b.test/deliver".into(),
+            alternatives: Vec::new(),
+            public_key: Some([1; 32]),
+            discovered_via: "dns-srv".into(),
+            last_verified_ms: NOW - 600_000,
+            ttl_ms,
+            facts: serde_json::Map::new(),
+        }
+    }
+
+    #[test]
+    fn a_length_of_time_is_said_in_two_units() {
+        for (ms, text) in [
+            (-5, "0 s"),
+            (999, "0 s"),
+            (61_000, "1 min 1 s"),
+            (3_600_000, "1 h"),
+            (3_605_000, "1 h"),
+            (97_200_000, "1 d 3 h"),
+        ] {
+            assert_eq!(span(ms), text);
+        }
+    }
+
+    #[test]
+    fn what_was_found_says_how_when_and_for_how_long() {
+        let mut known = Known {
+            record: Some(Arc::new(record(Some(3_600_000)))),
+            ..Known::default()
+        };
+        let said = peer(&known, None, None, NOW).join("\n");
+        assert!(said.contains("found by dns-srv, confirmed 10 min ago; good for another 50 min."));
+        assert!(said.contains("no rule speaks of it") && said.contains("nothing waits for it"));
+        known.record = Some(Arc::new(record(Some(60_000))));
+        let said = peer(&known, None, None, NOW).join("\n");
+        assert!(said.contains("stale since 9 min"), "{said}");
+    }
+
+    #[test]
+    fn a_pinned_peer_never_met_is_explained_too() {
+        let known = Known {
+            pin: Some(PeerPin {
+                protocol: "uam".into(),
+                name: "b.test".into(),
+                endpoint: Some("https://b.test".into()),
+                public_key: Some("key".into()),
+                accepted: false,
+            }),
+            counts: Some(PeerCounts {
+                pending: 3,
+                failed: 1,
+                ..PeerCounts::default()
+            }),
+            ..Known::default()
+        };
+        let rule = TrustRow {
+            id: 1,
+            protocol: "uam".into(),
+            pattern: "*.test".into(),
+            rule: "quarantine".into(),
+            reason: Some("spam".into()),
+            created_ms: NOW - 120_000,
+            ends_ms: Some(NOW + 3_600_000),
+        };
+        let ruling = (Standing::Quarantined, rule);
+        let said = peer(&known, Some(&ruling), Some(NOW - 90_000), NOW).join("\n");
+        for part in [
+            "the base https://b.test is pinned",
+            "no other is believed",
+            "by the rule \"*.test\" made 2 min ago (spam); it ends in 1 h",
+            "accepted = false",
+            "3 pending, the oldest made 1 min 30 s ago, 1 dead",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+}

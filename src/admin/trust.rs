@@ -1,0 +1,234 @@
+//! Allow, block and quarantine rules.
+
+use axum::body::Bytes;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::params::Params;
+use super::routes::{Route, get, post};
+use super::{Access, AdminState, Fail, Reply, Shared, answer, body, ok};
+use crate::clock::UnixMs;
+use crate::config::parse_duration;
+use crate::protocol::ProtocolId;
+use crate::store::TrustRow;
+use crate::trust::{self, Rule};
+
+/// Longest reason, characters.
+const MAX_REASON: usize = 500;
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        get("/api/v1/trust", Access::Token, list),
+        post("/api/v1/trust", add),
+        post("/api/v1/trust/release", release),
+    ]
+}
+
+/// `GET /api/v1/trust`: `rules`, oldest first; parameters `protocol`, `rule`, `pattern`, and
+/// `ended=true` for those that have come to their end, too.
+async fn list(State(state): Shared, RawQuery(query): RawQuery) -> Reply {
+    let mut params = Params::read(query.as_deref())?;
+    let (protocol, pattern) = (params.text("protocol"), params.text("pattern"));
+    let rule = params
+        .text("rule")
+        .map(|text| rule_named(&text))
+        .transpose()?;
+    let ended = params.flag("ended")?;
+    params.end()?;
+    let now = state.clock.now_ms();
+    let pattern = pattern.map(|text| text.to_ascii_lowercase());
+    let wanted = |row: &TrustRow| {
+        protocol.as_ref().is_none_or(|p| *p == row.protocol)
+            && pattern.as_ref().is_none_or(|p| *p == row.pattern)
+            && rule.is_none_or(|r| r.as_str() == row.rule)
+            && (ended || row.in_force(now))
+    };
+    let rules = state.trust.rules();
+    let rules: Vec<Value> = rules
+        .iter()
+        .filter(|row| wanted(row))
+        .map(|row| shown(row, now))
+        .collect();
+    ok(&json!({"now_ms": now, "rules": rules}))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewRule {
+    protocol: Option<String>,
+    rule: String,
+    pattern: String,
+    reason: Option<String>,
+    /// RFC 3339.
+    until: Option<String>,
+    /// A duration such as `2h`.
+    #[serde(rename = "for")]
+    lasting: Option<String>,
+}
+
+/// `POST /api/v1/trust`: adds or replaces a rule, in force with the answer; 201 when it is new.
+async fn add(State(state): Shared, bytes: Bytes) -> Reply {
+    let wanted: NewRule = body(&bytes)?;
+    let protocol = state.protocol(wanted.protocol.as_deref())?;
+    let rule = rule_named(&wanted.rule)?;
+    let pattern = pattern(&wanted.pattern)?;
+    let now = state.clock.now_ms();
+    let ends_ms = end(wanted.until.as_deref(), wanted.lasting.as_deref(), now)?;
+    let reason: Option<String> = wanted.reason.map(|text| {
+        text.chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_REASON)
+            .collect()
+    });
+    let (row, new) = state
+        .trust
+        .add_until(protocol, rule, &pattern, reason.as_deref(), ends_ms)
+        .await?;
+    tell(&state, protocol, "added", &row);
+    let status = if new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    let body = json!({"rule": shown(&row, now), "new": new});
+    Ok(answer(status, &body))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Release {
+    protocol: Option<String>,
+    pattern: String,
+    /// Which list; left out: quarantine and block.
+    rule: Option<String>,
+}
+
+/// `POST /api/v1/trust/release`: removes the rules of a pattern; 404 when there is none.
+async fn release(State(state): Shared, bytes: Bytes) -> Reply {
+    let wanted: Release = body(&bytes)?;
+    let protocol = state.protocol(wanted.protocol.as_deref())?;
+    let pattern = pattern(&wanted.pattern)?;
+    let lists = match wanted.rule.as_deref() {
+        Some(name) => vec![rule_named(name)?],
+        None => vec![Rule::Block, Rule::Quarantine],
+    };
+    let now = state.clock.now_ms();
+    let mut removed = Vec::new();
+    for rule in lists {
+        let row = state
+            .trust
+            .list(protocol, rule)
+            .into_iter()
+            .find(|r| r.pattern == pattern);
+        if state.trust.remove(protocol, rule, &pattern).await?
+            && let Some(row) = row
+        {
+            tell(&state, protocol, "removed", &row);
+            removed.push(shown(&row, now));
+        }
+    }
+    if removed.is_empty() {
+        return Err(Fail::not_found(
+            "no_such_rule",
+            format!(
+                "no such rule is kept for {pattern:?} over {protocol}; see `trust list --ended`"
+            ),
+        ));
+    }
+    let still = state
+        .trust
+        .ruling(protocol, &pattern)
+        .map(|(_, row)| shown(&row, now));
+    ok(&json!({"removed": removed, "still": still}))
+}
+
+fn shown(row: &TrustRow, now: UnixMs) -> Value {
+    let mut shown = json!(row);
+    if let Value::Object(members) = &mut shown {
+        members.insert("in_force".into(), row.in_force(now).into());
+    }
+    shown
+}
+
+fn rule_named(text: &str) -> Result<Rule, Fail> {
+    Rule::parse(text).ok_or_else(|| {
+        Fail::bad_request(
+            "bad_rule",
+            format!("rule must be block, allow or quarantine, not {text:?}"),
+        )
+    })
+}
+
+fn pattern(text: &str) -> Result<String, Fail> {
+    trust::pattern(text).map_err(|detail| Fail::bad_request("bad_pattern", detail))
+}
+
+/// When a rule ends; `None`: never.
+fn end(until: Option<&str>, lasting: Option<&str>, now: UnixMs) -> Result<Option<UnixMs>, Fail> {
+    let wrong = |detail: String| Fail::bad_request("bad_end", detail);
+    let end = match (until, lasting) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Err(wrong("give until or for, not both".into())),
+        (Some(text), None) => text
+            .parse::<jiff::Timestamp>()
+            .map_err(|_| {
+                wrong(format!(
+                    "until must be a time such as \"2026-11-20T10:00:00Z\", not {text:?}"
+                ))
+            })?
+            .as_millisecond(),
+        (None, Some(text)) => {
+            let lasting = parse_duration(text).ok_or_else(|| {
+                wrong(format!(
+                    "for must be a duration such as \"2h\" or \"7d\", not {text:?}"
+                ))
+            })?;
+            now.saturating_add(i64::try_from(lasting.as_millis()).unwrap_or(i64::MAX))
+        }
+    };
+    if end <= now {
+        return Err(wrong("the rule would have ended already".into()));
+    }
+    Ok(Some(end))
+}
+
+fn tell(state: &AdminState, protocol: ProtocolId, what: &'static str, row: &TrustRow) {
+    tracing::info!(
+        protocol,
+        rule = row.rule,
+        pattern = row.pattern,
+        "trust rule {what}"
+    );
+    state.ops.event(
+        "trust",
+        what,
+        protocol,
+        &row.pattern,
+        json!({"list": row.rule, "domain": row.pattern, "reason": row.reason, "ends_ms": row.ends_ms}),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_a_time_or_a_length_and_lies_ahead() {
+        assert_eq!(end(None, None, 5).unwrap(), None);
+        assert_eq!(end(None, Some("2h"), 5).unwrap(), Some(7_200_005));
+        let at = end(Some("2026-11-20T10:00:00Z"), None, 5).unwrap();
+        assert_eq!(at, Some(1_795_168_800_000));
+        for (until, lasting) in [
+            (Some("2026-11-20T10:00:00Z"), Some("2h")),
+            (Some("tomorrow"), None),
+            (Some("1960-01-01T00:00:00Z"), None),
+            (None, Some("2 weeks")),
+            (None, Some("0s")),
+        ] {
+            let e = end(until, lasting, 5).unwrap_err();
+            assert_eq!(e.code, "bad_end");
+        }
+    }
+}
