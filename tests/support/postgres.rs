@@ -2,19 +2,23 @@
 //! on a socket in that folder, ended with the test process however that ends.
 //!
 //! One server serves all tests of a process ([`fresh`]: a schema of its own for each); a test that
-//! stops and kills the server has one for itself ([`Server::start`]). Root may not run PostgreSQL, so
+//! stops and kills the server has one for itself ([`Server::start_own`]). Root may not run PostgreSQL, so
 //! for root it runs as `postgres` or `nobody`. Where there are no binaries the tests say so, past the
 //! test runner's capture, and pass.
+#![allow(
+    dead_code,
+    reason = "shared by several test binaries, each uses its part"
+)]
 
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use tokio::sync::OnceCell;
 
 /// How long initdb, a start or a recovery may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,10 +38,9 @@ wait "$server" 2>/dev/null
 
 /// The address of a new, empty schema on the shared server. `None`: no PostgreSQL on this machine.
 pub async fn fresh() -> Option<String> {
-    static SHARED: OnceLock<Option<Server>> = OnceLock::new();
+    static SHARED: OnceCell<Option<Server>> = OnceCell::const_new();
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let started = tokio::task::spawn_blocking(|| SHARED.get_or_init(Server::start));
-    let server = started.await.expect("the server's start").as_ref()?;
+    let server = SHARED.get_or_init(Server::start_own).await.as_ref()?;
     let schema = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
     server
         .sql(&format!("CREATE SCHEMA {schema}"))
@@ -64,7 +67,7 @@ struct User {
 
 impl Server {
     /// Makes a cluster and starts its server. `None`, said loudly: there are no binaries.
-    pub fn start() -> Option<Self> {
+    pub async fn start_own() -> Option<Self> {
         let Some(bin) = binaries() else {
             // Not `eprintln`: the test runner would keep it to itself.
             let _ = std::io::stderr().write_all(
@@ -99,7 +102,7 @@ impl Server {
             "initdb: {}",
             String::from_utf8_lossy(&done.stderr)
         );
-        server.resume();
+        server.start().await;
         Some(server)
     }
 
@@ -117,7 +120,7 @@ impl Server {
     }
 
     /// Starts it (again) and waits until it takes connections.
-    pub fn resume(&mut self) {
+    pub async fn start(&mut self) {
         assert!(self.guard.is_none(), "it runs");
         let end = Instant::now() + PATIENCE;
         loop {
@@ -153,7 +156,7 @@ impl Server {
                 if self.answers() {
                     return;
                 }
-                std::thread::sleep(Duration::from_millis(20));
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             assert!(Instant::now() < end, "postgres: {}", self.log());
             self.stop();
@@ -172,7 +175,7 @@ impl Server {
     }
 
     /// SIGKILL to the whole server.
-    pub fn kill9(&mut self) {
+    pub async fn kill9(&mut self) {
         let pid = std::fs::read_to_string(self.dir.join("data/postmaster.pid"));
         if let Some(pid) = pid.ok().as_deref().and_then(|text| text.lines().next()) {
             let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
