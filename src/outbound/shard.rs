@@ -16,7 +16,7 @@ use super::attempt::{self, Finished, Tools};
 use super::ended::Ended;
 use super::lane::{Item, Lane, Limits, Step};
 use super::outcome::{self, Fate, HealthNews};
-use crate::ops::{Ops, metrics};
+use crate::ops::{Ops, metrics, trace};
 use crate::peers::health::{Facts, Policy};
 use crate::protocol::{PeerName, Protocol, ProtocolId, Refusal, Verdict};
 use crate::store::{AttemptRow, Commit, HealthRow, Outcome, QueueRow, Settle, Store, StoreError};
@@ -555,8 +555,9 @@ impl Shard {
 
     fn report(&self, lane: &LaneKey, item: &Item, finished: &Finished, fate: &Fate) {
         let said = |attempts: u32, reason: &Refusal| {
-            json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id, "peer": lane.1.as_str(),
-                "attempts": attempts, "code": reason.code, "detail": reason.detail, "queue_id": item.id})
+            let body = json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id, "peer": lane.1.as_str(),
+                "attempts": attempts, "code": reason.code, "detail": reason.detail, "queue_id": item.id});
+            trace::named(body, item.traceparent.as_deref())
         };
         let (ops, peer) = (&self.shared.ops, lane.1.as_str());
         match (&fate.settle.outcome, &fate.reason) {
@@ -601,6 +602,7 @@ impl Shard {
         let body = json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id,
             "peer": lane.1.as_str(), "attempts": attempts, "code": reason.code, "detail": reason.detail,
             "queue_id": item.id});
+        let body = trace::named(body, item.traceparent.as_deref());
         self.shared
             .ops
             .event("delivery", "dead", lane.0, lane.1.as_str(), body);
