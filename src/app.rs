@@ -69,6 +69,7 @@ pub struct Running {
     trust: Trust,
     door: Door,
     outbound: Outbound,
+    ops: Ops,
     managed: Option<ManagedServer>,
     listeners: Vec<std::thread::JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -108,6 +109,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let peers = Peers::open(store.clone(), &config.peers, clock.clone()).await?;
     let trust = Trust::open(store.clone(), clock.clone()).await?;
     let door = Door::open(store.clone(), bus.clone(), ops.clone(), clock.clone()).await?;
+    door.follow(trust.clone());
+    door.report_to(health.clone());
 
     let client = Client::new(&config.http).map_err(StartError::Setting)?;
     let mut protocols: HashMap<ProtocolId, Arc<dyn Protocol>> = HashMap::new();
@@ -198,7 +201,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         peers: peers.clone(),
         trust: trust.clone(),
         protocols,
-        ops,
+        ops: ops.clone(),
     };
     let nats_url = nats.url.unwrap_or_default();
     tracing::info!(%public, admin = %admin_at, broker = bus.server().version, "drawbridge is open");
@@ -213,6 +216,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         trust,
         door,
         outbound,
+        ops,
         managed,
         listeners,
         tasks,
@@ -269,6 +273,7 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
+        self.ops.flush().await;
         self.store.close().await;
         self.bus.close().await;
         if let Some(server) = self.managed {

@@ -12,7 +12,7 @@
 //!   order of calls is the order in the stream.
 //! * [`durability`]: what an acknowledgement of this broker is worth.
 //! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
-//! * `read`, `tail`: what the repair of `fed.in` and the command line read back, in order.
+//! * `read`, `scan`, `tail`: what the repair of `fed.in` and the command line read back, in order.
 //! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
 
 use std::sync::Arc;
@@ -41,6 +41,7 @@ mod parse;
 mod publish;
 mod read;
 mod retry;
+mod scan;
 mod streams;
 pub mod subject;
 mod tail;
@@ -50,6 +51,7 @@ pub use intake::Intake;
 pub use managed::ManagedServer;
 pub use monitoring::Monitored;
 pub use read::{StoredMessage, StreamFacts};
+pub use scan::ScanFrom;
 pub use streams::stream_name;
 pub use tail::{Tail, TailFrom};
 
