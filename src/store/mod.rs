@@ -20,6 +20,7 @@ mod checkpoint;
 mod facts;
 mod held;
 mod inbound;
+mod lanes;
 mod manage;
 mod ops;
 mod plan;
@@ -216,7 +217,8 @@ impl Store {
         self.write(work, |_| ()).await
     }
 
-    /// Waits until everything handed in before this call is committed.
+    /// Waits until everything handed in before this call is committed; `Unavailable` while the
+    /// database takes no writes.
     async fn barrier(&self) -> Result<(), StoreError> {
         if self.inner.gauges.waiting.load(Ordering::Acquire) == 0 {
             return Ok(());

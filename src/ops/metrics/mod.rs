@@ -13,6 +13,7 @@
 mod bus;
 mod inbound;
 mod labels;
+mod lanes;
 mod outbound;
 mod store;
 
@@ -27,6 +28,7 @@ use labels::Registry;
 pub use bus::*;
 pub use inbound::*;
 pub use labels::Described;
+pub use lanes::*;
 pub use outbound::*;
 pub use store::*;
 
@@ -39,6 +41,7 @@ const COMMIT: Option<&str> = option_env!("DRAWBRIDGE_COMMIT");
 struct Metrics {
     registry: Registry,
     outbound: outbound::Outbound,
+    lanes: lanes::Lanes,
     inbound: inbound::Inbound,
     store: store::Store,
     bus: bus::Bus,
@@ -57,6 +60,7 @@ impl Metrics {
         r.register("build", "The version that runs", build);
         Self {
             outbound: outbound::Outbound::new(r),
+            lanes: lanes::Lanes::new(r),
             inbound: inbound::Inbound::new(r),
             store: store::Store::new(r),
             bus: bus::Bus::new(r),
