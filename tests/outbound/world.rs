@@ -7,6 +7,8 @@ use async_nats::HeaderMap;
 use async_nats::jetstream;
 use drawbridge::app::{self, Running};
 use drawbridge::config::Config;
+use drawbridge::outbound::{Control, PeerOutlook};
+use drawbridge::protocol::PeerName;
 use futures_util::StreamExt as _;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -244,6 +246,29 @@ impl World {
         tokio::time::timeout(PATIENCE, find)
             .await
             .unwrap_or_else(|_| panic!("no {what} in time"))
+    }
+
+    /// Orders to the lanes of the running bridge.
+    pub fn lanes(&self) -> Control {
+        self.bridge.as_ref().unwrap().lanes()
+    }
+
+    /// How a peer is doing.
+    pub async fn look(&self, peer: &str) -> PeerOutlook {
+        self.lanes().look("uam", &name(peer)).await.unwrap()
+    }
+
+    /// Looks until a peer is doing as wanted.
+    pub async fn wait_look(&self, peer: &str, enough: impl Fn(&PeerOutlook) -> bool) {
+        let end = std::time::Instant::now() + PATIENCE;
+        loop {
+            let seen = self.look(peer).await;
+            if enough(&seen) {
+                return;
+            }
+            assert!(std::time::Instant::now() < end, "{seen:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Dead letters that came so far, none awaited: the broker has said everything it had.
