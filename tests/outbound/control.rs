@@ -28,8 +28,11 @@ async fn a_paused_peer_gets_nothing_over_a_restart_until_it_is_resumed() {
     let gamma = Peer::start("gamma.test", |_, _| Say::Delivered).await;
     let mut world = Setup::new().peer(&beta).peer(&gamma).start().await;
     let reason = Some("they move house".to_owned());
-    let paused = world.lanes().pause("uam", &name("beta.test"), reason, None);
-    paused.await.unwrap();
+    let paused = world
+        .lanes()
+        .pause("uam", &name("beta.test"), reason, None)
+        .await;
+    paused.unwrap();
     let event = world.event("peer.paused").await;
     assert_eq!(event["pause"]["reason"], "they move house");
     for n in 0..5 {
@@ -54,8 +57,8 @@ async fn a_paused_peer_gets_nothing_over_a_restart_until_it_is_resumed() {
     assert_eq!(world.rows("pending").await.len(), 6);
     assert!(beta.seen().is_empty());
 
-    let resumed = world.lanes().resume("uam", &name("beta.test"));
-    resumed.await.unwrap();
+    let resumed = world.lanes().resume("uam", &name("beta.test")).await;
+    resumed.unwrap();
     world.event("peer.resumed").await;
     let texts: Vec<_> = beta.saw(6).await.iter().map(|s| s.text()).collect();
     assert_eq!(texts, ["0", "1", "2", "3", "4", "5"], "in order");
@@ -71,8 +74,10 @@ async fn a_pause_ends_at_its_time_and_fed_expires_runs_on_meanwhile() {
     assert!(matches!(past, Err(ControlError::PauseIsOver)));
     let now = jiff::Timestamp::now();
     let until = now.as_millisecond() + 1_500;
-    let pause = lanes.pause("uam", &name("beta.test"), None, Some(until));
-    pause.await.unwrap();
+    let pause = lanes
+        .pause("uam", &name("beta.test"), None, Some(until))
+        .await;
+    pause.unwrap();
     let body = World::envelope_of("late", "beta.test", "late").to_string();
     let soon = (now + jiff::SignedDuration::from_millis(300)).to_string();
     let headers = [("Fed-Expires", soon.as_str())];
@@ -175,8 +180,8 @@ async fn a_reset_forgets_the_failures_of_an_open_peer() {
     assert!(seen.lane.next_at_ms.is_some(), "{seen:?}");
     assert_eq!(beta.seen().len(), 1);
     beta.script(|_, _| Say::Delivered);
-    let reset = world.lanes().reset("uam", &name("beta.test"));
-    reset.await.unwrap();
+    let reset = world.lanes().reset("uam", &name("beta.test")).await;
+    reset.unwrap();
     world.event("peer.reset").await;
     let seen = beta.saw(2).await;
     assert_eq!(seen[1].text(), "two", "what was not tried yet goes at once");

@@ -317,6 +317,11 @@ impl World {
     }
 }
 
+/// A peer's name.
+pub fn name(peer: &str) -> PeerName {
+    PeerName::parse(peer).unwrap()
+}
+
 /// One exchange over a connection that the server closes.
 pub async fn exchange(at: std::net::SocketAddr, request: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
