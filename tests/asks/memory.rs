@@ -7,9 +7,10 @@ use super::nats::NatsServer;
 use super::uam_client::{envelope, message_id};
 
 /// Characters of each message.
-const SIZE: usize = 4_000;
-const FIRST: usize = 500;
-const MORE: usize = 8_000;
+const SIZE: usize = 32_000;
+/// Enough to fill every cache that has a bound (the database's own is the largest).
+const FIRST: usize = 1_200;
+const MORE: usize = 1_200;
 /// What the process may grow by, bytes: the backlog is several times as much.
 const MOST: u64 = 12 << 20;
 

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use drawbridge::outbound::PeerState;
+use serde_json::json;
 
 use super::peer::{Peer, Say};
-use super::uam_client::{Posted, delivery, envelope, message_id, post};
+use super::uam_client::{Posted, delivery, envelope, message_id, post, public_of};
 use super::world::{Setup, World};
 
 const FAR: &str = r#"["1h", "1h"]"#;
@@ -17,6 +18,7 @@ async fn a_dead_peer_eats_no_workers() {
     gone.down().await;
     let well = Peer::start("well.test", |_, _| Say::Delivered).await;
     let world = Setup::new()
+        .set("http.connect_timeout", r#""300ms""#)
         .set("http.timeout", r#""300ms""#)
         .set("uam.retry_delays", FAR)
         .set("outbound.breaker_threshold", "3")
@@ -104,7 +106,7 @@ async fn inbound_traffic_does_not_reset_outbound_failure() {
     world.acknowledged().await;
     // It can send, and takes nothing: one early attempt, however much it says.
     for n in 0..5 {
-        says(&world, "beta.test").await;
+        says(&world, &beta).await;
         beta.saw(2).await;
         world
             .wait_look("beta.test", |p| p.lane.in_flight == 0)
@@ -131,19 +133,20 @@ async fn a_word_from_a_peer_that_is_back_brings_it_its_backlog() {
         world.event("delivery.retrying").await;
     }
     beta.script(|_, _| Say::Delivered);
-    says(&world, "beta.test").await;
+    says(&world, &beta).await;
     beta.saw(10).await;
     world.event("peer.recovered").await;
 }
 
-/// A peer delivers a message to us.
-async fn says(world: &World, peer: &str) {
-    let envelope = envelope(
-        &message_id(),
-        &format!("bob::{peer}"),
-        "alice::alpha.test",
-        "hello",
+/// A peer shows the key of its agent, and delivers a message to us.
+async fn says(world: &World, at_home: &Peer) {
+    let peer = at_home.name;
+    let agent = format!("bob::{peer}");
+    at_home.page(
+        &format!("/api/v1/agents/{agent}/public-key"),
+        &json!({"address": agent, "public_key": public_of(&agent), "tier": 1, "verified_domain": null}),
     );
+    let envelope = envelope(&message_id(), &agent, "alice::alpha.test", "hello");
     let at = world.bridge.as_ref().unwrap().public;
     let said = delivery(peer, &envelope, false);
     let client = reqwest::Client::new();
@@ -180,7 +183,7 @@ async fn a_name_that_resolves_only_to_closed_loopback_ports_is_not_hammered() {
     let beta = Peer::start("beta.test", |_, _| Say::Delivered).await;
     let port = beta.address.port();
     beta.down().await;
-    let key = super::uam_client::public_of("closed.test");
+    let key = public_of("closed.test");
     let mut world = Setup::new()
         .table("[http.hosts]\n\"closed.test\" = [\"127.0.0.1\"]\n")
         .set("uam.retry_delays", FAR)
