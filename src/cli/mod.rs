@@ -1,12 +1,16 @@
 //! The command line: one file per command.
 
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod lists;
 pub mod peers;
+pub mod probe;
 pub mod queue;
 pub mod run;
 pub mod send;
+mod steps;
+pub mod streams;
 pub mod table;
 pub mod tail;
 pub mod trust;
@@ -56,9 +60,18 @@ enum Command {
     /// Our own keys.
     #[command(subcommand)]
     Keys(lists::KeysCommand),
+    /// The broker's streams.
+    #[command(subcommand)]
+    Streams(streams::StreamsCommand),
+    /// Examine a remote server step by step: DNS, TLS, key, clock, signature.
+    #[command(subcommand)]
+    Probe(probe::ProbeCommand),
     /// Explain step by step why a saved request is accepted or refused.
     #[command(subcommand)]
     Verify(verify::VerifyCommand),
+    /// How fast this machine carries messages, and how close that is to what it could.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -112,7 +125,10 @@ pub fn main() -> ExitCode {
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
             Command::Keys(command) => lists::keys(command),
+            Command::Streams(command) => streams::streams(command).await,
+            Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),
+            Command::Bench(command) => bench::bench(command).await,
             Command::Config(ConfigCommand::Defaults) => {
                 print!("{}", crate::config::DEFAULT_TOML);
                 Ok(ExitCode::SUCCESS)
