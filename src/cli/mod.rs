@@ -5,6 +5,7 @@ pub mod demo;
 pub mod lists;
 pub mod peers;
 pub mod queue;
+pub mod replay;
 pub mod run;
 pub mod send;
 pub mod table;
@@ -53,6 +54,8 @@ enum Command {
     /// Which servers are blocked, allowed or held in quarantine.
     #[command(subcommand)]
     Trust(trust::TrustCommand),
+    /// Inbound events once more, from a time or sequence.
+    Replay(replay::ReplayArgs),
     /// Our own keys.
     #[command(subcommand)]
     Keys(lists::KeysCommand),
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
             Command::Dead(command) => queue::dead(command).await,
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
+            Command::Replay(args) => replay::replay(args).await,
             Command::Keys(command) => lists::keys(command),
             Command::Verify(command) => verify::verify(command),
             Command::Config(ConfigCommand::Defaults) => {
