@@ -1,4 +1,6 @@
-//! Start-up and shutdown, top to bottom.
+//! Start-up and shutdown, top to bottom; [`reload`] is what can change in between.
+
+mod reload;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ListenConfig, Secret};
 use crate::http::client::Client;
 use crate::http::server::Server;
+use crate::http::tls::Certificate;
 use crate::http::unrouted;
 use crate::inbound::Door;
 use crate::ops::health::Health;
@@ -24,8 +27,14 @@ use crate::protocols::uam::{Uam, UamError, UamParts};
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
+use reload::Reloadable;
+pub use reload::Reloaded;
+
 /// How often gauges are read and old rows are pruned.
 const HOUSEKEEPING: Duration = Duration::from_secs(15);
+
+/// What closing ledger and broker may take after the drain.
+const CLOSING: Duration = Duration::from_secs(15);
 
 /// Why the bridge cannot start: a sentence a person can act on.
 #[derive(Debug, thiserror::Error)]
@@ -60,11 +69,14 @@ pub struct Running {
     trust: Trust,
     door: Door,
     outbound: Outbound,
+    ops: Ops,
     managed: Option<ManagedServer>,
     listeners: Vec<std::thread::JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     stop_listening: CancellationToken,
     stop_rest: CancellationToken,
+    health: Health,
+    reloadable: Reloadable,
 }
 
 /// Starts everything, in the order in which each part needs the ones before it; the public listener
@@ -97,6 +109,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let peers = Peers::open(store.clone(), &config.peers, clock.clone()).await?;
     let trust = Trust::open(store.clone(), clock.clone()).await?;
     let door = Door::open(store.clone(), bus.clone(), ops.clone(), clock.clone()).await?;
+    door.follow(trust.clone());
+    door.report_to(health.clone());
 
     let client = Client::new(&config.http).map_err(StartError::Setting)?;
     let mut protocols: HashMap<ProtocolId, Arc<dyn Protocol>> = HashMap::new();
@@ -109,7 +123,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             peers: peers.clone(),
             trust: trust.clone(),
             door: door.clone(),
-            net: Arc::new(client),
+            net: Arc::new(client.clone()),
             ops: ops.clone(),
             clock: clock.clone(),
         })
@@ -148,10 +162,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let admin_server = Server::bind(&config.admin, false)?;
     let admin_at = admin_server.local_addr();
+    let admin_certificate = admin_server.certificate();
     let state = AdminState {
         store: store.clone(),
         peers: peers.clone(),
         trust: trust.clone(),
+        door: Some(door.clone()),
         health: health.clone(),
         ops: ops.clone(),
         clock: clock.clone(),
@@ -161,20 +177,33 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         metrics_open: AdminState::metrics_open(&config),
         loopback_only: config.admin.address.ip().is_loopback(),
     };
-    let mut tasks = vec![
+    let tasks = vec![
         tokio::spawn(admin_server.serve(admin::router(state), stop_rest.clone())),
         tokio::spawn(housekeeping(
             store.clone(),
             bus.clone(),
-            health,
+            health.clone(),
             clock,
             stop_rest.clone(),
         )),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
     let routes = unrouted::answered(routes);
-    let (public, listeners) = listen(&config.public, &routes, threads, &stop_listening)?;
-    tasks.shrink_to_fit();
+    let (public, listeners, certificates) =
+        listen(&config.public, &routes, threads, &stop_listening)?;
+    let mut clients = outbound.clients().to_vec();
+    clients.push(client);
+    let reloadable = Reloadable {
+        current: config.clone(),
+        started: config,
+        public: certificates,
+        admin: admin_certificate,
+        clients,
+        peers: peers.clone(),
+        trust: trust.clone(),
+        protocols,
+        ops,
+    };
     let nats_url = nats.url.unwrap_or_default();
     tracing::info!(%public, admin = %admin_at, broker = bus.server().version, "drawbridge is open");
     Ok(Running {
@@ -188,11 +217,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         trust,
         door,
         outbound,
+        ops,
         managed,
         listeners,
         tasks,
         stop_listening,
         stop_rest,
+        health,
+        reloadable,
     })
 }
 
@@ -206,9 +238,22 @@ impl Running {
         self.store.list_rows(&filter).await
     }
 
+    /// Takes up what can change while running; see [`reload`].
+    pub async fn reload(&mut self, fresh: Result<Config, String>) -> Result<Reloaded, String> {
+        self.reloadable.reload(fresh).await
+    }
+
+    /// How long [`Running::stop`] may take before something in it hangs.
+    pub fn stop_limit(&self) -> Duration {
+        self.reloadable.started.public.drain_timeout + CLOSING
+    }
+
     /// Stops: no new requests and messages, those in hand are finished (each part bounded by the
     /// drain time), then the ledger, the broker connection and the managed server are closed.
     pub async fn stop(self) {
+        // Red before the doors close: whoever balances load looks here.
+        self.health
+            .set("drain", "the bridge is stopping; send nothing new here");
         tracing::info!("drawbridge is draining");
         self.stop_listening.cancel();
         let (listeners, outbound) = (self.listeners, self.outbound);
@@ -229,6 +274,7 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
+        self.ops.flush().await;
         self.store.close().await;
         self.bus.close().await;
         if let Some(server) = self.managed {
@@ -238,13 +284,20 @@ impl Running {
     }
 }
 
+/// Where, by which threads, with which certificates (one a thread, none without TLS).
+type Listening = (
+    SocketAddr,
+    Vec<std::thread::JoinHandle<()>>,
+    Vec<Certificate>,
+);
+
 /// The public listener: one thread a shard, each with its own socket on the same port.
 fn listen(
     config: &ListenConfig,
     routes: &axum::Router,
     threads: usize,
     stop: &CancellationToken,
-) -> Result<(SocketAddr, Vec<std::thread::JoinHandle<()>>), StartError> {
+) -> Result<Listening, StartError> {
     let first = Server::bind(config, true)?;
     let at = first.local_addr();
     let share = ListenConfig {
@@ -256,6 +309,7 @@ fn listen(
     for _ in 1..threads {
         servers.push(Server::bind(&share, true)?);
     }
+    let certificates = servers.iter().filter_map(Server::certificate).collect();
     let mut handles = Vec::new();
     for (n, server) in servers.into_iter().enumerate() {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -265,7 +319,7 @@ fn listen(
         let thread = std::thread::Builder::new().name(format!("public-{n}"));
         handles.push(thread.spawn(move || runtime.block_on(server.serve(routes, stop)))?);
     }
-    Ok((at, handles))
+    Ok((at, handles, certificates))
 }
 
 /// Answers `fed.do.<protocol>.<method>`.

@@ -48,6 +48,7 @@ impl Bridge {
             store,
             peers,
             trust,
+            door: None,
             health: Health::new(),
             ops: Ops::silent(),
             clock: clock.clone(),

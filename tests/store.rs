@@ -127,6 +127,7 @@ fn arrival(key: &str, nonce: &[u8]) -> NewInbound {
         ],
         payload: Bytes::from_static(b"{\"hello\":1}"),
         received_ms: NOW,
+        hold: false,
         replay: vec![ReplayId {
             scope: "alpha.test".into(),
             id: nonce.to_vec(),

@@ -46,6 +46,7 @@ pub use routes::router;
 
 use crate::clock::Clock;
 use crate::config::{Config, MetricsAccess, Secret};
+use crate::inbound::{Door, HeldError};
 use crate::ops::Ops;
 use crate::ops::health::Health;
 use crate::peers::Peers;
@@ -59,6 +60,8 @@ pub struct AdminState {
     pub store: Store,
     pub peers: Peers,
     pub trust: Trust,
+    /// Where events of quarantined peers are held; `None`: nothing is received here.
+    pub door: Option<Door>,
     pub health: Health,
     pub ops: Ops,
     pub clock: Clock,
@@ -148,6 +151,13 @@ impl From<StoreError> for Fail {
             "store_unavailable",
             error.to_string(),
         )
+    }
+}
+
+impl From<HeldError> for Fail {
+    fn from(error: HeldError) -> Self {
+        let detail = error.to_string();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "door_unavailable", detail)
     }
 }
 

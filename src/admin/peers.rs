@@ -130,7 +130,7 @@ async fn show(State(state): Shared, Path((protocol, name)): Path<(String, String
 async fn everyone(state: &AdminState) -> Result<BTreeMap<Key, Known>, Fail> {
     let mut all: BTreeMap<Key, Known> = BTreeMap::new();
     for (protocol, name) in state.peers.pinned() {
-        let pin = state.peers.pin(&protocol, &name).cloned();
+        let pin = state.peers.pin(&protocol, &name);
         all.entry((protocol, name.to_string())).or_default().pin = pin;
     }
     for record in state.peers.all() {

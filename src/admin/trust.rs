@@ -23,6 +23,7 @@ pub(super) fn routes() -> Vec<Route> {
         get("/api/v1/trust", Access::Token, list),
         post("/api/v1/trust", add),
         post("/api/v1/trust/release", release),
+        get("/api/v1/held", Access::Token, held),
     ]
 }
 
@@ -103,9 +104,13 @@ struct Release {
     pattern: String,
     /// Which list; left out: quarantine and block.
     rule: Option<String>,
+    /// Forget what is held instead of letting it in.
+    #[serde(default)]
+    drop: bool,
 }
 
-/// `POST /api/v1/trust/release`: removes the rules of a pattern; 404 when there is none.
+/// `POST /api/v1/trust/release`: takes a pattern off its lists and lets in (or drops) what is held of
+/// the peers it matches; 404 when there is neither a rule nor anything held.
 async fn release(State(state): Shared, bytes: Bytes) -> Reply {
     let wanted: Release = body(&bytes)?;
     let protocol = state.protocol(wanted.protocol.as_deref())?;
@@ -114,34 +119,70 @@ async fn release(State(state): Shared, bytes: Bytes) -> Reply {
         Some(name) => vec![rule_named(name)?],
         None => vec![Rule::Block, Rule::Quarantine],
     };
-    let now = state.clock.now_ms();
-    let mut removed = Vec::new();
-    for rule in lists {
-        let row = state
-            .trust
-            .list(protocol, rule)
-            .into_iter()
-            .find(|r| r.pattern == pattern);
-        if state.trust.remove(protocol, rule, &pattern).await?
-            && let Some(row) = row
-        {
-            tell(&state, protocol, "removed", &row);
-            removed.push(shown(&row, now));
-        }
+    // What is dropped goes before the rule does: the door lets in what is no longer quarantined.
+    let door = state
+        .door
+        .as_ref()
+        .filter(|_| lists.contains(&Rule::Quarantine));
+    let mut dropped = match door {
+        Some(door) if wanted.drop => door.drop_held(protocol, &pattern).await?,
+        _ => 0,
+    };
+    let removed = remove(&state, protocol, &lists, &pattern).await?;
+    let mut released = 0;
+    match door {
+        Some(door) if wanted.drop => dropped += door.drop_held(protocol, &pattern).await?,
+        Some(door) => released = door.release(protocol, &pattern).await?,
+        None => {}
     }
-    if removed.is_empty() {
+    if removed.is_empty() && released + dropped == 0 {
         return Err(Fail::not_found(
             "no_such_rule",
             format!(
-                "no such rule is kept for {pattern:?} over {protocol}; see `trust list --ended`"
+                "there is no such rule for {pattern:?} over {protocol}, and nothing is held of it; \
+                 `trust list --ended` shows the rules, `trust held` what is held"
             ),
         ));
     }
-    let still = state
-        .trust
-        .ruling(protocol, &pattern)
-        .map(|(_, row)| shown(&row, now));
-    ok(&json!({"removed": removed, "still": still}))
+    let now = state.clock.now_ms();
+    let still = state.trust.ruling(protocol, &pattern);
+    ok(&json!({
+        "removed": removed,
+        "released": released,
+        "dropped": dropped,
+        "still": still.map(|(_, row)| shown(&row, now)),
+    }))
+}
+
+/// Takes a pattern off these lists; answers the rules that there were.
+async fn remove(
+    state: &AdminState,
+    protocol: ProtocolId,
+    lists: &[Rule],
+    pattern: &str,
+) -> Result<Vec<Value>, Fail> {
+    let now = state.clock.now_ms();
+    let mut removed = Vec::new();
+    for &rule in lists {
+        let mut there = state.trust.list(protocol, rule).into_iter();
+        let row = there.find(|row| row.pattern == pattern);
+        if state.trust.remove(protocol, rule, pattern).await?
+            && let Some(row) = row
+        {
+            tell(state, protocol, "removed", &row);
+            removed.push(shown(&row, now));
+        }
+    }
+    Ok(removed)
+}
+
+/// `GET /api/v1/held`: `held`, what waits of each quarantined peer.
+async fn held(State(state): Shared) -> Reply {
+    let held = match &state.door {
+        Some(door) => door.held().await?,
+        None => Vec::new(),
+    };
+    ok(&json!({"now_ms": state.clock.now_ms(), "held": held}))
 }
 
 fn shown(row: &TrustRow, now: UnixMs) -> Value {

@@ -12,7 +12,7 @@
 //!   order of calls is the order in the stream.
 //! * [`durability`]: what an acknowledgement of this broker is worth.
 //! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
-//! * `read`, `tail`: what the repair of `fed.in` and the command line read back, in order.
+//! * `read`, `scan`, `tail`: what the repair of `fed.in` and the command line read back, in order.
 //! * `replay`: a place in a stream by its time, a consumer that begins there.
 //! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
 
@@ -43,6 +43,7 @@ mod publish;
 mod read;
 mod replay;
 mod retry;
+mod scan;
 mod streams;
 pub mod subject;
 mod tail;
@@ -53,6 +54,7 @@ pub use managed::ManagedServer;
 pub use monitoring::Monitored;
 pub use read::{StoredMessage, StreamFacts};
 pub use replay::MadeConsumer;
+pub use scan::ScanFrom;
 pub use streams::stream_name;
 pub use tail::{Tail, TailFrom};
 

@@ -20,6 +20,8 @@ pub struct StreamFacts {
     pub first_seq: u64,
     /// Sequence of the newest message ever stored.
     pub last_seq: u64,
+    /// Messages older than this are removed; `None`: age removes nothing.
+    pub max_age_ms: Option<UnixMs>,
 }
 
 /// One message of a stream.
@@ -53,6 +55,9 @@ impl Bus {
             bytes: info.state.bytes,
             first_seq: info.state.first_sequence,
             last_seq: info.state.last_sequence,
+            max_age_ms: i64::try_from(info.config.max_age.as_millis())
+                .ok()
+                .filter(|age| *age > 0),
         }))
     }
 

@@ -127,6 +127,8 @@ pub fn main() -> ExitCode {
             }),
         }
     });
+    // What still runs does not hold the end up: `run` has waited for all that had to be.
+    runtime.shutdown_background();
     outcome.unwrap_or_else(|sentence| fail(&sentence))
 }
 

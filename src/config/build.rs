@@ -37,6 +37,7 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
         uam: uam::uam(&section("uam"))?,
         peers,
         data_dir,
+        given: layers.given(),
     })
 }
 

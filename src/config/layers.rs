@@ -4,12 +4,14 @@
 //! `[http.hosts]`, whose keys are host names, and `[[peers]]`, which the default file can only show
 //! in a comment ([`PEER_KEYS`]).
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::{ConfigError, DEFAULT_TOML};
+use super::given::Given;
+use super::{ConfigError, DEFAULT_TOML, Secret};
 
 /// The table whose keys are the user's own.
 const FREE_TABLE: &str = "http.hosts";
@@ -17,21 +19,14 @@ const FREE_TABLE: &str = "http.hosts";
 pub(super) const PEERS: &str = "peers";
 /// Keys of one `[[peers]]` block.
 pub(super) const PEER_KEYS: [&str; 5] = ["protocol", "name", "endpoint", "public_key", "accepted"];
-/// Settings that have two forms, of which a layer's choice replaces a lower layer's.
-const TWO_FORMS: [(&str, &str, &str); 6] = [
-    ("nats", "url", "url_file"),
-    ("nats", "password", "password_file"),
-    ("nats", "token", "token_file"),
-    ("nats", "nkey", "nkey_file"),
-    ("admin", "token", "token_file"),
-    ("uam", "admin_api_key", "admin_api_key_file"),
-];
 
 /// All layers so far as one table.
 pub(super) struct Layers {
     schema: Table,
     merged: Table,
     origins: HashMap<String, String>,
+    /// What was read from `_file` settings, by the key of the file.
+    secrets: RefCell<BTreeMap<String, Secret>>,
     home: Option<PathBuf>,
     config_home: Option<PathBuf>,
 }
@@ -46,6 +41,7 @@ impl Layers {
             merged: schema.clone(),
             schema,
             origins: HashMap::new(),
+            secrets: RefCell::default(),
             home: None,
             config_home: None,
         })
@@ -102,22 +98,21 @@ impl Layers {
 
     fn add(&mut self, layer: Table, origin: &str) -> Result<(), ConfigError> {
         self.check(&layer, &self.schema, "", origin)?;
-        for (section, one, other) in TWO_FORMS {
-            let set = |key: &str| {
-                layer
-                    .get(section)
-                    .and_then(|t| t.get(key))
+        for one in self.two_forms() {
+            let other = format!("{one}_file");
+            let set = |path: &str| {
+                at(&layer, path)
                     .and_then(Value::as_str)
                     .is_some_and(|text| !text.is_empty())
             };
-            match (set(one), set(other)) {
+            match (set(&one), set(&other)) {
                 (true, true) => {
                     return Err(ConfigError(format!(
-                        "{origin}: {section}.{one} and {section}.{other} are two forms of one setting; keep one"
+                        "{origin}: {one} and {other} are two forms of one setting; keep one"
                     )));
                 }
-                (true, false) => self.clear(section, other),
-                (false, true) => self.clear(section, one),
+                (true, false) => clear(&mut self.merged, &other),
+                (false, true) => clear(&mut self.merged, &one),
                 (false, false) => {}
             }
         }
@@ -125,10 +120,14 @@ impl Layers {
         Ok(())
     }
 
-    fn clear(&mut self, section: &str, key: &str) {
-        if let Some(Value::Table(table)) = self.merged.get_mut(section) {
-            table.insert(key.to_owned(), Value::String(String::new()));
-        }
+    /// Notes what the file named by `path` held.
+    pub(super) fn read_secret(&self, path: String, secret: &Secret) {
+        self.secrets.borrow_mut().insert(path, secret.clone());
+    }
+
+    /// All of it, to be compared with what is read later.
+    pub(super) fn given(&self) -> Given {
+        Given::new(self.merged.clone(), self.secrets.borrow().clone())
     }
 
     fn check(
@@ -176,6 +175,15 @@ impl Layers {
             .or_else(|| nearest(path, &all))
             .map_or_else(String::new, |near| format!("; did you mean {near}?"));
         ConfigError(format!("{origin}: there is no setting {path}{hint}"))
+    }
+
+    /// Settings that have a second form, `KEY_file`: the secrets. One layer gives one of the forms,
+    /// and its choice replaces a lower layer's.
+    fn two_forms(&self) -> Vec<String> {
+        let paths = self.paths();
+        let plain = |path: &String| path.strip_suffix("_file").map(ToOwned::to_owned);
+        let forms = paths.iter().filter_map(plain);
+        forms.filter(|one| paths.contains(one)).collect()
     }
 
     /// Every key that holds a value, as a dotted path.
@@ -266,6 +274,20 @@ fn at<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
     match path.split_once('.') {
         None => table.get(path),
         Some((head, tail)) => at(table.get(head)?.as_table()?, tail),
+    }
+}
+
+/// Sets a text back to "not set".
+fn clear(table: &mut Table, path: &str) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.to_owned(), Value::String(String::new()));
+        }
+        Some((head, tail)) => {
+            if let Some(Value::Table(inner)) = table.get_mut(head) {
+                clear(inner, tail);
+            }
+        }
     }
 }
 

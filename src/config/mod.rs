@@ -8,11 +8,12 @@
 //! [`secret`] is the rule for files that hold one, [`context`] reads the `nats` command's contexts.
 //! [`layers`] merges and remembers which layer a value came from, [`env`] turns variables into a
 //! layer, [`read`] reads one value of one kind, [`build`] puts them together and checks what
-//! concerns several keys.
+//! concerns several keys, [`given`] tells one reading from another.
 
 mod build;
 mod context;
 mod env;
+mod given;
 mod layers;
 mod model;
 mod nats;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::given::Given;
 pub use super::nats::{DurabilityPolicy, ManagedConfig, NatsConfig, NatsLogin, NatsTls};
 pub use super::secret::{Secret, SecretFrom};
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub ops_single: bool,
     pub uam: UamConfig,
     pub peers: Vec<PeerPin>,
+    /// What was written, for telling one reading from another.
+    pub given: Given,
 }
 
 /// What to do about stream definitions at start.
@@ -35,7 +38,7 @@ pub enum StreamPolicy {
 }
 
 /// `[http]`: outgoing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpConfig {
     pub connect_timeout: Duration,
     pub timeout: Duration,
@@ -153,7 +156,7 @@ pub enum WireForms {
 }
 
 /// `[[peers]]`: what is pinned for one peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerPin {
     pub protocol: String,
     pub name: String,

@@ -216,6 +216,14 @@ impl<'a> Section<'a> {
 
     /// A secret given as text under `key` or in the file under `key_file`.
     pub(super) fn secret(&self, key: &str) -> Result<Option<Secret>, ConfigError> {
+        let secret = self.secret_now(key)?;
+        if let Some(secret) = &secret {
+            self.layers.read_secret(self.path(key), secret);
+        }
+        Ok(secret)
+    }
+
+    fn secret_now(&self, key: &str) -> Result<Option<Secret>, ConfigError> {
         if let Some(text) = self.text_or_none(key)? {
             return Ok(Some(Secret(text.to_owned().into())));
         }
@@ -231,7 +239,7 @@ impl<'a> Section<'a> {
     /// The same, but a file is remembered and read again when the secret is needed; that it can be
     /// read now is checked.
     pub(super) fn secret_from(&self, key: &str) -> Result<Option<SecretFrom>, ConfigError> {
-        let Some(secret) = self.secret(key)? else {
+        let Some(secret) = self.secret_now(key)? else {
             return Ok(None);
         };
         Ok(Some(match self.text_or_none(key)? {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use reqwest::Url;
 
@@ -34,7 +35,10 @@ const MAX_HEADER_LIST: u32 = 64 * 1024;
 
 /// An outgoing client with its own connection pool; one a shard. Cloning shares the pool.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client(Arc<ArcSwap<Inner>>);
+
+/// New settings, judged and ready to be put in force by [`Client::adopt`].
+pub struct Prepared(Inner);
 
 struct Inner {
     /// For everybody.
@@ -61,41 +65,19 @@ impl Client {
     /// A client by these settings (roots, exceptions, DNS servers, timeouts). The error is a
     /// sentence that names the file or setting.
     pub fn new(config: &HttpConfig) -> Result<Self, String> {
-        let tls = tls::client_config(&config.extra_roots).map_err(|e| e.to_string())?;
-        let names = Arc::new(Names::new(config));
-        let guard = Arc::new(Guard::new(&config.allow_cidrs));
-        let pool = |guard: Option<Arc<Guard>>| {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .dns_resolver(GuardedResolver {
-                    names: Arc::clone(&names),
-                    guard,
-                })
-                .no_proxy()
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .user_agent(USER_AGENT)
-                .connect_timeout(config.connect_timeout)
-                .tcp_nodelay(true)
-                .pool_max_idle_per_host(IDLE_PER_HOST)
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .http2_max_header_list_size(MAX_HEADER_LIST)
-                // All requests to a peer share one HTTP/2 connection, and a request that times out
-                // does not close it: a peer that vanished is found out by pings.
-                .http2_keep_alive_interval(PING_INTERVAL)
-                .http2_keep_alive_timeout(PING_INTERVAL)
-                .build()
-                .map_err(|e| format!("the HTTP client cannot be set up: {e}"))
-        };
-        Ok(Self(Arc::new(Inner {
-            guarded: pool(Some(Arc::clone(&guard)))?,
-            exempt: pool(None)?,
-            guard,
-            allow_hosts: HostRules::new(config.allow_hosts.iter().map(String::as_str)),
-            plain_hosts: HostRules::new(config.plain_hosts.iter().map(String::as_str)),
-            names,
-            srv: config.srv,
-        })))
+        let inner = Inner::new(config)?;
+        Ok(Self(Arc::new(ArcSwap::from_pointee(inner))))
+    }
+
+    /// The first half of a change of settings: all that can go wrong.
+    pub fn prepare(config: &HttpConfig) -> Result<Prepared, String> {
+        Inner::new(config).map(Prepared)
+    }
+
+    /// The second half: requests from now on follow the new settings, those on their way end under
+    /// the old ones. The connections kept open so far are given up.
+    pub fn adopt(&self, prepared: Prepared) {
+        self.0.store(Arc::new(prepared.0));
     }
 
     /// Sends one request; the answer's body is read up to `max_body` bytes (more: `TooLarge`).
@@ -114,7 +96,8 @@ impl Client {
                 format!("{} is no URL: {e}", shown(&request.url)),
             )
         })?;
-        let pool = self.admit(&url)?;
+        let inner = self.0.load_full();
+        let pool = inner.admit(&url)?;
         let mut outgoing = reqwest::Request::new(request.method, url);
         *outgoing.headers_mut() = request.headers;
         if !request.body.is_empty() {
@@ -151,10 +134,51 @@ impl Client {
     /// SRV lookup through the configured DNS servers, 2 s a query; best first (priority, then weight).
     /// `Ok(vec![])`: no such record. `Err`: no answer (SERVFAIL, timeout), so a fallback may be tried.
     pub async fn srv(&self, name: &str) -> Result<Vec<SrvTarget>, TransportError> {
-        if !self.0.srv {
+        let inner = self.0.load_full();
+        if !inner.srv {
             return Ok(Vec::new());
         }
-        self.0.names.srv(name).await
+        inner.names.srv(name).await
+    }
+}
+
+impl Inner {
+    fn new(config: &HttpConfig) -> Result<Self, String> {
+        let tls = tls::client_config(&config.extra_roots).map_err(|e| e.to_string())?;
+        let names = Arc::new(Names::new(config));
+        let guard = Arc::new(Guard::new(&config.allow_cidrs));
+        let pool = |guard: Option<Arc<Guard>>| {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .dns_resolver(GuardedResolver {
+                    names: Arc::clone(&names),
+                    guard,
+                })
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .user_agent(USER_AGENT)
+                .connect_timeout(config.connect_timeout)
+                .tcp_nodelay(true)
+                .pool_max_idle_per_host(IDLE_PER_HOST)
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .http2_max_header_list_size(MAX_HEADER_LIST)
+                // All requests to a peer share one HTTP/2 connection, and a request that times out
+                // does not close it: a peer that vanished is found out by pings.
+                .http2_keep_alive_interval(PING_INTERVAL)
+                .http2_keep_alive_timeout(PING_INTERVAL)
+                .build()
+                .map_err(|e| format!("the HTTP client cannot be set up: {e}"))
+        };
+        Ok(Self {
+            guarded: pool(Some(Arc::clone(&guard)))?,
+            exempt: pool(None)?,
+            guard,
+            allow_hosts: HostRules::new(config.allow_hosts.iter().map(String::as_str)),
+            plain_hosts: HostRules::new(config.plain_hosts.iter().map(String::as_str)),
+            names,
+            srv: config.srv,
+        })
     }
 
     /// Whether this URL may be asked at all, and through which pool.
@@ -181,7 +205,7 @@ impl Client {
         }
         match url.scheme() {
             "https" => {}
-            "http" if self.0.plain_hosts.names(host, port) => {}
+            "http" if self.plain_hosts.names(host, port) => {}
             "http" => {
                 return Err(failure(
                     TransportKind::Forbidden,
@@ -192,16 +216,15 @@ impl Client {
             }
             _ => return Err(invalid("only https (and http to named hosts) is spoken")),
         }
-        if self.0.allow_hosts.names(host, port) {
-            return Ok(&self.0.exempt);
+        if self.allow_hosts.names(host, port) {
+            return Ok(&self.exempt);
         }
         if let Some(address) = literal(host) {
-            self.0
-                .guard
+            self.guard
                 .check(address)
                 .map_err(|e| failure(TransportKind::Forbidden, e.to_string()))?;
         }
-        Ok(&self.0.guarded)
+        Ok(&self.guarded)
     }
 }
 

@@ -71,6 +71,10 @@ pub fn client_config(extra_roots: &[PathBuf]) -> Result<ClientConfig, TlsError> 
     Ok(config)
 }
 
+/// A certificate with its key, read and found to fit.
+#[derive(Clone, Debug)]
+pub struct Prepared(Arc<ServerConfig>);
+
 /// A listener's certificate, replaceable while it serves. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Certificate {
@@ -99,6 +103,17 @@ impl Certificate {
         let fresh = server_config(&self.certificate, &self.key)?;
         self.current.store(Arc::new(fresh));
         Ok(())
+    }
+
+    /// Like [`Certificate::reload`], from files that may have other names now. The first half of a
+    /// change: all that can go wrong.
+    pub fn prepare(certificate: &Path, key: &Path) -> Result<Prepared, TlsError> {
+        server_config(certificate, key).map(|config| Prepared(Arc::new(config)))
+    }
+
+    /// The second half: connections from now on get this one.
+    pub fn adopt(&self, prepared: &Prepared) {
+        self.current.store(Arc::clone(&prepared.0));
     }
 
     /// What a new connection uses.

@@ -1,25 +1,43 @@
 //! Events into the ledger, and from there to the publisher in the order of their ledger numbers.
 //!
 //! One task hands events to the store's writer one after the other; the writer numbers and commits
-//! them in that order, so awaiting the commits in the same order costs nothing and keeps it.
+//! them in that order, so awaiting the commits in the same order costs nothing and keeps it. What is
+//! released from quarantine gets its new numbers by the same way, and so its place among the others.
+
+use std::sync::Arc;
 
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::bus::BusMessage;
 use crate::ops::Ops;
-use crate::store::{Accepted, NewInbound, Store, StoreError};
+use crate::protocol::{PeerName, ProtocolId};
+use crate::store::{Accepted, HeldBatch, NewInbound, Released, Store, StoreError, Way};
 
 use super::flights::Reply;
+use super::message::bus_message;
+use super::outlet::Outlet;
 use super::publisher::{Acknowledged, ToPublish};
-use super::{Entry, STREAM, conflict, state::State};
+use super::{Entry, conflict, state::State};
 
 /// Commits awaited at once at most.
 const MAX_COMMITS: usize = 8192;
+/// How long a sender waits whose peer has as much held as may be.
+const HELD_FULL_AGAIN_S: u32 = 600;
+/// Released bodies read at once.
+const READ: i64 = 16;
 
-/// An event that wants into the ledger.
-pub struct Job {
+/// What wants into the ledger.
+pub enum Job {
+    /// A new event.
+    Enter(Box<Entering>),
+    /// Held events that become ordinary ones; answers how many.
+    Release(HeldBatch, oneshot::Sender<Result<u64, StoreError>>),
+}
+
+/// A new event and who waits for it.
+pub struct Entering {
     pub event: NewInbound,
     pub reply: Reply,
 }
@@ -27,119 +45,199 @@ pub struct Job {
 /// What outlives the hand-over of the row to the writer.
 struct Waiting {
     reply: Reply,
-    message: BusMessage,
-    protocol: crate::protocol::ProtocolId,
-    peer: crate::protocol::PeerName,
-    event_id: String,
+    event: NewInbound,
 }
 
-/// The task: ends when every sender of `jobs` is gone and all commits are answered.
-pub async fn run(
-    store: Store,
-    ops: Ops,
-    state: State,
-    acknowledged: Acknowledged,
-    mut jobs: mpsc::Receiver<Job>,
-    publisher: mpsc::Sender<ToPublish>,
-) {
-    let mut commits = FuturesOrdered::new();
-    let mut open = true;
-    while open || !commits.is_empty() {
-        tokio::select! {
-            biased;
-            Some((waiting, found)) = commits.next(), if !commits.is_empty() => {
-                committed(&store, &ops, &state, &acknowledged, &publisher, waiting, found).await;
+enum Commit {
+    Entered(Box<Waiting>, Result<Accepted, StoreError>),
+    Released(
+        oneshot::Sender<Result<u64, StoreError>>,
+        Result<Released, StoreError>,
+    ),
+}
+
+/// The ledger's task.
+pub struct Ledger {
+    pub store: Store,
+    pub outlet: Arc<dyn Outlet>,
+    pub ops: Ops,
+    pub state: State,
+    pub acknowledged: Acknowledged,
+    pub publisher: mpsc::Sender<ToPublish>,
+}
+
+impl Ledger {
+    /// Runs until every sender of `jobs` is gone and all commits are answered.
+    pub async fn run(self, mut jobs: mpsc::Receiver<Job>) {
+        let mut commits: FuturesOrdered<BoxFuture<'static, Commit>> = FuturesOrdered::new();
+        let mut open = true;
+        while open || !commits.is_empty() {
+            tokio::select! {
+                biased;
+                Some(commit) = commits.next(), if !commits.is_empty() => match commit {
+                    Commit::Entered(waiting, found) => self.entered(*waiting, found).await,
+                    Commit::Released(done, found) => {
+                        let _ = done.send(self.released(found).await);
+                    }
+                },
+                job = jobs.recv(), if open && commits.len() < MAX_COMMITS => match job {
+                    None => open = false,
+                    Some(Job::Enter(entering)) => {
+                        let Entering { event, reply } = *entering;
+                        let waiting = Box::new(Waiting { reply, event });
+                        match self.store.accept(waiting.event.clone()).await {
+                            Ok(commit) => commits.push_back(Box::pin(async move {
+                                Commit::Entered(waiting, commit.await)
+                            })),
+                            Err(error) => refuse(*waiting, &error),
+                        }
+                    }
+                    Some(Job::Release(batch, done)) => {
+                        match self.store.release_held(batch).await {
+                            Ok(commit) => commits.push_back(Box::pin(async move {
+                                Commit::Released(done, commit.await)
+                            })),
+                            Err(error) => {
+                                let _ = done.send(Err(error));
+                            }
+                        }
+                    }
+                },
             }
-            job = jobs.recv(), if open && commits.len() < MAX_COMMITS => {
-                let Some(Job { event, reply }) = job else {
-                    open = false;
-                    continue;
+        }
+    }
+
+    async fn entered(&self, waiting: Waiting, found: Result<Accepted, StoreError>) {
+        let event = &waiting.event;
+        match found {
+            Ok(Accepted::New(id)) => self.hand_over(id, Way::In, waiting).await,
+            Ok(Accepted::Held(id)) => self.hand_over(id, Way::Held, waiting).await,
+            Ok(Accepted::HeldFull) => {
+                held_full(&self.ops, event.protocol, &event.peer);
+                waiting.reply.send(Entry::Unavailable {
+                    retry_after_s: HELD_FULL_AGAIN_S,
+                });
+            }
+            Ok(Accepted::Duplicate {
+                id,
+                published,
+                same,
+            }) => {
+                if !same {
+                    conflict(
+                        &self.ops,
+                        event.protocol,
+                        event.peer.as_str(),
+                        &event.event_id,
+                    );
+                }
+                let done = published || self.acknowledged.has(id) || self.marked(id).await;
+                if !done {
+                    // It is being republished, or a repair is owed: success would promise too much.
+                    self.state.ask_for_repair();
+                }
+                waiting.reply.send(if done {
+                    Entry::Duplicate
+                } else {
+                    Entry::Unavailable { retry_after_s: 1 }
+                });
+            }
+            Ok(Accepted::Replayed) => waiting.reply.send(Entry::Replayed),
+            Err(error) => refuse(waiting, &error),
+        }
+    }
+
+    async fn hand_over(&self, id: i64, way: Way, waiting: Waiting) {
+        let Waiting { reply, event } = waiting;
+        let item = ToPublish {
+            id,
+            way,
+            message: bus_message(
+                way,
+                self.outlet.prefix(),
+                event.subject,
+                event.headers,
+                event.payload,
+                None,
+            ),
+            reply: Some(reply),
+        };
+        // Only a publisher that has stopped refuses it; the row is republished at the next start.
+        if let Err(back) = self.publisher.send(item).await
+            && let Some(reply) = back.0.reply
+        {
+            reply.send(Entry::Unavailable { retry_after_s: 5 });
+        }
+    }
+
+    /// Hands released events to the publisher, before anything that was committed after them.
+    async fn released(&self, found: Result<Released, StoreError>) -> Result<u64, StoreError> {
+        let Released { first, count } = found?;
+        let mut next = first;
+        let end = first.saturating_add(count);
+        while next < end {
+            let ids = (next..end.min(next.saturating_add(READ))).collect();
+            next = next.saturating_add(READ);
+            let rows = match self.store.inbound_rows(ids).await {
+                Ok(rows) => rows,
+                Err(error) => {
+                    tracing::warn!(%error, "released events wait in the ledger");
+                    self.state.ask_for_repair();
+                    break;
+                }
+            };
+            for row in rows {
+                let item = ToPublish {
+                    id: row.id,
+                    way: Way::In,
+                    message: bus_message(
+                        Way::In,
+                        self.outlet.prefix(),
+                        row.subject,
+                        row.headers,
+                        row.payload,
+                        None,
+                    ),
+                    reply: None,
                 };
-                let waiting = Waiting {
-                    reply,
-                    message: BusMessage {
-                        subject: event.subject.clone(),
-                        headers: event.headers.clone(),
-                        payload: event.payload.clone(),
-                        stream: STREAM,
-                    },
-                    protocol: event.protocol,
-                    peer: event.peer.clone(),
-                    event_id: event.event_id.clone(),
-                };
-                match store.accept(event).await {
-                    Ok(commit) => commits.push_back(async move { (waiting, commit.await) }),
-                    Err(error) => refuse(waiting, &error),
+                if self.publisher.send(item).await.is_err() {
+                    break;
                 }
             }
+        }
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
+    /// Whether a row was marked as published between the look of its commit and now.
+    async fn marked(&self, id: i64) -> bool {
+        match self.store.unpublished(id.saturating_sub(1), 1).await {
+            Ok(rows) => rows.first().is_none_or(|row| row.id != id),
+            Err(_) => false,
         }
     }
 }
 
 fn refuse(waiting: Waiting, error: &StoreError) {
     tracing::warn!(
-        protocol = waiting.protocol,
-        peer = %waiting.peer,
+        protocol = waiting.event.protocol,
+        peer = %waiting.event.peer,
         %error,
         "the ledger takes no inbound event now"
     );
     waiting.reply.send(Entry::Unavailable { retry_after_s: 5 });
 }
 
-async fn committed(
-    store: &Store,
-    ops: &Ops,
-    state: &State,
-    acknowledged: &Acknowledged,
-    publisher: &mpsc::Sender<ToPublish>,
-    waiting: Waiting,
-    found: Result<Accepted, StoreError>,
-) {
-    match found {
-        Ok(Accepted::New(id)) => {
-            let item = ToPublish {
-                id,
-                message: waiting.message,
-                reply: waiting.reply,
-            };
-            // Only a publisher that has stopped refuses it; the row is republished at the next start.
-            if let Err(back) = publisher.send(item).await {
-                back.0.reply.send(Entry::Unavailable { retry_after_s: 5 });
-            }
-        }
-        Ok(Accepted::Duplicate {
-            id,
-            published,
-            same,
-        }) => {
-            if !same {
-                conflict(
-                    ops,
-                    waiting.protocol,
-                    waiting.peer.as_str(),
-                    &waiting.event_id,
-                );
-            }
-            let done = published || acknowledged.has(id) || marked(store, id).await;
-            if !done {
-                // It is being republished, or a repair is owed: success would promise too much.
-                state.ask_for_repair();
-            }
-            waiting.reply.send(if done {
-                Entry::Duplicate
-            } else {
-                Entry::Unavailable { retry_after_s: 1 }
-            });
-        }
-        Ok(Accepted::Replayed) => waiting.reply.send(Entry::Replayed),
-        Err(error) => refuse(waiting, &error),
-    }
-}
-
-/// Whether a row was marked as published between the look of its commit and now.
-async fn marked(store: &Store, id: i64) -> bool {
-    match store.unpublished(id.saturating_sub(1), 1).await {
-        Ok(rows) => rows.first().is_none_or(|row| row.id != id),
-        Err(_) => false,
-    }
+fn held_full(ops: &Ops, protocol: ProtocolId, peer: &PeerName) {
+    tracing::warn!(
+        protocol,
+        %peer,
+        "a quarantined peer has as much held as may be; it is told to come again"
+    );
+    ops.tally("trust", "held_full", protocol, peer.as_str(), || {
+        serde_json::json!({
+            "peer": peer.as_str(),
+            "code": "held_full",
+            "detail": "as many of its events are held as may be; release or drop them",
+        })
+    });
 }

@@ -1,15 +1,19 @@
 //! What a verified event looks like on the bus: subject and headers, as design.md section 1 says.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
+use crate::bus::BusMessage;
 use crate::bus::subject::token;
 use crate::clock::UnixMs;
 use crate::protocol::Verified;
-use crate::store::NewInbound;
+use crate::store::{NewInbound, Way};
 
 /// Header of the broker's own deduplication.
 pub const MSG_ID: &str = "Nats-Msg-Id";
+/// Header of an event that the broker had lost and is given again: when, RFC 3339.
+pub const REPUBLISHED: &str = "Fed-Republished";
 const RECEIVED_AT: &str = "Fed-Received-At";
 
 /// Type tokens a subject may have; a longer type is one (cut) token.
@@ -19,8 +23,8 @@ const MAX_TYPE: usize = 256;
 /// Longest header value, bytes; the payload has the exact text.
 const MAX_HEADER: usize = 512;
 
-/// The ledger row of an event: `prefix` is the bus's subject prefix.
-pub fn ledger_row(event: Verified, prefix: &str) -> NewInbound {
+/// The ledger row of an event: `prefix` is the bus's subject prefix; `hold`: its peer is quarantined.
+pub fn ledger_row(event: Verified, prefix: &str, hold: bool) -> NewInbound {
     let subject = subject(prefix, &event);
     let headers = headers(&event);
     NewInbound {
@@ -34,6 +38,7 @@ pub fn ledger_row(event: Verified, prefix: &str) -> NewInbound {
         payload: event.payload,
         received_ms: event.received_at_ms,
         replay: event.replay,
+        hold,
     }
 }
 
@@ -69,7 +74,10 @@ fn type_token(part: &str) -> String {
 
 fn headers(event: &Verified) -> Vec<(String, String)> {
     let mut list = vec![
-        (MSG_ID.to_owned(), message_id(event)),
+        (
+            MSG_ID.to_owned(),
+            message_id(event.protocol, &event.dedupe_key),
+        ),
         ("Fed-Event-Id".to_owned(), header_text(&event.event_id)),
         ("Fed-Type".to_owned(), header_text(&event.event_type)),
         ("Fed-Peer".to_owned(), event.peer.to_string()),
@@ -85,12 +93,12 @@ fn headers(event: &Verified) -> Vec<(String, String)> {
 }
 
 /// The same for every copy of one logical event, whenever and by whichever instance it is published.
-fn message_id(event: &Verified) -> String {
+pub fn message_id(protocol: &str, dedupe_key: &str) -> String {
     let mut hash = Sha256::new();
-    hash.update(event.protocol.as_bytes());
+    hash.update(protocol.as_bytes());
     hash.update([0]);
-    hash.update(event.dedupe_key.as_bytes());
-    let mut text = format!("{}:", event.protocol);
+    hash.update(dedupe_key.as_bytes());
+    let mut text = format!("{protocol}:");
     for byte in hash.finalize().iter().take(20) {
         text.push_str(&format!("{byte:02x}"));
     }
@@ -115,21 +123,47 @@ fn header_text(text: &str) -> String {
     out
 }
 
-/// A row's message id.
+/// The ledger's row as it is published: on `fed.in`, or on `fed.held`. `republished_ms`: the broker
+/// had it, lost it, and is given it again at this time.
+pub fn bus_message(
+    way: Way,
+    prefix: &str,
+    subject: String,
+    mut headers: Vec<(String, String)>,
+    payload: Bytes,
+    republished_ms: Option<UnixMs>,
+) -> BusMessage {
+    if let Some(at) = republished_ms {
+        headers.push((REPUBLISHED.to_owned(), rfc3339(at)));
+    }
+    let subject = match way {
+        Way::In => subject,
+        Way::Held => held_subject(prefix, &subject),
+    };
+    BusMessage {
+        subject,
+        headers,
+        payload,
+        stream: way.stream(),
+    }
+}
+
+/// `fed.held.…` for `fed.in.…`.
+fn held_subject(prefix: &str, subject: &str) -> String {
+    subject
+        .strip_prefix(prefix)
+        .and_then(|rest| rest.strip_prefix(".in."))
+        .map_or_else(
+            || subject.to_owned(),
+            |rest| format!("{prefix}.held.{rest}"),
+        )
+}
+
+/// A message's id.
 pub fn msg_id_of(headers: &[(String, String)]) -> Option<&str> {
-    value(headers, MSG_ID)
-}
-
-/// When a row was received; `None` if its header does not say.
-pub fn received_of(headers: &[(String, String)]) -> Option<UnixMs> {
-    let at: Timestamp = value(headers, RECEIVED_AT)?.parse().ok()?;
-    Some(at.as_millisecond())
-}
-
-fn value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers
         .iter()
-        .find(|(n, _)| n == name)
+        .find(|(name, _)| name == MSG_ID)
         .map(|(_, value)| value.as_str())
 }
 
@@ -156,6 +190,12 @@ mod tests {
     fn times_are_written_in_milliseconds_and_utc() {
         assert_eq!(rfc3339(1_777_636_800_000), "2026-05-01T12:00:00.000Z");
         assert_eq!(rfc3339(1_777_636_800_250), "2026-05-01T12:00:00.250Z");
+    }
+
+    #[test]
+    fn what_is_held_keeps_its_tokens() {
+        let held = held_subject("a.in", "a.in.in.uam.x_test.message");
+        assert_eq!(held, "a.in.held.uam.x_test.message");
     }
 
     #[test]

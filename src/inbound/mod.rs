@@ -7,12 +7,19 @@
 //! order, before anything newer.
 //!
 //! Route → [`Door::enter`] → [`flights`] → [`ledger`] → [`publisher`] → answer.
+//!
+//! What a quarantined peer sends goes the same way to `fed.held` ([`Door::hold`], [`held`]). What the
+//! broker acknowledged and then lost is published again ([`repair`], [`guard`], [`series`]).
 
 mod flights;
+mod guard;
+mod held;
 mod ledger;
 mod message;
 mod outlet;
 mod publisher;
+mod repair;
+mod series;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -27,18 +34,20 @@ use tokio::time::timeout;
 
 use crate::bus::{Bus, BusError, BusErrorKind};
 use crate::clock::Clock;
+use crate::ops::health::Health;
 use crate::ops::{Ops, metrics};
 use crate::protocol::{ProtocolId, Verified};
 use crate::store::Store;
+use crate::trust::Trust;
 
 use flights::{Boarding, Flights, Outcome};
-use ledger::Job;
-pub use outlet::{Outlet, PubAck};
+use guard::Guard;
+pub use held::HeldError;
+use ledger::{Entering, Job, Ledger};
+pub use outlet::{Held, Outlet, PubAck};
 use publisher::{Acknowledged, Publisher, RepairError};
 use state::State;
 
-/// The stream of `fed.in`.
-const STREAM: &str = "FED_IN";
 /// Whoever waits longer is told to come again; the event goes on its way regardless.
 const ANSWER_WITHIN: Duration = Duration::from_secs(12);
 /// Events between the door and the ledger's task, and between that and the publisher.
@@ -53,6 +62,7 @@ pub struct Door {
 }
 
 struct Inner {
+    store: Store,
     outlet: Arc<dyn Outlet>,
     ops: Ops,
     clock: Clock,
@@ -65,6 +75,16 @@ struct Inner {
 struct Tasks {
     jobs: Option<mpsc::Sender<Job>>,
     handles: Vec<JoinHandle<()>>,
+    /// Tasks that have nothing to finish.
+    watchers: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for watcher in &self.watchers {
+            watcher.abort();
+        }
+    }
 }
 
 /// How an event went through the door.
@@ -72,6 +92,8 @@ struct Tasks {
 pub enum Entry {
     /// Durable and acknowledged by JetStream.
     New,
+    /// The same, on `fed.held`: its peer is quarantined. The peer is told what it is told of `New`.
+    Held,
     /// It was so already (or joined the first copy, which now is).
     Duplicate,
     /// A replay id was used before.
@@ -87,6 +109,7 @@ impl Entry {
     fn code(self) -> &'static str {
         match self {
             Self::New => "accepted",
+            Self::Held => "held",
             Self::Duplicate => "duplicate",
             Self::Replayed => "replayed",
             Self::TooLarge => "too_large",
@@ -115,6 +138,7 @@ impl Door {
         let mut publisher = Publisher::new(
             store.clone(),
             Arc::clone(&outlet),
+            ops.clone(),
             state.clone(),
             clock.clone(),
             acknowledged.clone(),
@@ -131,17 +155,28 @@ impl Door {
                 });
             }
         }
-        let ledger = ledger::run(
-            store,
-            ops.clone(),
-            state.clone(),
+        let ledger = Ledger {
+            store: store.clone(),
+            outlet: Arc::clone(&outlet),
+            ops: ops.clone(),
+            state: state.clone(),
             acknowledged,
-            jobs,
-            to_publisher,
-        );
-        let handles = vec![tokio::spawn(ledger), tokio::spawn(publisher.run())];
+            publisher: to_publisher,
+        };
+        let guard = Guard {
+            store: store.clone(),
+            outlet: Arc::clone(&outlet),
+            state: state.clone(),
+            clock: clock.clone(),
+        };
+        let handles = vec![
+            tokio::spawn(ledger.run(jobs)),
+            tokio::spawn(publisher.run()),
+        ];
+        let watchers = vec![tokio::spawn(guard.run())];
         Ok(Self {
             inner: Arc::new(Inner {
+                store,
                 outlet,
                 ops,
                 clock,
@@ -150,6 +185,7 @@ impl Door {
                 tasks: Mutex::new(Tasks {
                     jobs: Some(to_ledger),
                     handles,
+                    watchers,
                 }),
                 unlike: AtomicU64::new(0),
             }),
@@ -166,15 +202,40 @@ impl Door {
         !self.inner.state.down()
     }
 
+    /// Follows trust from now on: events held back are released when their peer's quarantine ends.
+    pub fn follow(&self, trust: Trust) {
+        let watcher = tokio::spawn(held::watch(Arc::downgrade(&self.inner), trust));
+        self.tasks().watchers.push(watcher);
+    }
+
+    /// Tells readiness from now on why the door is shut, when it is.
+    pub fn report_to(&self, health: Health) {
+        self.inner.state.report_to(health);
+    }
+
+    /// Compares streams and ledger now, as after a reconnect.
+    pub fn check_broker(&self) {
+        self.inner.state.ask_for_repair();
+    }
+
+    /// The event of a quarantined peer: like [`Door::enter`], but to `fed.held`.
+    pub async fn hold(&self, event: Verified) -> Entry {
+        self.admit(event, true).await
+    }
+
     /// Event and id into the ledger (fsynced), then to JetStream (PubAck); then the answer.
     pub async fn enter(&self, event: Verified) -> Entry {
+        self.admit(event, false).await
+    }
+
+    async fn admit(&self, event: Verified, hold: bool) -> Entry {
         let protocol = event.protocol;
         let peer = event.peer.clone();
         let event_id = event.event_id.clone();
-        let entry = self.pass(event).await;
+        let entry = self.pass(event, hold).await;
         match entry {
             // Refusals are counted by the route, which makes them for other reasons as well.
-            Entry::New | Entry::Duplicate => {
+            Entry::New | Entry::Held | Entry::Duplicate => {
                 metrics::inbound(protocol, entry.code());
                 let ops = &self.inner.ops;
                 ops.tally(
@@ -190,7 +251,7 @@ impl Door {
         entry
     }
 
-    async fn pass(&self, mut event: Verified) -> Entry {
+    async fn pass(&self, mut event: Verified, hold: bool) -> Entry {
         let inner = &self.inner;
         if inner.state.down() {
             return Entry::Unavailable { retry_after_s: 5 };
@@ -210,8 +271,9 @@ impl Door {
             {
                 Boarding::Full => return Entry::Unavailable { retry_after_s: 1 },
                 Boarding::First(reply, outcome) => {
-                    let row = message::ledger_row(event, inner.outlet.prefix());
-                    return self.start(Job { event: row, reply }, outcome).await;
+                    let row = message::ledger_row(event, inner.outlet.prefix(), hold);
+                    let entering = Box::new(Entering { event: row, reply });
+                    return self.start(Job::Enter(entering), outcome).await;
                 }
                 Boarding::Joined { outcome, same } => {
                     if !same {
@@ -223,7 +285,7 @@ impl Door {
                         );
                     }
                     match wait(outcome).await {
-                        Entry::New | Entry::Duplicate => return Entry::Duplicate,
+                        Entry::New | Entry::Held | Entry::Duplicate => return Entry::Duplicate,
                         Entry::Replayed => {}
                         other => return other,
                     }
@@ -249,6 +311,9 @@ impl Door {
         let handles = {
             let mut tasks = self.tasks();
             tasks.jobs = None;
+            for watcher in tasks.watchers.drain(..) {
+                watcher.abort();
+            }
             std::mem::take(&mut tasks.handles)
         };
         let all = futures_util::future::join_all(handles);

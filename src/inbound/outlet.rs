@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
-use crate::bus::{Bus, BusError, BusMessage};
-use crate::clock::UnixMs;
+use crate::bus::{Bus, BusError, BusMessage, ScanFrom, StreamFacts};
+use crate::store::Way;
 
-use super::STREAM;
 use super::message::MSG_ID;
 
 /// Resolves at the PubAck: stream sequence, and whether the broker knew the message id.
@@ -16,21 +16,35 @@ pub type PubAck = BoxFuture<'static, Result<(u64, bool), BusError>>;
 /// Bytes of a message that are left to subject and headers.
 const HEADROOM: usize = 8 * 1024;
 
-/// Messages looked at, at most, to learn what the stream holds.
-const MAX_LOOK_BACK: u64 = 50_000;
+/// What a stream was found to hold.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// `Nats-Msg-Id` of each message.
+    pub ids: HashSet<Box<str>>,
+    /// Their sequences, in order.
+    pub sequences: Vec<u64>,
+}
 
-/// A bus to publish on.
+/// A bus to publish on, and to ask what became of it.
 pub trait Outlet: Send + Sync + 'static {
     /// Subject prefix.
     fn prefix(&self) -> &str;
     /// Connected at this moment.
     fn connected(&self) -> bool;
+    /// Follows that; `None`: it never changes.
+    fn connection(&self) -> Option<watch::Receiver<bool>>;
     /// Largest body it takes, bytes.
     fn max_body(&self) -> usize;
     /// See [`Bus::publish_windowed`].
     fn publish(&self, message: BusMessage) -> BoxFuture<'_, Result<PubAck, BusError>>;
-    /// `Nats-Msg-Id` of what the stream took since then, by the broker's clock.
-    fn taken_since(&self, since_ms: UnixMs) -> BoxFuture<'_, Result<HashSet<String>, BusError>>;
+    /// See [`Bus::stream_facts`].
+    fn facts(&self, way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>>;
+    /// `Nats-Msg-Id` of the message at a sequence (empty: it has none); `None`: no message is there.
+    fn id_at(&self, way: Way, seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>>;
+    /// What the stream holds from a place on.
+    fn holds(&self, way: Way, from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>>;
+    /// Makes missing streams, if policy says so.
+    fn ensure(&self) -> BoxFuture<'_, Result<(), BusError>>;
 }
 
 impl Outlet for Bus {
@@ -42,6 +56,10 @@ impl Outlet for Bus {
         Bus::connected(self)
     }
 
+    fn connection(&self) -> Option<watch::Receiver<bool>> {
+        Some(self.connected_changes())
+    }
+
     fn max_body(&self) -> usize {
         self.server().max_payload.saturating_sub(HEADROOM)
     }
@@ -50,27 +68,30 @@ impl Outlet for Bus {
         Box::pin(self.publish_windowed(message))
     }
 
-    fn taken_since(&self, since_ms: UnixMs) -> BoxFuture<'_, Result<HashSet<String>, BusError>> {
+    fn facts(&self, way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>> {
+        Box::pin(self.stream_facts(way.stream()))
+    }
+
+    fn id_at(&self, way: Way, seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>> {
         Box::pin(async move {
-            let mut ids = HashSet::new();
-            let Some(facts) = self.stream_facts(STREAM).await? else {
-                return Ok(ids);
-            };
-            let first = facts
-                .first_seq
-                .max(facts.last_seq.saturating_sub(MAX_LOOK_BACK));
-            for seq in (first..=facts.last_seq).rev() {
-                let Some(message) = self.read_message(STREAM, seq).await? else {
-                    continue;
-                };
-                if message.time_ms < since_ms {
-                    break;
-                }
-                if let Some(id) = message.header(MSG_ID) {
-                    ids.insert(id.to_owned());
-                }
-            }
-            Ok(ids)
+            let found = self.read_message(way.stream(), seq).await?;
+            Ok(found.map(|m| m.header(MSG_ID).unwrap_or_default().to_owned()))
         })
+    }
+
+    fn holds(&self, way: Way, from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
+        Box::pin(async move {
+            let mut held = Held::default();
+            self.scan(way.stream(), from, &mut |seq, id| {
+                held.ids.insert(id.into());
+                held.sequences.push(seq);
+            })
+            .await?;
+            Ok(held)
+        })
+    }
+
+    fn ensure(&self) -> BoxFuture<'_, Result<(), BusError>> {
+        Box::pin(async move { self.apply_streams().await.map(drop) })
     }
 }

@@ -1,9 +1,12 @@
-//! The one publisher of `fed.in`: in ledger order, a window of PubAcks in flight.
+//! The one publisher of `fed.in` and `fed.held`: in ledger order, a window of PubAcks in flight.
 //!
 //! It is in one of two moods. *Direct*: what the ledger hands over is published at once. *Repair*
-//! (at start, after a failure, or when asked): nothing is taken from the ledger's queue; the rows that
-//! JetStream has not acknowledged are read from the store and published in order, until none is left.
-//! A row that failed stays in the store either way, so nothing is lost by answering 503.
+//! (at start, after a failure or a reconnect, or when asked): nothing is taken from the ledger's
+//! queue; ledger and streams are compared and what a stream lacks is published in order (see
+//! `repair`). A row that failed stays in the store either way, so nothing is lost by answering 503.
+//!
+//! A PubAck whose sequence is not above every earlier one tells of a stream that was rolled back or
+//! made again behind our back: nothing is noted from there on, and repair follows.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,19 +14,20 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesOrdered, FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::bus::{BusError, BusErrorKind, BusMessage};
-use crate::clock::{Clock, UnixMs};
-use crate::store::{InboundRow, Store, StoreError};
+use crate::clock::Clock;
+use crate::ops::Ops;
+use crate::store::{Acked, Store, StoreError, Tip, Way};
 
+use super::Entry;
 use super::flights::Reply;
-use super::message::{msg_id_of, received_of};
+use super::message::msg_id_of;
 use super::outlet::Outlet;
 use super::state::State;
-use super::{Entry, STREAM};
 
 /// A publish or its PubAck that takes longer has failed.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(10);
@@ -31,15 +35,12 @@ const PUBLISH_LIMIT: Duration = Duration::from_secs(10);
 const MARK_AFTER: Duration = Duration::from_millis(50);
 /// … or as soon as there are this many.
 const MARK_AT: usize = 512;
+/// A checkpoint is written with a mark when the last one is this old …
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
+/// … or this many events ago.
+const CHECKPOINT_AT: usize = 1_000;
 /// PubAcks awaited at once at most (the bus has its own, usually smaller window).
 const MAX_IN_FLIGHT: usize = 4096;
-/// Rows older than this may be past the broker's window of deduplication (two minutes): the stream
-/// is asked whether it has them before they are published again.
-const SURELY_IN_WINDOW_MS: UnixMs = 90_000;
-/// How far the broker's clock may be from ours.
-const CLOCK_MARGIN_MS: UnixMs = 300_000;
-/// Rows read at a time in repair.
-const REPAIR_ROWS: usize = 256;
 /// Pauses between attempts to repair.
 const REPAIR_PAUSE: [Duration; 5] = [
     Duration::from_millis(100),
@@ -52,8 +53,10 @@ const REPAIR_PAUSE: [Duration; 5] = [
 /// A committed event to publish.
 pub struct ToPublish {
     pub id: i64,
+    pub way: Way,
     pub message: BusMessage,
-    pub reply: Reply,
+    /// `None`: nobody waits for it (it was released).
+    pub reply: Option<Reply>,
 }
 
 /// Ledger numbers that JetStream acknowledged and the store does not know of yet.
@@ -82,8 +85,18 @@ impl Acknowledged {
     }
 }
 
-type InFlight = BoxFuture<'static, (i64, Option<Reply>, Result<(), BusError>)>;
-type Ack = BoxFuture<'static, Result<(), BusError>>;
+/// An event on its way to its PubAck.
+struct Flight {
+    id: i64,
+    way: Way,
+    msg_id: String,
+    /// The stream had acknowledged this sequence before the event was handed over.
+    floor: u64,
+    reply: Option<Reply>,
+}
+
+type Landing = BoxFuture<'static, (Flight, Result<(u64, bool), BusError>)>;
+pub(super) type Ack = BoxFuture<'static, Result<(u64, bool), BusError>>;
 type HandOver = BoxFuture<'static, Result<Ack, BusError>>;
 type Marking = BoxFuture<'static, (Vec<i64>, Result<(), StoreError>)>;
 
@@ -96,22 +109,41 @@ pub enum RepairError {
     Bus(#[from] BusError),
 }
 
+/// What is known of one stream.
+#[derive(Default)]
+pub(super) struct Known {
+    /// The stream that PubAcks come from; `None` before the first repair.
+    pub created_ns: Option<i64>,
+    /// The newest message acknowledged.
+    pub best: Option<Tip>,
+    /// The store does not have `best` yet.
+    fresh: bool,
+    /// It has no checkpoint of it yet.
+    dirty: bool,
+}
+
 /// The publisher's state between events.
 pub struct Publisher {
-    store: Store,
-    outlet: Arc<dyn Outlet>,
-    state: State,
-    clock: Clock,
-    acknowledged: Acknowledged,
+    pub(super) store: Store,
+    pub(super) outlet: Arc<dyn Outlet>,
+    pub(super) ops: Ops,
+    pub(super) state: State,
+    pub(super) clock: Clock,
+    pub(super) acknowledged: Acknowledged,
     queue: mpsc::Receiver<ToPublish>,
-    in_flight: FuturesUnordered<InFlight>,
+    in_flight: FuturesUnordered<Landing>,
     marks: Vec<i64>,
     mark_at: Option<Instant>,
     marking: FuturesUnordered<Marking>,
-    /// Rows up to this number are published or were passed over.
-    repaired_through: i64,
+    last_checkpoint: Option<Instant>,
+    since_checkpoint: usize,
+    ways: [Known; 2],
+    /// PubAcks went backwards: nothing they say of the stream is noted until it is repaired.
+    pub(super) tripped: bool,
+    /// Rows that the last repair dealt with while the ledger may still hand them over.
+    pub(super) repaired: HashSet<i64>,
     /// Rows that this broker can never take, complained about once.
-    too_large: HashSet<i64>,
+    pub(super) too_large: HashSet<i64>,
 }
 
 impl Publisher {
@@ -119,6 +151,7 @@ impl Publisher {
     pub fn new(
         store: Store,
         outlet: Arc<dyn Outlet>,
+        ops: Ops,
         state: State,
         clock: Clock,
         acknowledged: Acknowledged,
@@ -127,6 +160,7 @@ impl Publisher {
         Self {
             store,
             outlet,
+            ops,
             state,
             clock,
             acknowledged,
@@ -135,7 +169,11 @@ impl Publisher {
             marks: Vec::new(),
             mark_at: None,
             marking: FuturesUnordered::new(),
-            repaired_through: 0,
+            last_checkpoint: None,
+            since_checkpoint: 0,
+            ways: [Known::default(), Known::default()],
+            tripped: false,
+            repaired: HashSet::new(),
             too_large: HashSet::new(),
         }
     }
@@ -147,13 +185,16 @@ impl Publisher {
             match work {
                 Mood::Direct => {}
                 Mood::Repair => {
-                    self.state.set_down(true);
+                    self.state
+                        .shut("fed.in is compared with the ledger; events wait");
                     self.settle_in_flight().await;
                     self.repair_until_done().await;
-                    self.state.set_down(false);
+                    self.state.open();
                 }
                 Mood::Finished => {
                     self.settle_in_flight().await;
+                    // The last thing known is worth a checkpoint: the next start reads from there.
+                    self.last_checkpoint = None;
                     self.mark_now().await;
                     while let Some(marked) = self.marking.next().await {
                         self.marked(marked);
@@ -180,21 +221,37 @@ impl Publisher {
                 self.mark_now().await;
                 Mood::Direct
             }
+            () = self.state.repair_asked() => Mood::Repair,
             item = self.queue.recv(), if self.in_flight.len() < MAX_IN_FLIGHT => match item {
                 None => Mood::Finished,
                 Some(item) => if self.publish(item).await { Mood::Direct } else { Mood::Repair },
             },
-            () = self.state.repair_asked() => Mood::Repair,
         }
     }
 
-    /// Publishes one committed event; false: the bus does not take it.
+    /// Publishes one committed event; false: a repair is needed.
     async fn publish(&mut self, item: ToPublish) -> bool {
-        let ToPublish { id, message, reply } = item;
-        if id <= self.repaired_through && !self.too_large.contains(&id) {
-            reply.send(Entry::New);
+        let ToPublish {
+            id,
+            way,
+            message,
+            reply,
+        } = item;
+        if self.repaired.contains(&id) {
+            answer(reply, taken(way));
             return true;
         }
+        if self.too_large.contains(&id) {
+            answer(reply, Entry::Unavailable { retry_after_s: 600 });
+            return true;
+        }
+        let flight = Flight {
+            id,
+            way,
+            msg_id: msg_id_of(&message.headers).unwrap_or_default().to_owned(),
+            floor: self.known(way).best.as_ref().map_or(0, |tip| tip.seq),
+            reply,
+        };
         // PubAcks are awaited meanwhile: they are what makes room in the bus's window.
         let mut handing = hand_over(Arc::clone(&self.outlet), message);
         let mut well = true;
@@ -209,41 +266,110 @@ impl Publisher {
         match handed {
             Ok(ack) => {
                 self.in_flight
-                    .push(Box::pin(async move { (id, Some(reply), ack.await) }));
+                    .push(Box::pin(async move { (flight, ack.await) }));
                 well
             }
             Err(error) => {
                 tracing::warn!(%error, "fed.in takes nothing now; events wait in the ledger");
-                reply.send(Entry::Unavailable { retry_after_s: 5 });
+                answer(flight.reply, Entry::Unavailable { retry_after_s: 5 });
                 false
             }
         }
     }
 
     /// A PubAck, or its absence; false: a repair is needed.
-    fn landed(&mut self, (id, reply, result): (i64, Option<Reply>, Result<(), BusError>)) -> bool {
+    fn landed(&mut self, (flight, result): (Flight, Result<(u64, bool), BusError>)) -> bool {
         match result {
-            Ok(()) => {
-                self.acknowledged.add(id);
-                self.marks.push(id);
-                let when = if self.marks.len() >= MARK_AT {
-                    Instant::now()
-                } else {
-                    self.mark_at.unwrap_or_else(|| Instant::now() + MARK_AFTER)
-                };
-                self.mark_at = Some(when);
-                if let Some(reply) = reply {
-                    reply.send(Entry::New);
+            Ok((seq, false)) => {
+                self.mark(flight.id);
+                if seq <= flight.floor {
+                    tracing::warn!(
+                        stream = flight.way.stream(),
+                        sequence = seq,
+                        before = flight.floor,
+                        "the broker counts from an earlier place than before: it was rolled back"
+                    );
+                    self.trip();
+                } else if !self.tripped {
+                    self.advance(flight.way, seq, flight.msg_id);
                 }
-                true
+                answer(flight.reply, taken(flight.way));
+                !self.tripped
             }
-            Err(error) => {
-                tracing::warn!(%error, ledger = id, "no PubAck for an inbound event; it will be published again");
-                if let Some(reply) = reply {
-                    reply.send(Entry::Unavailable { retry_after_s: 5 });
-                }
+            // A new event that the broker has seen: whether it still has it, repair finds out.
+            Ok((_, true)) => {
+                answer(flight.reply, Entry::Unavailable { retry_after_s: 1 });
                 false
             }
+            Err(error) => {
+                tracing::warn!(%error, ledger = flight.id, "no PubAck for an inbound event; it will be published again");
+                answer(flight.reply, Entry::Unavailable { retry_after_s: 5 });
+                false
+            }
+        }
+    }
+
+    /// Notes a row as acknowledged, to be marked soon.
+    pub(super) fn mark(&mut self, id: i64) {
+        self.acknowledged.add(id);
+        self.marks.push(id);
+        self.since_checkpoint += 1;
+        let when = if self.marks.len() >= MARK_AT {
+            Instant::now()
+        } else {
+            let soon = Instant::now() + MARK_AFTER;
+            self.mark_at.map_or(soon, |at| at.min(soon))
+        };
+        self.mark_at = Some(when);
+    }
+
+    /// A stream was acknowledged to have come this far.
+    pub(super) fn advance(&mut self, way: Way, seq: u64, msg_id: String) {
+        let known = self.known_mut(way);
+        let Some(created_ns) = known.created_ns else {
+            return;
+        };
+        if known.best.as_ref().is_none_or(|tip| tip.seq < seq) {
+            known.best = Some(Tip {
+                created_ns,
+                seq,
+                msg_id,
+            });
+            (known.fresh, known.dirty) = (true, true);
+        }
+    }
+
+    /// What PubAcks said since the last mark may be of another history.
+    fn trip(&mut self) {
+        self.tripped = true;
+        for known in &mut self.ways {
+            (known.fresh, known.dirty) = (false, false);
+        }
+    }
+
+    /// A stream is known to be this one, come this far; the store has been told.
+    pub(super) fn settled_on(&mut self, way: Way, tip: Tip) {
+        *self.known_mut(way) = Known {
+            created_ns: Some(tip.created_ns),
+            best: Some(tip),
+            fresh: false,
+            dirty: false,
+        };
+    }
+
+    pub(super) fn known(&self, way: Way) -> &Known {
+        let [first, second] = &self.ways;
+        match way {
+            Way::In => first,
+            Way::Held => second,
+        }
+    }
+
+    pub(super) fn known_mut(&mut self, way: Way) -> &mut Known {
+        let [first, second] = &mut self.ways;
+        match way {
+            Way::In => first,
+            Way::Held => second,
         }
     }
 
@@ -254,14 +380,38 @@ impl Publisher {
         }
     }
 
-    /// Hands the acknowledged rows to the store's writer.
-    async fn mark_now(&mut self) {
+    /// Hands the acknowledged rows to the store's writer, with a checkpoint when one is due.
+    pub(super) async fn mark_now(&mut self) {
         self.mark_at = None;
-        if self.marks.is_empty() {
+        let due = self.since_checkpoint >= CHECKPOINT_AT
+            || self
+                .last_checkpoint
+                .is_none_or(|at| at.elapsed() >= CHECKPOINT_AFTER);
+        let mut tips = Vec::new();
+        for way in [Way::In, Way::Held] {
+            let known = self.known_mut(way);
+            if known.fresh || (due && known.dirty) {
+                tips.extend(known.best.clone().map(|tip| (way, tip)));
+                known.fresh = false;
+                known.dirty &= !due;
+            }
+        }
+        if self.marks.is_empty() && tips.is_empty() {
             return;
         }
+        if due && !tips.is_empty() {
+            self.last_checkpoint = Some(Instant::now());
+            self.since_checkpoint = 0;
+        } else if self.ways.iter().any(|known| known.dirty) {
+            self.mark_at = self.last_checkpoint.map(|at| at + CHECKPOINT_AFTER);
+        }
         let ids = std::mem::take(&mut self.marks);
-        match self.store.published(ids.clone()).await {
+        let acked = Acked {
+            ids: ids.clone(),
+            tips,
+            checkpoint_ms: due.then(|| self.clock.now_ms()),
+        };
+        match self.store.acknowledged(acked).await {
             Ok(commit) => self
                 .marking
                 .push(Box::pin(async move { (ids, commit.await) })),
@@ -276,6 +426,10 @@ impl Publisher {
                 // They stay in `acknowledged`, so no repair publishes them again in this life.
                 tracing::warn!(%error, rows = ids.len(), "acknowledged events are not marked yet");
                 self.marks.extend(ids);
+                for known in &mut self.ways {
+                    let noted = known.best.is_some() && !self.tripped;
+                    (known.fresh, known.dirty) = (noted, noted);
+                }
                 self.mark_at = Some(Instant::now() + Duration::from_secs(1));
             }
         }
@@ -299,6 +453,8 @@ impl Publisher {
                     let step = failures.min(REPAIR_PAUSE.len() - 1);
                     failures = failures.saturating_add(1);
                     tracing::warn!(%error, failures, "inbound events cannot be published yet");
+                    self.state
+                        .shut(&format!("inbound events cannot be published: {error}"));
                     self.turn_away();
                     tokio::time::sleep(REPAIR_PAUSE[step]).await;
                     if self.queue.is_closed() && self.queue.is_empty() {
@@ -309,124 +465,11 @@ impl Publisher {
         }
     }
 
-    /// Publishes every row nobody acknowledged, in ledger order; answers how many.
-    pub async fn repair(&mut self) -> Result<usize, RepairError> {
-        if !self.outlet.connected() {
-            return Err(late().into());
-        }
-        let mut count = 0;
-        let mut after = 0;
-        let mut taken = None;
-        loop {
-            self.turn_away();
-            let rows = self.store.unpublished(after, REPAIR_ROWS).await?;
-            let Some(last) = rows.last().map(|row| row.id) else {
-                break;
-            };
-            let rows = self.lacking(rows, &mut taken).await?;
-            count += self.republish(rows).await?;
-            after = last;
-            self.repaired_through = self.repaired_through.max(last);
-        }
-        self.mark_now().await;
-        Ok(count)
-    }
-
-    /// The rows that the stream lacks. One whose PubAck was lost with the connection, or whose mark
-    /// with the process, may be there; while it is young the broker itself knows its id again.
-    /// `taken` holds what the stream was found to have, once it had to be asked.
-    async fn lacking(
-        &mut self,
-        mut rows: Vec<InboundRow>,
-        taken: &mut Option<HashSet<String>>,
-    ) -> Result<Vec<InboundRow>, RepairError> {
-        let oldest = rows
-            .iter()
-            .filter_map(|row| received_of(&row.headers))
-            .min();
-        let young = self.clock.now_ms().saturating_sub(SURELY_IN_WINDOW_MS);
-        let Some(oldest) = oldest.filter(|at| *at < young) else {
-            return Ok(rows);
-        };
-        // Rows come in the order received, so the first question reaches back the farthest.
-        if taken.is_none() {
-            let since = oldest.saturating_sub(CLOCK_MARGIN_MS);
-            *taken = Some(self.outlet.taken_since(since).await?);
-        }
-        let mut there = Vec::new();
-        if let Some(taken) = taken {
-            rows.retain(|row| {
-                let has = msg_id_of(&row.headers).is_some_and(|id| taken.contains(id));
-                if has {
-                    there.push(row.id);
-                }
-                !has
-            });
-        }
-        for id in there {
-            self.landed((id, None, Ok(())));
-        }
-        Ok(rows)
-    }
-
-    async fn republish(&mut self, rows: Vec<InboundRow>) -> Result<usize, RepairError> {
-        let limit = self.outlet.max_body();
-        let mut acks = FuturesOrdered::new();
-        let mut landed: Vec<(i64, Result<(), BusError>)> = Vec::new();
-        let mut failed = None;
-        for row in rows {
-            if self.acknowledged.has(row.id) {
-                continue;
-            }
-            if row.payload.len() > limit {
-                if self.too_large.insert(row.id) {
-                    tracing::error!(
-                        ledger = row.id,
-                        bytes = row.payload.len(),
-                        limit,
-                        "an accepted event is larger than the broker's max_payload allows; raise it \
-                         and restart, until then this event waits in the ledger"
-                    );
-                }
-                continue;
-            }
-            let id = row.id;
-            let mut handing = hand_over(Arc::clone(&self.outlet), message(row));
-            let handed = loop {
-                tokio::select! {
-                    handed = &mut handing => break handed,
-                    Some(done) = acks.next(), if !acks.is_empty() => landed.push(done),
-                }
-            };
-            match handed {
-                Ok(ack) => acks.push_back(async move { (id, ack.await) }),
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        while let Some(done) = acks.next().await {
-            landed.push(done);
-        }
-        let mut count = 0;
-        for (id, result) in landed {
-            match result {
-                Ok(()) => {
-                    count += 1;
-                    self.landed((id, None, Ok(())));
-                }
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        failed.map_or(Ok(count), |error| Err(error.into()))
-    }
-
     /// Answers what the ledger handed over meanwhile: the rows are in the store and are published
     /// by the repair, whose next look sees them.
-    fn turn_away(&mut self) {
+    pub(super) fn turn_away(&mut self) {
         while let Ok(item) = self.queue.try_recv() {
-            item.reply.send(Entry::Unavailable { retry_after_s: 5 });
+            answer(item.reply, Entry::Unavailable { retry_after_s: 5 });
         }
     }
 }
@@ -438,8 +481,22 @@ enum Mood {
     Finished,
 }
 
+/// What the sender of a new event is told.
+fn taken(way: Way) -> Entry {
+    match way {
+        Way::In => Entry::New,
+        Way::Held => Entry::Held,
+    }
+}
+
+fn answer(reply: Option<Reply>, entry: Entry) {
+    if let Some(reply) = reply {
+        reply.send(entry);
+    }
+}
+
 /// Hands a message to the bus; what it resolves to is its PubAck. Both have a time limit.
-fn hand_over(outlet: Arc<dyn Outlet>, message: BusMessage) -> HandOver {
+pub(super) fn hand_over(outlet: Arc<dyn Outlet>, message: BusMessage) -> HandOver {
     Box::pin(async move {
         let ack = timeout(PUBLISH_LIMIT, outlet.publish(message))
             .await
@@ -448,22 +505,12 @@ fn hand_over(outlet: Arc<dyn Outlet>, message: BusMessage) -> HandOver {
             timeout(PUBLISH_LIMIT, ack)
                 .await
                 .unwrap_or_else(|_| Err(late()))
-                .map(|_| ())
         });
         Ok(ack)
     })
 }
 
-fn message(row: InboundRow) -> BusMessage {
-    BusMessage {
-        subject: row.subject,
-        headers: row.headers,
-        payload: row.payload,
-        stream: STREAM,
-    }
-}
-
-fn late() -> BusError {
+pub(super) fn late() -> BusError {
     BusError {
         kind: BusErrorKind::Unavailable,
         detail: "not connected, or no PubAck in time".to_owned(),

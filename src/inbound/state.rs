@@ -1,9 +1,14 @@
 //! Whether the way to JetStream is open, shared by the door and its tasks.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
+
+use crate::ops::health::Health;
+
+/// The door's name among the parts that readiness speaks of.
+const PART: &str = "inbound";
 
 /// Cloning shares it.
 #[derive(Clone, Default)]
@@ -12,7 +17,9 @@ pub struct State(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     down: AtomicBool,
+    reason: Mutex<String>,
     repair: Notify,
+    health: OnceLock<Health>,
 }
 
 impl State {
@@ -21,12 +28,33 @@ impl State {
         self.0.down.load(Ordering::Acquire)
     }
 
-    /// Opens or shuts.
-    pub fn set_down(&self, down: bool) {
-        self.0.down.store(down, Ordering::Release);
+    /// Shuts, or says a better reason why it is shut.
+    pub fn shut(&self, reason: &str) {
+        reason.clone_into(&mut self.0.reason.lock().unwrap_or_else(PoisonError::into_inner));
+        self.0.down.store(true, Ordering::Release);
+        if let Some(health) = self.0.health.get() {
+            health.set(PART, reason);
+        }
     }
 
-    /// Wakes the publisher to look for rows nobody acknowledged.
+    /// Opens.
+    pub fn open(&self) {
+        self.0.down.store(false, Ordering::Release);
+        if let Some(health) = self.0.health.get() {
+            health.clear(PART);
+        }
+    }
+
+    /// Tells readiness from now on; the first call counts.
+    pub fn report_to(&self, health: Health) {
+        let health = self.0.health.get_or_init(|| health);
+        if self.down() {
+            let reason = self.0.reason.lock().unwrap_or_else(PoisonError::into_inner);
+            health.set(PART, &reason);
+        }
+    }
+
+    /// Wakes the publisher to compare ledger and streams.
     pub fn ask_for_repair(&self) {
         self.0.repair.notify_one();
     }

@@ -1,6 +1,5 @@
 //! The door against a real ledger and a bus that fails on cue.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,13 +8,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::{Door, Entry, Outlet, PubAck};
-use crate::bus::{BusError, BusErrorKind, BusMessage};
+use super::{Door, Entry, Held, Outlet, PubAck};
+use crate::bus::{BusError, BusErrorKind, BusMessage, ScanFrom, StreamFacts};
 use crate::clock::Clock;
 use crate::identity::SigningKey;
 use crate::ops::Ops;
 use crate::protocol::{PeerName, ReplayId, Verified, VerifiedParts};
-use crate::store::Store;
+use crate::store::{Store, Way};
 
 const NOW: i64 = 1_777_636_800_000;
 
@@ -44,6 +43,19 @@ impl Fake {
         let seen = self.seen.lock().unwrap();
         seen.iter()
             .map(|m| String::from_utf8_lossy(&m.payload).into_owned())
+            .collect()
+    }
+
+    /// Sequence and id of what a stream has.
+    fn on(&self, way: Way) -> Vec<(u64, String)> {
+        let seen = self.seen.lock().unwrap();
+        (1..)
+            .zip(seen.iter())
+            .filter(|(_, m)| m.stream == way.stream())
+            .map(|(seq, m)| {
+                let id = m.headers.iter().find(|(name, _)| name == "Nats-Msg-Id");
+                (seq, id.map(|(_, id)| id.clone()).unwrap_or_default())
+            })
             .collect()
     }
 }
@@ -87,13 +99,39 @@ impl Outlet for Fake {
         })
     }
 
-    fn taken_since(&self, _since_ms: i64) -> BoxFuture<'_, Result<HashSet<String>, BusError>> {
-        let seen = self.seen.lock().unwrap();
-        let ids = seen
-            .iter()
-            .filter_map(|m| super::message::msg_id_of(&m.headers).map(str::to_owned))
-            .collect();
-        Box::pin(std::future::ready(Ok(ids)))
+    fn connection(&self) -> Option<watch::Receiver<bool>> {
+        None
+    }
+
+    fn facts(&self, way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>> {
+        let last_seq = self.on(way).last().map_or(0, |(seq, _)| *seq);
+        let facts = StreamFacts {
+            created_ns: 1,
+            messages: last_seq,
+            bytes: 0,
+            first_seq: 1,
+            last_seq,
+            max_age_ms: None,
+        };
+        Box::pin(std::future::ready(Ok(Some(facts))))
+    }
+
+    fn id_at(&self, way: Way, seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>> {
+        let found = self.on(way).into_iter().find(|(at, _)| *at == seq);
+        Box::pin(std::future::ready(Ok(found.map(|(_, id)| id))))
+    }
+
+    fn holds(&self, way: Way, _from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
+        let mut held = Held::default();
+        for (seq, id) in self.on(way) {
+            held.sequences.push(seq);
+            held.ids.insert(id.into_boxed_str());
+        }
+        Box::pin(std::future::ready(Ok(held)))
+    }
+
+    fn ensure(&self) -> BoxFuture<'_, Result<(), BusError>> {
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 

@@ -1,31 +1,55 @@
 //! Structured log lines on standard error, as text or JSON.
 
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, registry, reload};
 
 use crate::config::{ConfigError, LogConfig};
 
+/// The filter in force; set when logging started.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
 /// Starts logging for the process. A second call changes nothing: the first setting stands.
 pub fn init(config: &LogConfig) -> Result<(), ConfigError> {
-    let filter: EnvFilter = directives(&config.level).parse().map_err(|e| {
+    let (filter, handle) = reload::Layer::new(filter(&config.level)?);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = if config.json {
+        lines.json().flatten_event(true).boxed()
+    } else {
+        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        lines.with_ansi(colours).boxed()
+    };
+    // Only "already started" can fail, as in a test binary or a demo that runs two bridges.
+    if registry().with(filter).with(lines).try_init().is_ok() {
+        drop(FILTER.set(handle));
+    }
+    Ok(())
+}
+
+/// Whether [`set_level`] would take it.
+pub fn check_level(level: &str) -> Result<(), ConfigError> {
+    filter(level).map(drop)
+}
+
+/// Puts another level (or filter) in force. Where logging was started by somebody else it is left
+/// as it is.
+pub fn set_level(level: &str) -> Result<(), ConfigError> {
+    let fresh = filter(level)?;
+    match FILTER.get().map(|handle| handle.reload(fresh)) {
+        None | Some(Ok(())) => Ok(()),
+        Some(Err(e)) => Err(ConfigError(format!("log.level could not be changed: {e}"))),
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, ConfigError> {
+    directives(level).parse().map_err(|e| {
         ConfigError(format!(
             "log.level is no filter: {e}; use error, warn, info, debug or trace"
         ))
-    })?;
-    let to_stderr = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let started = if config.json {
-        to_stderr.json().flatten_event(true).finish().try_init()
-    } else {
-        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        to_stderr.with_ansi(colours).finish().try_init()
-    };
-    // Only "already started" can fail, as in a test binary or a demo that runs two bridges.
-    drop(started);
-    Ok(())
+    })
 }
 
 /// `debug` and `trace` mean ours; the libraries' inner lives are asked for by name.

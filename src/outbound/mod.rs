@@ -57,6 +57,8 @@ pub struct Outbound {
     threads: Vec<JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     stop: CancellationToken,
+    /// One a shard.
+    clients: Vec<Client>,
 }
 
 /// Why outbound could not start.
@@ -107,9 +109,11 @@ impl Outbound {
             health: Arc::new(facts(&parts.store).await?),
         };
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
+        let mut clients = Vec::new();
         for n in 0..shards {
             let (sender, receiver) = mpsc::channel(SHARD_QUEUE);
             let client = Client::new(&config.http).map_err(StartError::Client)?;
+            clients.push(client.clone());
             let tools = attempt::Tools {
                 client,
                 peers: parts.peers.clone(),
@@ -157,7 +161,13 @@ impl Outbound {
             threads,
             tasks,
             stop,
+            clients,
         })
+    }
+
+    /// The HTTP clients of its threads, for new settings while they run.
+    pub fn clients(&self) -> &[Client] {
+        &self.clients
     }
 
     /// Stops pulling, lets attempts in flight end (bounded by the drain time), waits for it.

@@ -144,6 +144,14 @@ impl Discoveries {
         Ok((Ticket::Flying(Flight(receiver)), Some(takeoff)))
     }
 
+    /// What is remembered of this peer counts no more: the next look-up is made.
+    pub(super) fn forget(&self, protocol: &str, name: &PeerName) {
+        let mut state = lock(&self.state);
+        let other = |key: &Key| key.0 != protocol || key.1 != *name;
+        state.failed.retain(|key, _| other(key));
+        state.refreshed.retain(|key, _| other(key));
+    }
+
     /// A place to run in; `None` when none came free in time.
     pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
         tokio::time::timeout(LIMIT, self.places.acquire())

@@ -14,8 +14,11 @@ pub mod health;
 mod persist;
 mod pins;
 mod registry;
+mod repin;
 
 use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 
 use crate::clock::Clock;
 use crate::config::PeerPin;
@@ -23,6 +26,8 @@ use crate::protocol::{
     Learned, PeerName, PeerRecord, Protocol, ProtocolId, TransportError, TransportKind,
 };
 use crate::store::{Store, StoreError};
+
+pub use repin::Repinned;
 
 use discovery::{Discoveries, Ticket};
 use persist::WriteBehind;
@@ -41,7 +46,8 @@ pub struct Peers(Arc<Inner>);
 
 struct Inner {
     clock: Clock,
-    pins: Pins,
+    /// Replaced as a whole when the configuration is read again.
+    pins: ArcSwap<Pins>,
     registry: Registry,
     discoveries: Discoveries,
     /// `None`: nothing is written (offline commands, tests).
@@ -70,7 +76,7 @@ impl Peers {
     fn build(pins: &[PeerPin], clock: Clock, behind: Option<Arc<WriteBehind>>) -> Self {
         Self(Arc::new(Inner {
             clock,
-            pins: Pins::new(pins),
+            pins: ArcSwap::from_pointee(Pins::new(pins)),
             registry: Registry::new(registry::CAPACITY),
             discoveries: Discoveries::new(),
             behind,
@@ -127,7 +133,7 @@ impl Peers {
         protocol: &Arc<dyn Protocol>,
         name: &PeerName,
     ) -> Result<Option<Arc<PeerRecord>>, TransportError> {
-        if self.0.pins.is_whole(protocol.id(), name) {
+        if self.0.pins.load().is_whole(protocol.id(), name) {
             return Ok(None);
         }
         match Inner::begin(&self.0, protocol, name, Begin::Anew)? {
@@ -166,7 +172,7 @@ impl Peers {
 
     /// Every peer of a protocol that `_all` reaches: the pinned ones marked `accepted`, by name.
     pub fn accepted(&self, protocol: ProtocolId) -> Vec<PeerName> {
-        self.0.pins.accepted(protocol).to_vec()
+        self.0.pins.load().accepted(protocol).to_vec()
     }
 
     /// All records, for lists, by protocol and name.
@@ -178,17 +184,18 @@ impl Peers {
 
     /// Every pinned peer, known yet or not, by protocol and name.
     pub fn pinned(&self) -> Vec<(String, PeerName)> {
-        self.0.pins.names()
+        self.0.pins.load().names()
     }
 
     /// What the configuration pins for this peer. A protocol's `discover` begins here.
-    pub fn pin(&self, protocol: &str, name: &PeerName) -> Option<&PeerPin> {
-        self.0.pins.get(protocol, name).map(|pin| &pin.config)
+    pub fn pin(&self, protocol: &str, name: &PeerName) -> Option<PeerPin> {
+        let pins = self.0.pins.load();
+        pins.get(protocol, name).map(|pin| pin.config.clone())
     }
 
     /// The pinned key, decoded.
     pub fn pinned_key(&self, protocol: ProtocolId, name: &PeerName) -> Option<[u8; 32]> {
-        self.0.pins.get(protocol, name)?.public_key
+        self.0.pins.load().get(protocol, name)?.public_key
     }
 
     /// Writes what waits to the store; resolves when it is durable. For shutdown.
@@ -212,7 +219,8 @@ impl Inner {
     /// A record of the store, at start. What was never stale then was pinned; if it is no longer
     /// pinned it must be confirmed. What is pinned now is confirmed by the protocol on first use.
     fn load(&self, mut record: PeerRecord) {
-        let pin = self.pins.get(record.protocol, &record.name);
+        let pins = self.pins.load();
+        let pin = pins.get(record.protocol, &record.name);
         let pinned_endpoint = pin.is_some_and(|pin| pin.config.endpoint.is_some());
         if pinned_endpoint || record.ttl_ms.is_none() {
             record.ttl_ms = Some(0);
@@ -226,7 +234,8 @@ impl Inner {
 
     /// Takes in a record: pins win, facts already learned stay unless the record sets them.
     fn keep(&self, mut record: PeerRecord) -> Arc<PeerRecord> {
-        let pin = self.pins.get(record.protocol, &record.name);
+        let pins = self.pins.load();
+        let pin = pins.get(record.protocol, &record.name);
         if let Some(pin) = pin {
             if let Some(key) = pin.public_key {
                 record.public_key = Some(key);
@@ -273,7 +282,8 @@ impl Inner {
             .last_verified_ms
             .saturating_add(record.ttl_ms.unwrap_or(0))
             .saturating_add(STALE_GRACE_MS);
-        let pinned_base = self.pins.get(protocol, name).and_then(pins::Pin::base);
+        let pins = self.pins.load();
+        let pinned_base = pins.get(protocol, name).and_then(pins::Pin::base);
         let still_pinned = pinned_base.is_none_or(|base| pins::is_below(base, &record.endpoint));
         (now < until && still_pinned && !record.endpoint.is_empty()).then_some(record)
     }

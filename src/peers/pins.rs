@@ -1,4 +1,4 @@
-//! The `[[peers]]` of the configuration, read once.
+//! The `[[peers]]` of the configuration, as read last.
 
 use std::collections::HashMap;
 
@@ -77,6 +77,14 @@ impl Pins {
             by_protocol,
             accepted,
         }
+    }
+
+    /// Every pin, with its protocol and name.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &PeerName, &Pin)> {
+        self.by_protocol.iter().flat_map(|(protocol, names)| {
+            let protocol = protocol.as_str();
+            names.iter().map(move |(name, pin)| (protocol, name, pin))
+        })
     }
 
     pub(super) fn get(&self, protocol: &str, name: &PeerName) -> Option<&Pin> {

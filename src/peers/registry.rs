@@ -40,7 +40,7 @@ struct Shard {
 }
 
 impl Shard {
-    fn get(&self, protocol: ProtocolId, name: &PeerName) -> Option<&Entry> {
+    fn get(&self, protocol: &str, name: &PeerName) -> Option<&Entry> {
         self.by_protocol.get(protocol)?.get(name)
     }
 }
@@ -78,7 +78,7 @@ impl Registry {
     }
 
     /// The record, without counting it as used.
-    pub(super) fn peek(&self, protocol: ProtocolId, name: &PeerName) -> Option<Arc<PeerRecord>> {
+    pub(super) fn peek(&self, protocol: &str, name: &PeerName) -> Option<Arc<PeerRecord>> {
         self.read(name)
             .get(protocol, name)
             .map(|entry| Arc::clone(&entry.record))
@@ -110,11 +110,14 @@ impl Registry {
             .entry(record.protocol)
             .or_default()
             .insert(record.name.clone(), entry);
-        if replaced.is_none() && !pinned {
-            shard.unpinned += 1;
-            if shard.unpinned > self.shard_capacity {
-                evict(&mut shard, self.shard_capacity);
-            }
+        let counted = replaced.is_some_and(|old| !old.pinned);
+        match (counted, !pinned) {
+            (false, true) => shard.unpinned += 1,
+            (true, false) => shard.unpinned = shard.unpinned.saturating_sub(1),
+            _ => {}
+        }
+        if shard.unpinned > self.shard_capacity {
+            evict(&mut shard, self.shard_capacity);
         }
         record
     }

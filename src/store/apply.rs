@@ -7,11 +7,12 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row};
 
 use super::bulk::{Binds, Shape, Texts};
-use super::ops::{Answer, Arrival};
+use super::held::Admission;
+use super::ops::{Answer, Arrival, Single};
 use super::plan::{Plan, PlannedRow, outcome_columns};
 use super::types::{Accepted, StoreError, StoreErrorKind};
 use super::writer::{Answers, Backend};
-use super::{single, sqlite};
+use super::{checkpoint, held, single, sqlite};
 use crate::clock::{Clock, UnixMs};
 use crate::protocol::{ProtocolId, Record};
 
@@ -110,7 +111,9 @@ pub(super) struct Marks {
     pub next_event: i64,
     /// No inbound event at or above this number was ever written.
     pub events: i64,
-    /// Bytes of inbound bodies held.
+    /// Events held back from `fed.in`.
+    pub held: i64,
+    /// Bytes of inbound bodies kept.
     pub inbound_bytes: i64,
 }
 
@@ -258,12 +261,18 @@ impl SqliteWriter {
                 b.int(*id);
             })
             .await?;
+        if !plan.acked.is_empty() {
+            checkpoint::note(conn, &plan.acked).await?;
+        }
         records.extend(&plan.records);
         put_records(conn, texts, &records).await?;
         for op in &plan.singles {
-            answers
-                .singles
-                .push(Answer::Number(single::run(conn, op, marks).await?));
+            answers.singles.push(match op {
+                Single::ReleaseHeld(batch) => {
+                    Answer::Released(held::release(conn, batch, now_ms, marks).await?)
+                }
+                op => Answer::Number(single::run(conn, op, marks).await?),
+            });
         }
         Ok(answers)
     }
@@ -441,6 +450,8 @@ async fn arrive(
         }
     }
 
+    let mut rooms = held::Rooms::load(conn, texts, arrivals, marks).await?;
+    let mut kept_back: Vec<(i64, &Arrival)> = Vec::new();
     let mut answers = Vec::with_capacity(arrivals.len());
     let mut new: Vec<(i64, &Arrival, String)> = Vec::new();
     let mut new_ids = Vec::new();
@@ -462,9 +473,20 @@ async fn arrive(
             answers.push(Answer::Accepted(Accepted::Replayed));
             continue;
         }
+        let admission = rooms.admit(arrival);
+        if admission == Admission::Full {
+            answers.push(Answer::Accepted(Accepted::HeldFull));
+            continue;
+        }
         let id = marks.next_event;
         marks.next_event = id.saturating_add(1);
-        answers.push(Answer::Accepted(Accepted::New(id)));
+        answers.push(Answer::Accepted(match admission {
+            Admission::Held => {
+                kept_back.push((id, *arrival));
+                Accepted::Held(id)
+            }
+            _ => Accepted::New(id),
+        }));
         known.insert(key, (id, arrival.hash.to_vec(), false));
         for replay in &event.replay {
             // An id named twice by one event is one id.
@@ -477,10 +499,7 @@ async fn arrive(
             serde_json::to_string(&event.headers).map_err(|e| sqlx::Error::Encode(Box::new(e)))?;
         new.push((id, arrival, headers));
     }
-    if marks.next_event > marks.events {
-        marks.events = marks.next_event.saturating_add(AHEAD);
-        single::put_mark(conn, "events", marks.events).await?;
-    }
+    reserve_numbers(conn, marks).await?;
     texts
         .execute(conn, &INSERT_EVENTS, &new, |b, (id, a, headers)| {
             b.int(*id)
@@ -501,6 +520,9 @@ async fn arrive(
             b.int(*id);
         })
         .await?;
+    if !kept_back.is_empty() {
+        held::insert(conn, texts, &kept_back, marks).await?;
+    }
     texts
         .execute(conn, &INSERT_REPLAYS, &new_ids, |b, (protocol, id)| {
             b.text(protocol)
@@ -510,6 +532,30 @@ async fn arrive(
         })
         .await?;
     Ok(answers)
+}
+
+/// Takes the next inbound ledger numbers; answers the first.
+pub(super) async fn take_numbers(
+    conn: &mut SqliteConnection,
+    marks: &mut Marks,
+    count: i64,
+) -> Result<i64, sqlx::Error> {
+    let first = marks.next_event;
+    marks.next_event = first.saturating_add(count);
+    reserve_numbers(conn, marks).await?;
+    Ok(first)
+}
+
+/// Keeps the reservation in the file ahead of the numbers taken.
+async fn reserve_numbers(
+    conn: &mut SqliteConnection,
+    marks: &mut Marks,
+) -> Result<(), sqlx::Error> {
+    if marks.next_event > marks.events {
+        marks.events = marks.next_event.saturating_add(AHEAD);
+        single::put_mark(conn, "events", marks.events).await?;
+    }
+    Ok(())
 }
 
 /// Writes and deletes protocol records; of several for one key the last counts.

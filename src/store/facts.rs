@@ -165,7 +165,7 @@ impl Store {
     async fn count(&self, op: Single) -> Result<i64, StoreError> {
         self.write(Work::Single(op), |answer| match answer {
             Answer::Number(n) => n,
-            Answer::Done | Answer::Accepted(_) => 0,
+            Answer::Done | Answer::Accepted(_) | Answer::Released(_) => 0,
         })
         .await?
         .await

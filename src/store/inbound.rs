@@ -1,5 +1,6 @@
 //! The handle's methods for the inbound ledger.
 
+use super::checkpoint::Acked;
 use super::ops::{Answer, Arrival, Work};
 use super::types::{Accepted, InboundRow, NewInbound, StoreError};
 use super::{Commit, Store, read};
@@ -14,14 +15,18 @@ impl Store {
         self.write(Work::Accept(arrival), |answer| match answer {
             Answer::Accepted(accepted) => accepted,
             // The writer answers an arrival with nothing else; if it did, the sender may repeat.
-            Answer::Done | Answer::Number(_) => Accepted::Replayed,
+            Answer::Done | Answer::Number(_) | Answer::Released(_) => Accepted::Replayed,
         })
         .await
     }
 
     /// Marks inbound events as acknowledged by JetStream.
     pub async fn published(&self, ids: Vec<i64>) -> Result<Commit, StoreError> {
-        self.put(Work::Published(ids)).await
+        self.put(Work::Published(Acked {
+            ids,
+            ..Acked::default()
+        }))
+        .await
     }
 
     /// Inbound events JetStream has not acknowledged, ledger order, `id > after`.

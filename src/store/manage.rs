@@ -49,7 +49,7 @@ impl Store {
 fn count(answer: Answer) -> u64 {
     match answer {
         Answer::Number(n) => u64::try_from(n).unwrap_or(0),
-        Answer::Done | Answer::Accepted(_) => 0,
+        Answer::Done | Answer::Accepted(_) | Answer::Released(_) => 0,
     }
 }
 

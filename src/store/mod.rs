@@ -9,13 +9,16 @@
 //! | --- | --- |
 //! | [`types`] | rows and operations as callers see them |
 //! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
+//! | `checkpoint`, `held` | how far the broker is known to have come; what is held back from `fed.in` |
 //! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
 //! | `sqlite`, `bulk`, `apply`, `single`, `prune`, `read` | SQLite: opening and errors, multi-row statements, writes, reads |
 
 mod apply;
 mod bulk;
+mod checkpoint;
 mod facts;
+mod held;
 mod inbound;
 mod manage;
 mod ops;
@@ -27,6 +30,8 @@ mod single;
 mod sqlite;
 pub mod types;
 mod writer;
+pub use checkpoint::{Acked, BodyHorizon, Checkpoint, LedgerEntry, Tip, Way};
+pub use held::{HeldBatch, HeldCount, Released};
 pub use types::*;
 
 use std::future::Future;

@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::checkpoint::{Acked, Rebase, Tip, Way};
+use super::held::{HeldBatch, Released};
 use super::types::{
     Accepted, HealthRow, NewInbound, NewRow, Outcome, Settle, StoreError, TrustRow,
 };
@@ -24,7 +26,7 @@ pub(super) enum Work {
     Settle(Settle),
     Noticed(Vec<i64>),
     Accept(Box<Arrival>),
-    Published(Vec<i64>),
+    Published(Acked),
     Records(ProtocolId, Vec<Record>),
     Single(Single),
     /// Nothing to write: answers when everything before it is committed.
@@ -57,6 +59,11 @@ pub(super) enum Single {
         now_ms: UnixMs,
     },
     NextEpoch,
+    Rebase(Box<Rebase>),
+    ForgetCheckpoints(Way, Vec<Tip>),
+    Stuck(Vec<i64>),
+    ReleaseHeld(HeldBatch),
+    DropHeld(HeldBatch),
     Redrive(BTreeSet<i64>),
     Drop(BTreeSet<i64>),
     /// Pending rows are due at once.
@@ -94,6 +101,7 @@ pub(super) enum Answer {
     Done,
     Accepted(Accepted),
     Number(i64),
+    Released(Released),
 }
 
 /// An operation on its way, with who waits for it and the room it takes until it is answered.
@@ -127,7 +135,8 @@ impl Work {
                 };
                 ROW_COST + text + s.attempt.as_ref().map_or(0, |a| a.detail.len())
             }
-            Self::Noticed(ids) | Self::Published(ids) => ROW_COST + 8 * ids.len(),
+            Self::Noticed(ids) => ROW_COST + 8 * ids.len(),
+            Self::Published(acked) => ROW_COST + 8 * acked.ids.len(),
             Self::Records(_, records) => ROW_COST + records.iter().map(strings).sum::<usize>(),
             Self::Single(_) | Self::Barrier | Self::Close => ROW_COST,
         }
@@ -137,7 +146,8 @@ impl Work {
     pub fn width(&self) -> usize {
         match self {
             Self::Insert(rows) => rows.len().max(1),
-            Self::Noticed(ids) | Self::Published(ids) => ids.len().div_ceil(16).max(1),
+            Self::Noticed(ids) => ids.len().div_ceil(16).max(1),
+            Self::Published(acked) => acked.ids.len().div_ceil(16).max(1),
             Self::Records(_, records) => records.len().max(1),
             _ => 1,
         }

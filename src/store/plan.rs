@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use super::checkpoint::Acked;
 use super::ops::{Arrival, Single, Work};
 use super::types::{AttemptRow, NewRow, Outcome, RowState, Settle};
 use crate::clock::UnixMs;
@@ -28,6 +29,8 @@ pub(super) struct Plan<'a> {
     pub noticed: Vec<i64>,
     pub arrivals: Vec<&'a Arrival>,
     pub published: Vec<i64>,
+    /// What is known of the streams once these are marked.
+    pub acked: Vec<&'a Acked>,
     pub records: Vec<(ProtocolId, &'a Record)>,
     pub singles: Vec<&'a Single>,
 }
@@ -182,7 +185,12 @@ pub(super) fn plan<'a>(works: impl Iterator<Item = &'a Work>) -> Plan<'a> {
             }
             Work::Noticed(ids) => plan.noticed.extend(ids),
             Work::Accept(arrival) => plan.arrivals.push(arrival),
-            Work::Published(ids) => plan.published.extend(ids),
+            Work::Published(acked) => {
+                plan.published.extend(&acked.ids);
+                if !acked.tips.is_empty() {
+                    plan.acked.push(acked);
+                }
+            }
             Work::Records(protocol, records) => {
                 plan.records.extend(records.iter().map(|r| (*protocol, r)));
             }

@@ -8,7 +8,7 @@
 //! | ids of acknowledged inbound events | after 8 days |
 //! | replay ids | past their time |
 //!
-//! Pending and held rows and events JetStream has not acknowledged stay, however old.
+//! Pending and held rows, held events and events JetStream has not acknowledged stay, however old.
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
@@ -134,6 +134,7 @@ async fn inbound_bodies(
         "SELECT e.id, LENGTH(e.payload) FROM federation_events e \
          WHERE e.payload IS NOT NULL AND e.received_ms < ? \
          AND NOT EXISTS (SELECT 1 FROM federation_unpublished u WHERE u.id = e.id) \
+         AND NOT EXISTS (SELECT 1 FROM federation_held h WHERE h.id = e.id) \
          ORDER BY e.received_ms LIMIT ?",
     )
     .bind(before)

@@ -135,6 +135,6 @@ impl Store {
 fn number(answer: Answer) -> u64 {
     match answer {
         Answer::Number(n) => u64::try_from(n).unwrap_or(0),
-        Answer::Done | Answer::Accepted(_) => 0,
+        Answer::Done | Answer::Accepted(_) | Answer::Released(_) => 0,
     }
 }

@@ -92,7 +92,7 @@ fn rows_of(rows: &[SqliteRow]) -> Answer<Vec<QueueRow>> {
     rows.iter().map(queue_row).collect()
 }
 
-fn limit(n: usize) -> i64 {
+pub(super) fn limit(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
@@ -353,7 +353,7 @@ pub(super) async fn queue_counts(db: SqlitePool) -> Answer<Vec<QueueCounts>> {
 
 // -------------------------------------------------------------------------------- inbound ledger
 
-fn inbound_row(row: &SqliteRow) -> Answer<InboundRow> {
+pub(super) fn inbound_row(row: &SqliteRow) -> Answer<InboundRow> {
     let headers: &str = row.try_get::<Option<&str>, _>(5)?.unwrap_or("[]");
     Ok(InboundRow {
         id: row.try_get(0)?,
@@ -431,7 +431,7 @@ pub(super) async fn replay_seen(
 
 /// A protocol's name as the `&'static str` it is elsewhere. Each name is kept once for the life of
 /// the process; there are as many as protocols were ever switched on.
-fn protocol_id(name: &str) -> ProtocolId {
+pub(super) fn protocol_id(name: &str) -> ProtocolId {
     static NAMES: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
     let mut names = NAMES
         .get_or_init(Mutex::default)

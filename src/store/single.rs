@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::apply::Marks;
 use super::ops::Single;
-use super::{manage, prune};
+use super::{checkpoint, held, manage, prune};
 
 /// Runs one; answers its number (rows changed, or the value asked for).
 pub(super) async fn run(
@@ -119,6 +119,14 @@ pub(super) async fn run(
             put_mark(conn, "epoch", epoch).await?;
             return Ok(epoch);
         }
+        Single::Rebase(to) => return checkpoint::rebase(conn, to).await,
+        Single::ForgetCheckpoints(way, gone) => {
+            return checkpoint::forget(conn, *way, gone).await;
+        }
+        Single::Stuck(ids) => return checkpoint::stick(conn, ids).await,
+        Single::DropHeld(batch) => return held::discard(conn, batch, marks).await,
+        // Answered by the writer itself: its answer is no number.
+        Single::ReleaseHeld(_) => return Ok(0),
         Single::Redrive(ids) => return redrive(conn, ids).await,
         Single::Drop(ids) => return drop_rows(conn, ids).await,
         Single::DueNow(ids) => return manage::due_now(conn, ids).await,
@@ -249,6 +257,7 @@ pub(super) async fn load_marks(conn: &mut SqliteConnection) -> Result<Marks, sql
         rows,
         next_event: events,
         events,
+        held: held::count(conn).await?,
         inbound_bytes: mark(conn, "inbound_bytes").await?.unwrap_or(0),
     })
 }

@@ -29,13 +29,22 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// Every migration, oldest first.
 fn migrations() -> Vec<Migration> {
-    vec![Migration::new(
-        1,
-        "init".into(),
-        MigrationType::Simple,
-        include_str!("../../migrations/sqlite/0001_init.sql").into_sql_str(),
-        false,
-    )]
+    vec![
+        Migration::new(
+            1,
+            "init".into(),
+            MigrationType::Simple,
+            include_str!("../../migrations/sqlite/0001_init.sql").into_sql_str(),
+            false,
+        ),
+        Migration::new(
+            3,
+            "door".into(),
+            MigrationType::Simple,
+            include_str!("../../migrations/sqlite/0003_door.sql").into_sql_str(),
+            false,
+        ),
+    ]
 }
 
 /// Held as long as this process may write the file. Dropping it releases the lock.

@@ -209,6 +209,8 @@ pub struct NewInbound {
     pub payload: Bytes,
     pub received_ms: UnixMs,
     pub replay: Vec<ReplayId>,
+    /// The peer is quarantined: keep it from `fed.in` until it is released.
+    pub hold: bool,
 }
 
 /// What [`super::Store::accept`] found.
@@ -216,6 +218,10 @@ pub struct NewInbound {
 pub enum Accepted {
     /// New; its ledger number.
     New(i64),
+    /// New, and held back from `fed.in`: its peer is quarantined, or earlier events of it are held.
+    Held(i64),
+    /// Its peer has as much held as may be; nothing was written.
+    HeldFull,
     /// The dedupe key was there. `published`: JetStream acknowledged it. `same`: same payload hash.
     Duplicate {
         id: i64,

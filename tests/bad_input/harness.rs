@@ -1,19 +1,18 @@
 //! A bridge's public listener with everything behind it real but the broker, and the relay it hears from.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use bytes::Bytes;
-use drawbridge::bus::{BusError, BusMessage};
+use drawbridge::bus::{BusError, BusMessage, ScanFrom, StreamFacts};
 use drawbridge::clock::{Clock, UnixMs};
 use drawbridge::config::Config;
 use drawbridge::http::client::Client;
 use drawbridge::http::server::Server;
 use drawbridge::identity::{SigningKey, b64};
-use drawbridge::inbound::{Door, Outlet, PubAck};
+use drawbridge::inbound::{Door, Held, Outlet, PubAck};
 use drawbridge::ops::Ops;
 use drawbridge::peers::Peers;
 use drawbridge::protocol::Protocol;
@@ -21,12 +20,13 @@ use drawbridge::protocols::uam::address::Address;
 use drawbridge::protocols::uam::envelope::{self, Draft, Envelope};
 use drawbridge::protocols::uam::relay_request::{Attempt, SignedRequest, sign_relay_request};
 use drawbridge::protocols::uam::{Uam, UamParts, time};
-use drawbridge::store::Store;
+use drawbridge::store::{Store, Way};
 use drawbridge::trust::Trust;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub const NOW: UnixMs = 1_777_636_800_000;
@@ -57,8 +57,54 @@ impl Outlet for Taken {
             Ok(ack)
         })
     }
-    fn taken_since(&self, _since_ms: UnixMs) -> BoxFuture<'_, Result<HashSet<String>, BusError>> {
-        Box::pin(std::future::ready(Ok(HashSet::new())))
+    fn connection(&self) -> Option<watch::Receiver<bool>> {
+        None
+    }
+
+    fn facts(&self, way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>> {
+        let last_seq = self.on(way).last().map_or(0, |(seq, _)| *seq);
+        let facts = StreamFacts {
+            created_ns: 1,
+            messages: last_seq,
+            bytes: 0,
+            first_seq: 1,
+            last_seq,
+            max_age_ms: None,
+        };
+        Box::pin(std::future::ready(Ok(Some(facts))))
+    }
+
+    fn id_at(&self, way: Way, seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>> {
+        let found = self.on(way).into_iter().find(|(at, _)| *at == seq);
+        Box::pin(std::future::ready(Ok(found.map(|(_, id)| id))))
+    }
+
+    fn holds(&self, way: Way, _from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
+        let mut held = Held::default();
+        for (seq, id) in self.on(way) {
+            held.sequences.push(seq);
+            held.ids.insert(id.into_boxed_str());
+        }
+        Box::pin(std::future::ready(Ok(held)))
+    }
+
+    fn ensure(&self) -> BoxFuture<'_, Result<(), BusError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+impl Taken {
+    /// Sequence and id of what a stream has.
+    fn on(&self, way: Way) -> Vec<(u64, String)> {
+        let seen = self.0.lock().unwrap();
+        (1..)
+            .zip(seen.iter())
+            .filter(|(_, m)| m.stream == way.stream())
+            .map(|(seq, m)| {
+                let id = m.headers.iter().find(|(name, _)| name == "Nats-Msg-Id");
+                (seq, id.map(|(_, id)| id.clone()).unwrap_or_default())
+            })
+            .collect()
     }
 }
 

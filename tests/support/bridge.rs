@@ -50,8 +50,12 @@ impl Running {
 
     /// SIGTERM by the shell's own `kill`: the standard library only knows SIGKILL.
     fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    fn signal(&self, name: &str) {
         let _ = Command::new("sh")
-            .args(["-c", &format!("kill -TERM {}", self.0.id())])
+            .args(["-c", &format!("kill -{name} {}", self.0.id())])
             .status();
     }
 }
@@ -312,6 +316,30 @@ impl Bridge {
     pub fn kill9(&mut self) {
         if let Some(running) = self.running.take() {
             running.kill9();
+        }
+    }
+
+    /// Sends a signal (`HUP`, `TERM`) and returns at once.
+    pub fn signal(&self, name: &str) {
+        if let Some(running) = &self.running {
+            running.signal(name);
+        }
+    }
+
+    /// Waits until the process ends by itself.
+    pub async fn exit(&mut self, patience: Duration) -> std::process::ExitStatus {
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.running.as_mut().and_then(Running::exited) {
+                self.running = None;
+                return status;
+            }
+            assert!(
+                Instant::now() < end,
+                "the bridge did not end within {patience:?}:\n{}",
+                tail(&self.log())
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

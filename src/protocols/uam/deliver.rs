@@ -225,8 +225,12 @@ async fn check(
     verify::check_envelope(&request.envelope, request.form()).map_err(Refused::by("envelope"))?;
     agent_proof(uam, &request.envelope).await?;
     let event = event(request, headers, relay, now, replay)?;
-    match uam.door.enter(event).await {
-        Entry::New => Ok(Taken::Delivered),
+    let entry = match uam.trust.standing(ID, &request.from_relay) {
+        Standing::Quarantined => uam.door.hold(event).await,
+        _ => uam.door.enter(event).await,
+    };
+    match entry {
+        Entry::New | Entry::Held => Ok(Taken::Delivered),
         Entry::Duplicate => Ok(Taken::Duplicate),
         Entry::Replayed => Err(Refused::by("replay")(Rejection::replay())),
         Entry::TooLarge => Err(Refused::by("too_large")(Rejection::too_large())),
@@ -240,12 +244,10 @@ async fn check(
 /// Checks 3 to 5: block list, reputation tier, rate.
 fn gate(uam: &Uam, relay: &str) -> Result<(), Refused> {
     match uam.trust.standing(ID, relay) {
-        // Nothing holds a quarantined peer's events back yet, so they are refused.
-        Standing::Blocked | Standing::Quarantined => {
-            return Err(Refused::by("blocked")(Rejection::blocked()));
-        }
+        Standing::Blocked => return Err(Refused::by("blocked")(Rejection::blocked())),
         Standing::Allowed => return Ok(()),
-        Standing::Ordinary => {}
+        // A quarantined relay is answered like any other; the door holds its events back.
+        Standing::Quarantined | Standing::Ordinary => {}
     }
     let limit = tier_limit(uam.trust.score(ID, relay), uam.config.relay_rate_limit);
     if limit == 0 {

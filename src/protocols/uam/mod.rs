@@ -273,7 +273,7 @@ impl Protocol for Uam {
                 base: self
                     .peers
                     .pin(ID, name)
-                    .and_then(|pin| pin.endpoint.as_deref())
+                    .and_then(|pin| pin.endpoint)
                     .map(|url| url.trim_end_matches('/').to_owned()),
                 public_key: self.peers.pinned_key(ID, name),
             };

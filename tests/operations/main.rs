@@ -1,0 +1,13 @@
+//! What operators rely on, against the bridge's own binary as a process, a real broker, real
+//! signals and sockets.
+
+#[path = "../support"]
+mod support {
+    pub mod bridge;
+    pub mod sink;
+    pub mod uam_client;
+}
+
+mod drain;
+mod reload;
+mod world;
