@@ -158,6 +158,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         },
     )
     .await?;
+    let lanes = outbound.control();
+    peers.on_heard(move |protocol, peer| lanes.heard_from(protocol, peer));
     serve_calls(&bus, protocols.clone()).await?;
 
     let admin_server = Server::bind(&config.admin, false)?;
@@ -202,7 +204,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         peers: peers.clone(),
         trust: trust.clone(),
         protocols,
-        ops,
+        ops: ops.clone(),
     };
     let nats_url = nats.url.unwrap_or_default();
     tracing::info!(%public, admin = %admin_at, broker = bus.server().version, "drawbridge is open");
@@ -229,6 +231,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 }
 
 impl Running {
+    /// Orders to the lanes, and questions about them.
+    pub fn lanes(&self) -> outbound::Control {
+        self.outbound.control()
+    }
+
     /// Rows still to be delivered, oldest first.
     pub async fn pending(&self) -> Result<Vec<crate::store::QueueRow>, StoreError> {
         let filter = crate::store::RowFilter {

@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod lists;
@@ -62,6 +63,9 @@ enum Command {
     /// Explain step by step why a saved request is accepted or refused.
     #[command(subcommand)]
     Verify(verify::VerifyCommand),
+    /// How fast this machine carries messages, and how close that is to what it could.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -117,6 +121,7 @@ pub fn main() -> ExitCode {
             Command::Replay(args) => replay::replay(args).await,
             Command::Keys(command) => lists::keys(command),
             Command::Verify(command) => verify::verify(command),
+            Command::Bench(command) => bench::bench(command).await,
             Command::Config(ConfigCommand::Defaults) => {
                 print!("{}", crate::config::DEFAULT_TOML);
                 Ok(ExitCode::SUCCESS)

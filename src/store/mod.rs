@@ -20,6 +20,7 @@ mod checkpoint;
 mod facts;
 mod held;
 mod inbound;
+mod lanes;
 mod manage;
 mod ops;
 mod plan;

@@ -66,6 +66,13 @@ pub(super) enum Single {
     DropHeld(HeldBatch),
     Redrive(BTreeSet<i64>),
     Drop(BTreeSet<i64>),
+    /// Waiting rows of one lane become due, at most that many.
+    MakeDue {
+        protocol: ProtocolId,
+        peer: String,
+        now_ms: UnixMs,
+        limit: i64,
+    },
     /// Pending rows are due at once.
     DueNow(BTreeSet<i64>),
     /// Pending and held rows are dead: code and sentence.

@@ -129,6 +129,24 @@ pub(super) async fn run(
         Single::ReleaseHeld(_) => return Ok(0),
         Single::Redrive(ids) => return redrive(conn, ids).await,
         Single::Drop(ids) => return drop_rows(conn, ids).await,
+        Single::MakeDue {
+            protocol,
+            peer,
+            now_ms,
+            limit,
+        } => {
+            sqlx::query(
+                "UPDATE federation_queue SET next_at_ms = $1 WHERE id IN (SELECT id FROM \
+                 federation_queue WHERE state = 'pending' AND protocol = $2 AND peer = $3 \
+                 AND next_at_ms > $1 ORDER BY id LIMIT $4)",
+            )
+            .bind(*now_ms)
+            .bind(protocol)
+            .bind(peer)
+            .bind(*limit)
+            .execute(conn)
+            .await?
+        }
         Single::DueNow(ids) => return manage::due_now(conn, ids).await,
         Single::GiveUp {
             ids,

@@ -13,6 +13,7 @@
 mod bus;
 mod inbound;
 mod labels;
+mod lanes;
 mod outbound;
 mod store;
 
@@ -25,6 +26,7 @@ use prometheus_client::registry::Registry;
 
 pub use bus::*;
 pub use inbound::*;
+pub use lanes::*;
 pub use outbound::*;
 pub use store::*;
 
@@ -34,6 +36,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 struct Metrics {
     registry: Registry,
     outbound: outbound::Outbound,
+    lanes: lanes::Lanes,
     inbound: inbound::Inbound,
     store: store::Store,
     bus: bus::Bus,
@@ -49,6 +52,7 @@ impl Metrics {
         r.register("build", "The version that runs", build);
         Self {
             outbound: outbound::Outbound::new(r),
+            lanes: lanes::Lanes::new(r),
             inbound: inbound::Inbound::new(r),
             store: store::Store::new(r),
             bus: bus::Bus::new(r),
