@@ -49,6 +49,7 @@ impl Bridge {
             peers,
             trust,
             door: None,
+            lanes: None,
             health: Health::new(),
             ops: Ops::silent(),
             clock,

@@ -3,6 +3,7 @@
 
 mod support {
     pub mod bridge;
+    pub mod openapi;
     pub mod sink;
     pub mod uam_client;
 }
@@ -64,7 +65,7 @@ impl World {
             &dir.path().join("bridge"),
             "alpha.test",
             Some(&broker.url()),
-            "retry_delays = [\"1h\"]",
+            "retry_delays = [\"1h\", \"2h\"]",
             &pin,
         );
         bridge.start().await;
@@ -210,10 +211,7 @@ async fn what_waits_is_retried_now_or_dropped_as_a_dead_letter() {
     let tried = w.answered(&id).len();
     let number = row["id"].to_string();
     let shown = w.says(&["queue", "show", &number]).await;
-    assert!(
-        shown.contains("503") && shown.contains("in 1 h"),
-        "{shown}"
-    );
+    assert!(shown.contains("503") && shown.contains("in 1 h"), "{shown}");
     assert_eq!(
         w.says(&["queue", "retry", &number]).await.trim(),
         "1 rows due now"
@@ -245,6 +243,60 @@ async fn what_waits_is_retried_now_or_dropped_as_a_dead_letter() {
         (code == "dropped").then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_is_paused_explained_resumed_and_every_order_answers_as_documented() {
+    let w = World::start().await;
+    let said = w
+        .says(&["peers", "pause", "beta.test", "--reason", "moving house"])
+        .await;
+    assert!(said.contains("beta.test is paused"), "{said}");
+    let id = w.send("hello").await;
+    within("a row that waits", async || {
+        w.lists(&["queue", "list", "--json"]).await.pop()
+    })
+    .await;
+    let shown = w.says(&["peers", "show", "beta.test"]).await;
+    for part in [
+        "paused by an operator",
+        "(moving house), until it is resumed",
+        "1 pending",
+        "Next attempt: when it is resumed",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let refused = w.run(&["peers", "probe", "beta.test"]).await;
+    assert!(
+        texts(&refused).1.contains("resume it first"),
+        "{}",
+        texts(&refused).1
+    );
+    let table = w.says(&["peers", "list"]).await;
+    assert!(table.contains("paused"), "{table}");
+    assert!(w.answered(&id).is_empty());
+    w.says(&["peers", "resume", "beta.test"]).await;
+    within("the message", async || w.answered(&id).pop()).await;
+
+    let document: Value = serde_json::from_str(drawbridge::admin::OPENAPI).unwrap();
+    for (path, _) in document["paths"].as_object().unwrap() {
+        let Some(order) = path.strip_prefix("/api/v1/peers/{protocol}/{name}") else {
+            continue;
+        };
+        let method = if order.is_empty() { "GET" } else { "POST" };
+        let asked = format!("/api/v1/peers/uam/beta.test{order}");
+        let (status, answer) = w.bridge.admin_api(method, &asked).await;
+        assert_eq!(status, 200, "{asked}: {answer}");
+        if order == "/pause" {
+            let resume = "/api/v1/peers/uam/beta.test/resume";
+            assert_eq!(w.bridge.admin_api("POST", resume).await.0, 200);
+        }
+        let operation = &document["paths"][path][method.to_lowercase()];
+        let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
+        let mut wrong = Vec::new();
+        support::openapi::check(&document, schema, &answer, "answer", &mut wrong);
+        assert!(wrong.is_empty(), "{asked}: {wrong:#?}\n{answer:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 
 use super::params::Params;
 use super::routes::{Route, get, post};
-use super::{Access, AdminState, Fail, Reply, Shared, answer, body, ok};
+use super::{Access, AdminState, Fail, Reply, Shared, answer, body, end, ok};
 use crate::clock::UnixMs;
-use crate::config::parse_duration;
 use crate::protocol::ProtocolId;
 use crate::store::TrustRow;
 use crate::trust::{self, Rule};
@@ -76,7 +75,7 @@ async fn add(State(state): Shared, bytes: Bytes) -> Reply {
     let rule = rule_named(&wanted.rule)?;
     let pattern = pattern(&wanted.pattern)?;
     let now = state.clock.now_ms();
-    let ends_ms = end(wanted.until.as_deref(), wanted.lasting.as_deref(), now)?;
+    let ends_ms = end::at(wanted.until.as_deref(), wanted.lasting.as_deref(), now)?;
     let reason: Option<String> = wanted.reason.map(|text| {
         text.chars()
             .filter(|c| !c.is_control())
@@ -206,35 +205,6 @@ fn pattern(text: &str) -> Result<String, Fail> {
     trust::pattern(text).map_err(|detail| Fail::bad_request("bad_pattern", detail))
 }
 
-/// When a rule ends; `None`: never.
-fn end(until: Option<&str>, lasting: Option<&str>, now: UnixMs) -> Result<Option<UnixMs>, Fail> {
-    let wrong = |detail: String| Fail::bad_request("bad_end", detail);
-    let end = match (until, lasting) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => return Err(wrong("give until or for, not both".into())),
-        (Some(text), None) => text
-            .parse::<jiff::Timestamp>()
-            .map_err(|_| {
-                wrong(format!(
-                    "until must be a time such as \"2026-11-20T10:00:00Z\", not {text:?}"
-                ))
-            })?
-            .as_millisecond(),
-        (None, Some(text)) => {
-            let lasting = parse_duration(text).ok_or_else(|| {
-                wrong(format!(
-                    "for must be a duration such as \"2h\" or \"7d\", not {text:?}"
-                ))
-            })?;
-            now.saturating_add(i64::try_from(lasting.as_millis()).unwrap_or(i64::MAX))
-        }
-    };
-    if end <= now {
-        return Err(wrong("the rule would have ended already".into()));
-    }
-    Ok(Some(end))
-}
-
 fn tell(state: &AdminState, protocol: ProtocolId, what: &'static str, row: &TrustRow) {
     tracing::info!(
         protocol,
@@ -249,27 +219,4 @@ fn tell(state: &AdminState, protocol: ProtocolId, what: &'static str, row: &Trus
         &row.pattern,
         json!({"list": row.rule, "domain": row.pattern, "reason": row.reason, "ends_ms": row.ends_ms}),
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_is_a_time_or_a_length_and_lies_ahead() {
-        assert_eq!(end(None, None, 5).unwrap(), None);
-        assert_eq!(end(None, Some("2h"), 5).unwrap(), Some(7_200_005));
-        let at = end(Some("2026-11-20T10:00:00Z"), None, 5).unwrap();
-        assert_eq!(at, Some(1_795_168_800_000));
-        for (until, lasting) in [
-            (Some("2026-11-20T10:00:00Z"), Some("2h")),
-            (Some("tomorrow"), None),
-            (Some("1960-01-01T00:00:00Z"), None),
-            (None, Some("2 weeks")),
-            (None, Some("0s")),
-        ] {
-            let e = end(until, lasting, 5).unwrap_err();
-            assert_eq!(e.code, "bad_end");
-        }
-    }
 }
