@@ -540,32 +540,52 @@ async fn a_file_of_something_else_is_refused_and_left_alone() {
     assert_eq!(refused.kind, StoreErrorKind::Corrupt);
 }
 
+/// Returns when the store has noticed whether it takes writes.
+async fn healthy(store: &Store, wanted: bool) {
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while store.healthy() != wanted {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
 #[tokio::test]
-async fn a_full_disk_fails_the_commit_and_heals_by_itself_when_there_is_room() {
+async fn a_full_disk_keeps_rows_in_order_turns_events_away_and_heals_by_itself() {
     let f = Fixture::new().await;
     f.store.limit_size(Some(400 << 10)).await.unwrap();
-    let mut refused = None;
+    let mut waiting = None;
     let mut kept = 0;
     for n in 0..200 {
         let mut row = new_row(&f.store, &format!("m{n}"), "beta.test");
         row.body = Bytes::from(vec![b'z'; 16 << 10]);
-        match f.store.enqueue(vec![row]).await.unwrap().await {
-            Ok(()) => kept += 1,
-            Err(e) => {
-                refused = Some(e);
+        let id = row.id;
+        let mut commit = f.store.enqueue(vec![row]).await.unwrap();
+        tokio::select! {
+            done = &mut commit => done.unwrap(),
+            () = healthy(&f.store, false) => {
+                waiting = Some((id, commit));
                 break;
             }
         }
+        kept += 1;
     }
-    assert_eq!(refused.unwrap().kind, StoreErrorKind::Unavailable);
-    assert!(!f.store.healthy());
-    // Reading goes on.
+    let (row, commit) = waiting.unwrap();
+    // Its outcome waits behind it, and does not pass for written.
+    let settled = f.store.settle(delivered(row)).await.unwrap();
+    let refused = f.store.accept(arrival("k1", b"n1")).await.unwrap().await;
+    assert_eq!(refused.unwrap_err().kind, StoreErrorKind::Unavailable);
+    // Reading goes on, but what must see the rows on their way says that it cannot.
     assert_eq!(f.store.queue_counts().await.unwrap()[0].pending, kept);
+    let unseen = f.store.row(row).await.unwrap_err();
+    assert_eq!(unseen.kind, StoreErrorKind::Unavailable);
     f.store.limit_size(None).await.unwrap();
+    commit.await.unwrap();
+    settled.await.unwrap();
     assert!(f.store.healthy());
-    let row = new_row(&f.store, "after", "beta.test");
-    f.store.enqueue(vec![row]).await.unwrap().await.unwrap();
-    assert_eq!(f.store.queue_counts().await.unwrap()[0].pending, kept + 1);
+    let written = f.store.row(row).await.unwrap().unwrap();
+    assert_eq!(written.state, RowState::Delivered);
 }
 
 #[cfg(unix)]
@@ -575,18 +595,12 @@ async fn a_file_taken_away_is_noticed_and_missed_until_it_is_back() {
     let away = f.dir.path().join("away.db");
     std::fs::rename(f.path(), &away).unwrap();
     let row = new_row(&f.store, "m1", "beta.test");
-    let refused = f.store.enqueue(vec![row]).await.unwrap().await.unwrap_err();
-    assert_eq!(refused.kind, StoreErrorKind::Unavailable);
-    assert!(!f.store.healthy());
+    let commit = f.store.enqueue(vec![row]).await.unwrap();
+    healthy(&f.store, false).await;
     std::fs::rename(&away, f.path()).unwrap();
-    // Nobody writes: the store finds out by itself.
-    tokio::time::timeout(Duration::from_secs(10), async {
-        while !f.store.healthy() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .unwrap();
+    // The store finds out by itself, and writes what waited.
+    commit.await.unwrap();
+    healthy(&f.store, true).await;
 }
 
 #[tokio::test]

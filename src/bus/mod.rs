@@ -55,7 +55,7 @@ pub use monitoring::Monitored;
 pub use read::{StoredMessage, StreamFacts};
 pub use replay::MadeConsumer;
 pub use scan::ScanFrom;
-pub use streams::stream_name;
+pub use streams::{StreamReport, StreamState, stream_definition, stream_name};
 pub use tail::{Tail, TailFrom};
 
 /// An acknowledgement that cannot be handed to the connection for this long is given up.

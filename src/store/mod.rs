@@ -217,7 +217,8 @@ impl Store {
         self.write(work, |_| ()).await
     }
 
-    /// Waits until everything handed in before this call is committed.
+    /// Waits until everything handed in before this call is committed; `Unavailable` while the
+    /// database takes no writes.
     async fn barrier(&self) -> Result<(), StoreError> {
         if self.inner.gauges.waiting.load(Ordering::Acquire) == 0 {
             return Ok(());

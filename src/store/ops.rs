@@ -120,6 +120,21 @@ pub(super) struct Job {
 }
 
 impl Work {
+    /// Whether it must be written sooner or later, and in its place: the ledger of outbound
+    /// messages, and what became of inbound ones. Whoever hands in anything else can be told to
+    /// come again, or asks for an answer now.
+    pub fn is_kept(&self) -> bool {
+        matches!(
+            self,
+            Self::Insert(_) | Self::Settle(_) | Self::Noticed(_) | Self::Published(_)
+        )
+    }
+
+    /// Whether it may end the very state that keeps others waiting.
+    pub fn makes_room(&self) -> bool {
+        matches!(self, Self::Single(Single::LimitSize(_)))
+    }
+
     /// Bytes of room it takes, an estimate of what it holds in memory.
     pub fn cost(&self) -> usize {
         let strings = |r: &Record| r.key.len() + r.value.as_ref().map_or(0, String::len) + 64;
