@@ -591,13 +591,16 @@ async fn a_bridge_and_a_backend_that_may_do_only_what_they_need_exchange_message
         unused.retain(|pattern| !seen.iter().any(|subject| matches(pattern, subject)));
         unused
     };
-    until(&format!("every permission was needed, not {:?}", unused().await), async || {
-        // The first two are for quarantined peers and for protocols that ask backends.
-        let unused = unused().await;
-        unused.iter().all(|p| {
-            p.starts_with("fed.held") || p.starts_with("fed.ask") || p.contains("FED_HELD")
-        })
-    })
+    until(
+        &format!("every permission was needed, not {:?}", unused().await),
+        async || {
+            // The first two are for quarantined peers and for protocols that ask backends.
+            let unused = unused().await;
+            unused.iter().all(|p| {
+                p.starts_with("fed.held") || p.starts_with("fed.ask") || p.contains("FED_HELD")
+            })
+        },
+    )
     .await;
     bridge.stop().await;
     let refusals: Vec<_> = broker

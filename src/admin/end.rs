@@ -43,10 +43,10 @@ mod tests {
 
     #[test]
     fn an_end_is_a_time_or_a_length_and_lies_ahead() {
-        assert_eq!(end(None, None, 5).unwrap(), None);
-        assert_eq!(end(None, Some("2h"), 5).unwrap(), Some(7_200_005));
-        let at = at(Some("2026-11-20T10:00:00Z"), None, 5).unwrap();
-        assert_eq!(at, Some(1_795_168_800_000));
+        assert_eq!(at(None, None, 5).unwrap(), None);
+        assert_eq!(at(None, Some("2h"), 5).unwrap(), Some(7_200_005));
+        let time = at(Some("2026-11-20T10:00:00Z"), None, 5).unwrap();
+        assert_eq!(time, Some(1_795_168_800_000));
         for (until, lasting) in [
             (Some("2026-11-20T10:00:00Z"), Some("2h")),
             (Some("tomorrow"), None),
