@@ -1,11 +1,11 @@
 //! One peer's trouble stays its own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use drawbridge::outbound::PeerState;
+use drawbridge::outbound::{PeerOutlook, PeerState};
 use serde_json::json;
 
-use super::peer::{Peer, Say};
+use super::peer::{PATIENCE, Peer, Say};
 use super::uam_client::{Posted, delivery, envelope, message_id, post, public_of};
 use super::world::{Setup, World};
 
@@ -39,11 +39,10 @@ async fn a_dead_peer_eats_no_workers() {
     }
     well.saw(50).await;
     for domain in ["hangs.test", "gone.test"] {
-        world
-            .wait_look(domain, |p| {
-                p.state == PeerState::Open && p.lane.in_flight == 0
-            })
-            .await;
+        wait_look(&world, domain, |p| {
+            p.state == PeerState::Open && p.lane.in_flight == 0
+        })
+        .await;
         let seen = world.look(domain).await;
         assert_eq!(
             seen.lane.in_memory, 0,
@@ -108,9 +107,7 @@ async fn inbound_traffic_does_not_reset_outbound_failure() {
     for n in 0..5 {
         says(&world, &beta).await;
         beta.saw(2).await;
-        world
-            .wait_look("beta.test", |p| p.lane.in_flight == 0)
-            .await;
+        wait_look(&world, "beta.test", |p| p.lane.in_flight == 0).await;
         let seen = world.look("beta.test").await;
         assert_eq!((seen.state, seen.failures), (PeerState::Open, 1), "{n}");
         assert_eq!(beta.seen().len(), 2, "{n}");
@@ -136,6 +133,19 @@ async fn a_word_from_a_peer_that_is_back_brings_it_its_backlog() {
     says(&world, &beta).await;
     beta.saw(10).await;
     world.event("peer.recovered").await;
+}
+
+/// Looks until a peer is doing as wanted.
+async fn wait_look(world: &World, peer: &str, enough: impl Fn(&PeerOutlook) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let seen = world.look(peer).await;
+        if enough(&seen) {
+            return;
+        }
+        assert!(Instant::now() < end, "{seen:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// A peer shows the key of its agent, and delivers a message to us.
@@ -202,9 +212,7 @@ async fn a_name_that_resolves_only_to_closed_loopback_ports_is_not_hammered() {
     }
     world.event("peer.open").await;
     world.acknowledged().await;
-    world
-        .wait_look("closed.test", |p| p.lane.in_flight == 0)
-        .await;
+    wait_look(&world, "closed.test", |p| p.lane.in_flight == 0).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let rows = world.rows("pending").await;
     assert_eq!(rows.len(), 200);

@@ -258,19 +258,6 @@ impl World {
         self.lanes().look("uam", &name(peer)).await.unwrap()
     }
 
-    /// Looks until a peer is doing as wanted.
-    pub async fn wait_look(&self, peer: &str, enough: impl Fn(&PeerOutlook) -> bool) {
-        let end = std::time::Instant::now() + PATIENCE;
-        loop {
-            let seen = self.look(peer).await;
-            if enough(&seen) {
-                return;
-            }
-            assert!(std::time::Instant::now() < end, "{seen:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
     /// Dead letters that came so far, none awaited: the broker has said everything it had.
     pub async fn no_dead(&mut self) {
         round_trip(&self.client).await;
