@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use drawbridge::bus::Bus;
 use drawbridge::clock::Clock;
+use drawbridge::config::StreamPolicy;
 use drawbridge::identity::SigningKey;
 use drawbridge::inbound::{Door, Entry};
 use drawbridge::ops::Ops;
@@ -19,6 +20,8 @@ use super::nats::NatsServer;
 /// A broker, and a bridge's inbound half that may be away.
 pub struct World {
     pub nats: NatsServer,
+    /// What the bridge may do about missing streams, from its next start on.
+    pub policy: StreamPolicy,
     bridge: Option<Bridge>,
     dir: TempDir,
 }
@@ -45,6 +48,7 @@ impl World {
     pub async fn start() -> Self {
         let mut world = Self {
             nats: NatsServer::start().await,
+            policy: StreamPolicy::Ensure,
             bridge: None,
             dir: tempfile::tempdir().expect("a folder"),
         };
@@ -61,7 +65,10 @@ impl World {
     pub async fn open(&mut self) {
         let clock = Clock::system();
         let store = self.store().await;
-        let bus = self.nats.bus().await;
+        let mut config = self.nats.config();
+        config.streams = self.policy;
+        let bus = Bus::connect(&config).await.expect("connected");
+        bus.apply_streams().await.expect("streams");
         let ops = Ops::start(bus.clone(), true);
         let trust = Trust::open(store.clone(), clock.clone())
             .await
