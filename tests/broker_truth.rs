@@ -2,6 +2,7 @@
 //! per message id, after the broker came back with an older copy of its files; and what retention,
 //! a purge or an operator took away stays away. Real nats-server, its own default of flushing.
 
+#[macro_use]
 mod support;
 
 use std::collections::BTreeSet;
@@ -47,9 +48,7 @@ async fn reconnected(world: &World) {
     passes(world, "hello again").await;
 }
 
-#[tokio::test]
-async fn an_older_broker_gets_back_what_it_lost_while_the_bridge_stays_up() {
-    let mut world = World::start().await;
+async fn an_older_broker_gets_back_what_it_lost_while_the_bridge_stays_up(mut world: World) {
     world.take(0..20).await;
     save(&mut world, "old").await;
     world.is_open().await;
@@ -64,9 +63,7 @@ async fn an_older_broker_gets_back_what_it_lost_while_the_bridge_stays_up() {
     world.holds_once(0..70).await;
 }
 
-#[tokio::test]
-async fn an_older_broker_gets_back_what_it_lost_at_the_bridges_next_start() {
-    let mut world = World::start().await;
+async fn an_older_broker_gets_back_what_it_lost_at_the_bridges_next_start(mut world: World) {
     world.take(0..20).await;
     world.close().await;
     save(&mut world, "old").await;
@@ -125,9 +122,9 @@ async fn what_somebody_gave_the_older_broker_already_is_not_given_to_it_again() 
     world.holds_once(0..30).await;
 }
 
-#[tokio::test]
-async fn of_many_events_over_several_checkpoints_only_the_lost_ones_come_again_in_order() {
-    let mut world = World::start().await;
+async fn of_many_events_over_several_checkpoints_only_the_lost_ones_come_again_in_order(
+    mut world: World,
+) {
     for batch in 0..4 {
         world.take_together(batch * 100..batch * 100 + 100).await;
         // A checkpoint a second, or at a stop.
@@ -220,9 +217,7 @@ async fn a_purge_is_no_loss() {
     );
 }
 
-#[tokio::test]
-async fn events_that_are_purged_in_the_moment_the_bridge_dies_stay_away() {
-    let mut world = World::start().await;
+async fn events_that_are_purged_in_the_moment_the_bridge_dies_stay_away(mut world: World) {
     world.take(0..10).await;
     let js = jetstream(&world).await;
     let stream = js.get_stream("FED_IN").await.expect("the stream");
@@ -328,9 +323,7 @@ async fn a_missing_stream_that_we_may_not_make_shuts_the_door_with_the_reason() 
     assert!(health.reasons().is_empty());
 }
 
-#[tokio::test]
-async fn a_loss_beyond_mending_is_counted_and_the_bridge_goes_on() {
-    let mut world = World::start().await;
+async fn a_loss_beyond_mending_is_counted_and_the_bridge_goes_on(mut world: World) {
     let subscriber = world.nats.client().await;
     let mut told = subscriber
         .subscribe("fed.ops.store.>")
@@ -357,4 +350,12 @@ async fn a_loss_beyond_mending_is_counted_and_the_bridge_goes_on() {
     let body: serde_json::Value = serde_json::from_slice(&event.payload).expect("JSON");
     assert_eq!(body["beyond_mending"], 20, "{body}");
     assert_eq!(body["republished"], 0, "{body}");
+}
+
+on_both_databases! {
+    an_older_broker_gets_back_what_it_lost_while_the_bridge_stays_up
+    an_older_broker_gets_back_what_it_lost_at_the_bridges_next_start
+    of_many_events_over_several_checkpoints_only_the_lost_ones_come_again_in_order
+    events_that_are_purged_in_the_moment_the_bridge_dies_stay_away
+    a_loss_beyond_mending_is_counted_and_the_bridge_goes_on
 }

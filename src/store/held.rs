@@ -213,8 +213,7 @@ pub(super) async fn release(
     let held = oldest(conn, batch).await?;
     let count = i64::try_from(held.len()).unwrap_or(0);
     let first = take_numbers(conn, marks, count).await?;
-    let mut next = first;
-    for (id, _) in held {
+    for (next, (id, _)) in (first..).zip(held) {
         forget(conn, id, marks).await?;
         // The body is kept a day from now, as that of an event that just came.
         conn.query("UPDATE federation_events SET id = $1, received_ms = $2 WHERE id = $3")
@@ -227,7 +226,6 @@ pub(super) async fn release(
             .bind(next)
             .execute()
             .await?;
-        next += 1;
     }
     Ok(Released { first, count })
 }
