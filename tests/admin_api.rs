@@ -5,7 +5,7 @@ use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use drawbridge::admin::routes::table;
-use drawbridge::admin::{Access, AdminState, KeyInfo, OPENAPI, router};
+use drawbridge::admin::{Access, AdminState, OPENAPI, router};
 use drawbridge::clock::Clock;
 use drawbridge::config::{PeerPin, Secret};
 use drawbridge::ops::Ops;
@@ -52,12 +52,7 @@ impl Bridge {
             ops: Ops::silent(),
             clock: clock.clone(),
             protocols: vec!["uam"],
-            keys: vec![KeyInfo {
-                protocol: "uam".into(),
-                name: "alpha.com".into(),
-                fingerprint: "ab".repeat(32),
-                public_key: "key".into(),
-            }],
+            speakers: Vec::new(),
             token: Secret(TOKEN.to_owned().into()),
             metrics_open: true,
             loopback_only: true,

@@ -3,7 +3,7 @@
 pub mod bench;
 pub mod client;
 pub mod demo;
-pub mod lists;
+pub mod keys;
 pub mod peers;
 pub mod probe;
 pub mod queue;
@@ -58,7 +58,7 @@ enum Command {
     Trust(trust::TrustCommand),
     /// Our own keys.
     #[command(subcommand)]
-    Keys(lists::KeysCommand),
+    Keys(keys::KeysCommand),
     /// Examine a remote server step by step: DNS, TLS, key, clock, signature.
     #[command(subcommand)]
     Probe(probe::ProbeCommand),
@@ -120,7 +120,7 @@ pub fn main() -> ExitCode {
             Command::Dead(command) => queue::dead(command).await,
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
-            Command::Keys(command) => lists::keys(command),
+            Command::Keys(command) => keys::keys(command).await,
             Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),
             Command::Bench(command) => bench::bench(command).await,
