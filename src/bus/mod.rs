@@ -52,7 +52,7 @@ pub use managed::ManagedServer;
 pub use monitoring::Monitored;
 pub use read::{StoredMessage, StreamFacts};
 pub use scan::ScanFrom;
-pub use streams::stream_name;
+pub use streams::{StreamReport, StreamState, stream_definition, stream_name};
 pub use tail::{Tail, TailFrom};
 
 /// An acknowledgement that cannot be handed to the connection for this long is given up.
@@ -246,6 +246,12 @@ impl Bus {
     /// known yet.
     pub fn trouble(&self) -> Option<String> {
         self.inner.trouble.borrow().clone()
+    }
+
+    /// How often the connection was lost so far: a number that changed means that it was away, even
+    /// if it is back.
+    pub fn losses(&self) -> u64 {
+        self.inner.link.borrow().losses
     }
 
     /// Subject prefix (`fed`).

@@ -10,6 +10,7 @@ pub mod queue;
 pub mod run;
 pub mod send;
 mod steps;
+pub mod streams;
 pub mod table;
 pub mod tail;
 pub mod trust;
@@ -59,6 +60,9 @@ enum Command {
     /// Our own keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// The broker's streams.
+    #[command(subcommand)]
+    Streams(streams::StreamsCommand),
     /// Examine a remote server step by step: DNS, TLS, key, clock, signature.
     #[command(subcommand)]
     Probe(probe::ProbeCommand),
@@ -121,6 +125,7 @@ pub fn main() -> ExitCode {
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
             Command::Keys(command) => keys::keys(command).await,
+            Command::Streams(command) => streams::streams(command).await,
             Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),
             Command::Bench(command) => bench::bench(command).await,

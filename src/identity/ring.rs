@@ -116,13 +116,13 @@ impl Keyring {
     }
 
     /// Puts the next key (made now, if there is none) in place of the active one. `revoke`: the
-    /// replaced one is kept under a name that nothing reads.
+    /// replaced one and those before it are kept under names that nothing reads.
     pub fn switch(path: &Path, now: UnixMs, revoke: bool) -> Result<(), KeyFileError> {
         let next = sibling(path, ".next");
         Self::prepare(path)?;
         let failed = |what: &str, e: io::Error| {
             KeyFileError(format!(
-                "the key {} was not switched: {what}: {e}",
+                "the key {} was not switched as wanted: {what}: {e}",
                 path.display()
             ))
         };
@@ -141,6 +141,13 @@ impl Keyring {
             Err(e) => return Err(failed(&format!("{} cannot be made", kept.display()), e)),
         }
         keyfile::replace(path, &seed).map_err(|e| failed("the new file cannot be written", e))?;
+        if revoke {
+            for (retired_ms, file) in old_files(path)? {
+                let kept = sibling(path, &format!(".revoked-{}", stamp(retired_ms)));
+                fs::rename(&file, &kept)
+                    .map_err(|e| failed(&format!("{} cannot be revoked", file.display()), e))?;
+            }
+        }
         fs::remove_file(&next)
             .and_then(|()| keyfile::sync_folder(path))
             .map_err(|e| {
@@ -300,9 +307,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         Keyring::open(&path, HOUR, NOW).unwrap();
+        Keyring::switch(&path, NOW - 1_000, false).unwrap();
         Keyring::switch(&path, NOW, true).unwrap();
         assert!(ring(&path, NOW).old.is_none());
-        assert_eq!(names(&path), ["key", "key.revoked-20261121T072800Z"]);
+        let kept = [
+            "key",
+            "key.revoked-20261121T072759Z",
+            "key.revoked-20261121T072800Z",
+        ];
+        assert_eq!(names(&path), kept);
     }
 
     #[test]

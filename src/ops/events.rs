@@ -12,10 +12,14 @@
 //! | `peer` | `open`, `recovered`, `throttled` | the health facts |
 //! | `trust` | `added`, `removed` | `list`, `domain`, `reason` |
 //! | `key` | `changed` | `key_id` |
+//! | `key` | `rotated` | our own: `key_id`, `old_key_id`, `overlap_until_ms` |
+//! | `key` | `unnoticed`, `noticed` | a peer refuses our new key, has taken it: `key_id` |
+//! | `key` | `retired` | the overlap is over: `count` of old keys removed |
 //! | `config` | `reloaded` | `changed`, `restart`, `peers` (`added`, `changed`, `removed`), `trust_rules` |
 //! | `config` | `rejected` | `code`, `detail` |
 //!
-//! What is about no peer has the protocol `bridge` and the peer `self`.
+//! `delivery` and `ingest` members have `trace_id` where the message came with a `traceparent`. What
+//! is about no peer has the protocol `bridge` and the peer `self`.
 //!
 //! A *sum* is `count` (messages of this peer since the last one, about a second) and `events`, the
 //! members of the first 32 of them (`msg_id`, `event_id`, … as in its failures). With `ops.single`

@@ -4,10 +4,9 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
 use super::METRICS;
-use super::labels::{ByProtocol, ByProtocolId, added, gauge_value};
+use super::labels::{ByProtocol, ByProtocolId, Registry, added, gauge_value};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByState {

@@ -6,15 +6,16 @@ use super::super::attempt::Finished;
 use super::super::lane::Item;
 use super::super::outcome::Fate;
 use super::{LaneKey, Shard};
-use crate::ops::metrics;
+use crate::ops::{metrics, trace};
 use crate::protocol::{Refusal, Verdict};
 use crate::store::Outcome;
 
 impl Shard {
     pub(super) fn report(&self, lane: &LaneKey, item: &Item, finished: &Finished, fate: &Fate) {
         let said = |attempts: u32, reason: &Refusal| {
-            json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id, "peer": lane.1.as_str(),
-                "attempts": attempts, "code": reason.code, "detail": reason.detail, "queue_id": item.id})
+            let body = json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id, "peer": lane.1.as_str(),
+                "attempts": attempts, "code": reason.code, "detail": reason.detail, "queue_id": item.id});
+            trace::named(body, item.traceparent.as_deref())
         };
         let (ops, peer) = (&self.shared.ops, lane.1.as_str());
         let outcome = fate.settle.as_ref().map(|s| &s.outcome);
@@ -64,6 +65,7 @@ impl Shard {
         let body = json!({"msg_id": item.msg_id, "out_seq": item.out_seq, "event_id": item.event_id,
             "peer": lane.1.as_str(), "attempts": attempts, "code": reason.code, "detail": reason.detail,
             "queue_id": item.id});
+        let body = trace::named(body, item.traceparent.as_deref());
         self.shared
             .ops
             .event("delivery", "dead", lane.0, lane.1.as_str(), body);
