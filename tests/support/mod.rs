@@ -3,3 +3,4 @@
 
 pub mod door;
 pub mod nats;
+pub mod postgres;
