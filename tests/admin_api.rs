@@ -1,5 +1,11 @@
 //! The admin API held against its OpenAPI document, and its token against those without it.
 
+mod support {
+    pub mod speaker;
+}
+
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
@@ -52,7 +58,7 @@ impl Bridge {
             ops: Ops::silent(),
             clock: clock.clone(),
             protocols: vec!["uam"],
-            speakers: Vec::new(),
+            speakers: vec![Arc::new(support::speaker::Speaker::new())],
             token: Secret(TOKEN.to_owned().into()),
             metrics_open: true,
             loopback_only: true,
