@@ -47,6 +47,8 @@ impl Bridge {
             store,
             peers,
             trust,
+            door: None,
+            lanes: None,
             health: Health::new(),
             ops: Ops::silent(),
             clock,

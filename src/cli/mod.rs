@@ -7,6 +7,7 @@ pub mod keys;
 pub mod peers;
 pub mod probe;
 pub mod queue;
+pub mod replay;
 pub mod run;
 pub mod send;
 mod steps;
@@ -57,6 +58,8 @@ enum Command {
     /// Which servers are blocked, allowed or held in quarantine.
     #[command(subcommand)]
     Trust(trust::TrustCommand),
+    /// Inbound events once more, from a time or sequence.
+    Replay(replay::ReplayArgs),
     /// Our own keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
             Command::Dead(command) => queue::dead(command).await,
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
+            Command::Replay(args) => replay::replay(args).await,
             Command::Keys(command) => keys::keys(command).await,
             Command::Streams(command) => streams::streams(command).await,
             Command::Probe(command) => probe::probe(command).await,

@@ -64,6 +64,14 @@ pub(super) fn judge(
     let after = retry_after(&answer.headers, attempt.now_ms);
     match answer.status {
         200 | 201 => success(answer, keys.taken(peer, attempt)),
+        // A relay says what it refuses as JSON; a web server or a parked domain shows a page.
+        400 | 401 | 403 | 409 | 422 if !is_object(answer) => plain(Verdict::Rediscover {
+            fault: Fault::Peer,
+            reason: reason(
+                "not_uam",
+                "something else than a UAM relay answers at this address",
+            ),
+        }),
         400 => plain(Verdict::Refused(reason(
             "refused_400",
             "the relay refused the message",
@@ -75,10 +83,13 @@ pub(super) fn judge(
             "forbidden",
             "the relay does not take messages from us or this sender",
         ))),
-        404 | 405 | 410 | 421 => plain(Verdict::Rediscover(reason(
-            "no_such_route",
-            "there is no federation endpoint at this address",
-        ))),
+        404 | 405 | 410 | 421 => plain(Verdict::Rediscover {
+            fault: Fault::Peer,
+            reason: reason(
+                "no_such_route",
+                "there is no federation endpoint at this address",
+            ),
+        }),
         409 if attempt.again == 0 => plain(Verdict::Again),
         409 => plain(retry(
             Fault::Message,
@@ -118,7 +129,11 @@ pub(super) fn judge(
             None,
         )),
         status if (400..500).contains(&status) => plain(retry(
-            Fault::Message,
+            if is_object(answer) {
+                Fault::Message
+            } else {
+                Fault::Peer
+            },
             reason(
                 "unexpected_status",
                 "the relay's answer is none of the protocol",
@@ -200,10 +215,10 @@ fn unauthorized(peer: &PeerRecord, reason: impl Fn(&'static str, &str) -> Refusa
         }],
     };
     Judgement {
-        verdict: Verdict::Rediscover(reason(
-            "unauthorized",
-            "the relay did not accept our signature",
-        )),
+        verdict: Verdict::Rediscover {
+            fault: Fault::Message,
+            reason: reason("unauthorized", "the relay did not accept our signature"),
+        },
         learned,
     }
 }
@@ -212,7 +227,10 @@ fn transport(error: &TransportError) -> Judgement {
     let reason = Refusal::new(error.kind.code(), error.detail.clone());
     plain(match error.kind {
         // What cannot even be built will not be built later either, unless the endpoint changes.
-        TransportKind::Invalid => Verdict::Rediscover(reason),
+        TransportKind::Invalid => Verdict::Rediscover {
+            fault: Fault::Peer,
+            reason,
+        },
         TransportKind::Dns
         | TransportKind::Forbidden
         | TransportKind::Connect
@@ -237,6 +255,11 @@ fn plain(verdict: Verdict) -> Judgement {
         verdict,
         learned: Vec::new(),
     }
+}
+
+/// Whether the body is a JSON object, as all of a relay's own answers are.
+fn is_object(answer: &Answer) -> bool {
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&answer.body).is_ok()
 }
 
 /// The relay's own explanation, printable and bounded.

@@ -137,10 +137,37 @@ fn a_reused_nonce_is_made_anew_once() {
 fn a_401_looks_form_and_key_up_again() {
     let answer = answer(401, "{}");
     let found = judge(Ok(&answer), &peer(Some("nonce")), &attempt(0));
-    assert!(matches!(found.verdict, Verdict::Rediscover(_)));
+    assert!(rediscovers(&found, Fault::Message));
     assert_eq!(found.learned[0].value, serde_json::Value::Null);
     let found = judge(Ok(&answer), &peer(Some("legacy")), &attempt(0));
-    assert!(matches!(found.verdict, Verdict::Rediscover(_)) && found.learned.is_empty());
+    assert!(rediscovers(&found, Fault::Message) && found.learned.is_empty());
+}
+
+fn rediscovers(found: &Judgement, whose: Fault) -> bool {
+    matches!(found.verdict, Verdict::Rediscover { fault, .. } if fault == whose)
+}
+
+#[test]
+fn a_page_of_a_web_server_is_the_whole_peers_fault_and_condemns_no_message() {
+    for status in [400, 401, 403, 404, 405, 409, 410, 421, 422] {
+        for page in ["<html>for sale</html>", "", "\"text\""] {
+            let found = judge(Ok(&answer(status, page)), &peer(None), &attempt(0));
+            assert!(rediscovers(&found, Fault::Peer), "{status}: {found:?}");
+        }
+    }
+    assert!(matches!(
+        verdict(418, "<html>"),
+        Verdict::Retry {
+            fault: Fault::Peer,
+            ..
+        }
+    ));
+    let found = judge(
+        Ok(&answer(404, r#"{"detail":"Not Found"}"#)),
+        &peer(None),
+        &attempt(0),
+    );
+    assert!(rediscovers(&found, Fault::Peer));
 }
 
 #[test]
