@@ -3,7 +3,7 @@
 pub mod bench;
 pub mod client;
 pub mod demo;
-pub mod lists;
+pub mod keys;
 pub mod peers;
 pub mod probe;
 pub mod queue;
@@ -62,7 +62,7 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Our own keys.
     #[command(subcommand)]
-    Keys(lists::KeysCommand),
+    Keys(keys::KeysCommand),
     /// The broker's streams.
     #[command(subcommand)]
     Streams(streams::StreamsCommand),
@@ -128,7 +128,7 @@ pub fn main() -> ExitCode {
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
             Command::Replay(args) => replay::replay(args).await,
-            Command::Keys(command) => lists::keys(command),
+            Command::Keys(command) => keys::keys(command).await,
             Command::Streams(command) => streams::streams(command).await,
             Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),
