@@ -42,6 +42,7 @@ mod publish;
 mod read;
 mod retry;
 mod scan;
+mod server_config;
 mod streams;
 pub mod subject;
 mod tail;
