@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 pub mod bench;
+pub mod check;
 pub mod client;
 pub mod demo;
 pub mod keys;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run the bridge.
     Run(ConfigArgs),
+    /// Look at everything the bridge needs, whether it runs or not; changes nothing.
+    Check(check::CheckArgs),
     /// Publish an outbound event.
     Send(send::SendArgs),
     /// Show events as they arrive.
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Demo(args) => demo::demo(args).await,
             Command::Run(args) => run::run(&args).await,
+            Command::Check(args) => check::check(args).await,
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
             Command::Queue(command) => queue::queue(command).await,
