@@ -163,7 +163,7 @@ impl Publisher {
                 };
                 ground.held = self.outlet.holds(way, place).await?;
                 if base.is_some() {
-                    ground.removed = vanished(&ground.facts, above, &ground.held.sequences);
+                    ground.removed = vanished(&ground.facts, above, ground.held.sequences());
                 }
             }
             self.walk(way, entries, limit, &mut ground).await?;
@@ -235,7 +235,7 @@ impl Publisher {
         for entry in entries {
             let acknowledged = entry.acknowledged || self.acknowledged.has(entry.id);
             let id = message_id(&entry.protocol, &entry.dedupe_key);
-            if ground.held.ids.contains(id.as_str()) {
+            if ground.held.has(&id) {
                 if !acknowledged {
                     self.mark(entry.id);
                     self.repaired.insert(entry.id);
@@ -362,7 +362,7 @@ impl Publisher {
                         ground.newest = Some((seq, msg_id.clone()));
                     }
                     // A repair that fails further on does not publish it once more.
-                    ground.held.ids.insert(msg_id.into_boxed_str());
+                    ground.held.put(&msg_id);
                 }
                 Err(error) => failed = failed.or(Some(error)),
             }
