@@ -57,20 +57,11 @@ impl AdminClient {
     /// The client for this configuration's bridge. Asks nothing yet; an error is a sentence about the
     /// token or the TLS roots.
     pub fn from_config(config: &Config) -> Result<Self, String> {
-        let base = base(config);
-        let mut http = config.http.clone();
-        let host = base.split_once("://").map_or("", |(_, rest)| rest);
-        let host = host.split('/').next().unwrap_or_default().to_owned();
-        if base.starts_with("http://") {
-            http.plain_hosts.push(host.clone());
-        }
-        http.allow_hosts.push(host);
-        http.extra_roots
-            .extend(config.admin.tls_certificate.clone());
+        let (base, client) = way_in(config)?;
         Ok(Self {
             base,
             token: token::find(config)?,
-            client: Client::new(&http)?,
+            client,
         })
     }
 
@@ -145,6 +136,22 @@ impl AdminClient {
             detail: format!("{}: {detail}", self.base),
         })
     }
+}
+
+/// The admin listener's base URL and a client that may dial it.
+pub(super) fn way_in(config: &Config) -> Result<(String, Client), String> {
+    let base = base(config);
+    let mut http = config.http.clone();
+    let host = base.split_once("://").map_or("", |(_, rest)| rest);
+    let host = host.split('/').next().unwrap_or_default().to_owned();
+    if base.starts_with("http://") {
+        http.plain_hosts.push(host.clone());
+    }
+    http.allow_hosts.push(host);
+    http.extra_roots
+        .extend(config.admin.tls_certificate.clone());
+    let client = Client::new(&http)?;
+    Ok((base, client))
 }
 
 /// The base URL without a slash at its end.

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod client;
 pub mod demo;
+pub mod health;
 pub mod lists;
 pub mod peers;
 pub mod probe;
@@ -41,6 +42,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run the bridge.
     Run(ConfigArgs),
+    /// Ask a running bridge how it is; the exit code says.
+    Health(health::HealthArgs),
     /// Publish an outbound event.
     Send(send::SendArgs),
     /// Show events as they arrive.
@@ -118,6 +121,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Demo(args) => demo::demo(args).await,
             Command::Run(args) => run::run(&args).await,
+            Command::Health(args) => health::health(args).await,
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
             Command::Queue(command) => queue::queue(command).await,
