@@ -88,7 +88,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     private_dir(&config.data_dir)?;
     let admin_token = admin::token::load_or_create(&config).map_err(StartError::Setting)?;
 
-    let store = Store::open(&config.data_dir.join("drawbridge.db"), clock.clone()).await?;
+    let store = Store::open(&config.store, clock.clone()).await?;
 
     let (managed, nats) = match &config.nats.url {
         Some(_) => (None, config.nats.clone()),

@@ -248,6 +248,12 @@ impl Bus {
         self.inner.trouble.borrow().clone()
     }
 
+    /// How often the connection was lost so far: a number that changed means that it was away, even
+    /// if it is back.
+    pub fn losses(&self) -> u64 {
+        self.inner.link.borrow().losses
+    }
+
     /// Subject prefix (`fed`).
     pub fn prefix(&self) -> &str {
         &self.inner.config.prefix

@@ -144,6 +144,7 @@ impl Door {
             acknowledged.clone(),
             committed,
         );
+        let losses = outlet.losses();
         match publisher.repair().await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "published what an earlier run left in the ledger"),
@@ -155,6 +156,7 @@ impl Door {
                 });
             }
         }
+        state.open();
         let ledger = Ledger {
             store: store.clone(),
             outlet: Arc::clone(&outlet),
@@ -168,6 +170,7 @@ impl Door {
             outlet: Arc::clone(&outlet),
             state: state.clone(),
             clock: clock.clone(),
+            losses,
         };
         let handles = vec![
             tokio::spawn(ledger.run(jobs)),
