@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use drawbridge::config::{Config, DurabilityPolicy};
 use futures_util::StreamExt as _;
-use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
+use saphyr_parser::{Event, ScalarStyle};
 use serde_json::{Map, Value, json};
 
 use super::world::{PATIENCE, within};
@@ -21,39 +21,73 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// YAML as JSON, merge keys taken in.
-fn plain(node: &Yaml<'_>) -> Value {
-    match node {
-        Yaml::Value(Scalar::String(text)) => Value::from(text.as_ref()),
-        Yaml::Value(Scalar::Integer(n)) => Value::from(*n),
-        Yaml::Value(Scalar::Boolean(b)) => Value::from(*b),
-        Yaml::Value(Scalar::Null) => Value::Null,
-        Yaml::Sequence(items) => items.iter().map(plain).collect(),
-        Yaml::Mapping(members) => {
-            let mut map = Map::new();
-            for (key, value) in members {
-                let key = key.as_str().expect("keys are texts").to_owned();
-                if key == "<<" {
-                    let Value::Object(base) = plain(value) else {
-                        panic!("a merge of something that is no mapping");
-                    };
-                    for (key, value) in base {
-                        map.entry(key).or_insert(value);
+/// YAML as JSON, aliases and merge keys taken in; of the scalars only texts, numbers and booleans.
+struct Reader<'a> {
+    events: saphyr_parser::Parser<'a, saphyr_parser::StrInput<'a>>,
+    anchors: BTreeMap<usize, Value>,
+}
+
+impl<'a> Reader<'a> {
+    fn event(&mut self) -> Event<'a> {
+        let (event, _) = self.events.next().expect("more of it").expect("it is YAML");
+        event
+    }
+
+    fn node(&mut self, event: Event<'a>) -> Value {
+        let (anchor, value) = match event {
+            Event::Alias(anchor) => return self.anchors[&anchor].clone(),
+            Event::Scalar(text, style, anchor, _) => {
+                let quoted = style != ScalarStyle::Plain;
+                let read = serde_json::from_str(&text).ok().filter(|_| !quoted);
+                (anchor, read.unwrap_or_else(|| Value::from(text.as_ref())))
+            }
+            Event::SequenceStart(anchor, _) => {
+                let mut items = Vec::new();
+                loop {
+                    match self.event() {
+                        Event::SequenceEnd => break (anchor, Value::from(items)),
+                        item => items.push(self.node(item)),
                     }
-                } else {
-                    map.insert(key, plain(value));
                 }
             }
-            Value::Object(map)
-        }
-        other => panic!("not looked for in a compose file: {other:?}"),
+            Event::MappingStart(anchor, _) => {
+                let mut map = Map::new();
+                loop {
+                    let key = match self.event() {
+                        Event::MappingEnd => break (anchor, Value::Object(map)),
+                        key => self.node(key),
+                    };
+                    let event = self.event();
+                    let value = self.node(event);
+                    match (key.as_str().expect("keys are texts"), value) {
+                        ("<<", Value::Object(base)) => {
+                            for (key, value) in base {
+                                map.entry(key).or_insert(value);
+                            }
+                        }
+                        (key, value) => {
+                            map.insert(key.to_owned(), value);
+                        }
+                    }
+                }
+            }
+            other => panic!("not looked for in a compose file: {other:?}"),
+        };
+        self.anchors.insert(anchor, value.clone());
+        value
     }
 }
 
 fn compose() -> Value {
     let text = std::fs::read_to_string(root().join("docker-compose.yml")).unwrap();
-    let documents = Yaml::load_from_str(&text).expect("docker-compose.yml is YAML");
-    plain(&documents[0])
+    let mut reader = Reader {
+        events: saphyr_parser::Parser::new_from_str(&text),
+        anchors: BTreeMap::new(),
+    };
+    assert_eq!(reader.event(), Event::StreamStart);
+    assert!(matches!(reader.event(), Event::DocumentStart(_)));
+    let first = reader.event();
+    reader.node(first)
 }
 
 fn texts(value: &Value) -> Vec<String> {
