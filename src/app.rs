@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminState, KeyInfo};
+use crate::admin::{self, AdminState};
 use crate::bus::{Bus, BusError, ManagedServer, durability};
 use crate::clock::Clock;
 use crate::config::{Config, ListenConfig, Secret};
@@ -114,7 +114,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let client = Client::new(&config.http).map_err(StartError::Setting)?;
     let mut protocols: HashMap<ProtocolId, Arc<dyn Protocol>> = HashMap::new();
-    let mut keys = Vec::new();
     let mut routes = axum::Router::new();
     if config.uam.domain.is_some() {
         let uam = Uam::new(UamParts {
@@ -128,13 +127,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             clock: clock.clone(),
         })
         .await?;
-        let public = uam.public_key();
-        keys.push(KeyInfo {
-            protocol: uam.id().to_owned(),
-            name: uam.domain().to_owned(),
-            fingerprint: public.fingerprint(),
-            public_key: public.to_base64(),
-        });
         routes = routes.merge(uam.clone().routes());
         protocols.insert(uam.id(), uam);
     } else {
@@ -169,11 +161,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store: store.clone(),
         peers: peers.clone(),
         trust: trust.clone(),
+        door: Some(door.clone()),
+        lanes: Some(outbound.control()),
         health: health.clone(),
         ops: ops.clone(),
         clock: clock.clone(),
         protocols: spoken,
-        keys,
+        speakers: protocols.values().cloned().collect(),
         token: admin_token.clone(),
         metrics_open: AdminState::metrics_open(&config),
         loopback_only: config.admin.address.ip().is_loopback(),
@@ -218,7 +212,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         trust,
         door,
         outbound,
-        ops,
+        ops: ops.clone(),
         managed,
         listeners,
         tasks,

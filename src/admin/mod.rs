@@ -8,9 +8,9 @@
 //! | --- | --- |
 //! | `probes` | liveness, readiness, metrics |
 //! | `queue` | rows of the outbound queue and dead letters; [`select`] says which, `bulk` changes many |
-//! | `peers` | what is known of each peer, its lane, pause and resume |
+//! | `peers`, `lanes` | what is known of each peer; pause, resume, probe, reset, flush |
 //! | `trust` | allow, block and quarantine rules; what is held of quarantined peers |
-//! | `identity` | our public keys |
+//! | `keys` | our public keys; rotation |
 //!
 //! A refusal is `{"error": code, "detail": sentence}`: 400 for a request that cannot be read, 404 for
 //! what is not there, 409 for what its state forbids, 422 for what names something unknown, 503 while
@@ -18,9 +18,10 @@
 
 mod access;
 mod bulk;
+mod end;
 mod explain;
-mod identity;
-
+mod keys;
+mod lanes;
 mod openapi;
 pub mod params;
 mod peers;
@@ -40,16 +41,17 @@ use serde_json::{Value, json};
 
 pub use access::Access;
 pub use explain::span;
-pub use identity::KeyInfo;
 pub use openapi::DOCUMENT as OPENAPI;
 pub use routes::router;
 
 use crate::clock::Clock;
 use crate::config::{Config, MetricsAccess, Secret};
+use crate::inbound::{Door, HeldError};
 use crate::ops::Ops;
 use crate::ops::health::Health;
+use crate::outbound::{Control, ControlError};
 use crate::peers::Peers;
-use crate::protocol::{PeerName, ProtocolId};
+use crate::protocol::{PeerName, Protocol, ProtocolId};
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
@@ -59,13 +61,17 @@ pub struct AdminState {
     pub store: Store,
     pub peers: Peers,
     pub trust: Trust,
+    /// Where events of quarantined peers are held; `None`: nothing is received here.
+    pub door: Option<Door>,
+    /// Orders to the lanes; `None`: nothing is sent from here.
+    pub lanes: Option<Control>,
     pub health: Health,
     pub ops: Ops,
     pub clock: Clock,
     /// Protocols this bridge speaks.
     pub protocols: Vec<ProtocolId>,
-    /// Our own keys, for `keys show`.
-    pub keys: Vec<KeyInfo>,
+    /// The same by value, for what only they know (keys).
+    pub speakers: Vec<Arc<dyn Protocol>>,
     /// The bearer token of `/api/v1`.
     pub token: Secret,
     /// `/metrics` needs no token.
@@ -130,6 +136,11 @@ impl Fail {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
+    /// 409: its state forbids it.
+    pub(super) fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, detail)
+    }
+
     /// 404: it is not there.
     pub(super) fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
@@ -148,6 +159,30 @@ impl From<StoreError> for Fail {
             "store_unavailable",
             error.to_string(),
         )
+    }
+}
+
+impl From<HeldError> for Fail {
+    fn from(error: HeldError) -> Self {
+        let detail = error.to_string();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "door_unavailable", detail)
+    }
+}
+
+impl From<ControlError> for Fail {
+    fn from(error: ControlError) -> Self {
+        let (status, code) = match &error {
+            ControlError::UnknownProtocol(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "unknown_protocol")
+            }
+            ControlError::Paused(_) => (StatusCode::CONFLICT, "paused"),
+            ControlError::PauseIsOver => (StatusCode::BAD_REQUEST, "bad_end"),
+            ControlError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            ControlError::NotWritten(_) | ControlError::Store(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
+            }
+        };
+        Self::new(status, code, error.to_string())
     }
 }
 

@@ -13,6 +13,7 @@
 //! * [`durability`]: what an acknowledgement of this broker is worth.
 //! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
 //! * `read`, `scan`, `tail`: what the repair of `fed.in` and the command line read back, in order.
+//! * `replay`: a place in a stream by its time, a consumer that begins there.
 //! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
 
 use std::sync::Arc;
@@ -40,6 +41,7 @@ mod monitoring;
 mod parse;
 mod publish;
 mod read;
+mod replay;
 mod retry;
 mod scan;
 mod streams;
@@ -51,6 +53,7 @@ pub use intake::Intake;
 pub use managed::ManagedServer;
 pub use monitoring::Monitored;
 pub use read::{StoredMessage, StreamFacts};
+pub use replay::MadeConsumer;
 pub use scan::ScanFrom;
 pub use streams::{StreamReport, StreamState, stream_definition, stream_name};
 pub use tail::{Tail, TailFrom};

@@ -4,10 +4,11 @@ pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod health;
-pub mod lists;
+pub mod keys;
 pub mod peers;
 pub mod probe;
 pub mod queue;
+pub mod replay;
 pub mod run;
 pub mod send;
 mod steps;
@@ -60,9 +61,11 @@ enum Command {
     /// Which servers are blocked, allowed or held in quarantine.
     #[command(subcommand)]
     Trust(trust::TrustCommand),
+    /// Inbound events once more, from a time or sequence.
+    Replay(replay::ReplayArgs),
     /// Our own keys.
     #[command(subcommand)]
-    Keys(lists::KeysCommand),
+    Keys(keys::KeysCommand),
     /// The broker's streams.
     #[command(subcommand)]
     Streams(streams::StreamsCommand),
@@ -128,7 +131,8 @@ pub fn main() -> ExitCode {
             Command::Dead(command) => queue::dead(command).await,
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
-            Command::Keys(command) => lists::keys(command),
+            Command::Replay(args) => replay::replay(args).await,
+            Command::Keys(command) => keys::keys(command).await,
             Command::Streams(command) => streams::streams(command).await,
             Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),

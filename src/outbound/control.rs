@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::heard::Listening;
 use super::intake::shard_of;
@@ -30,6 +30,8 @@ pub struct Control {
     pub(super) listening: Listening,
     pub(super) store: Store,
     pub(super) clock: Clock,
+    /// Wakes the publisher of dead letters.
+    pub(super) dead: Arc<Notify>,
 }
 
 /// Why an order could not be carried out.
@@ -206,6 +208,11 @@ impl Control {
         let shard = self.shard(&key)?;
         let sent = shard.send(Work::Changed(key, first_row)).await;
         sent.map_err(|_| ControlError::Stopped)
+    }
+
+    /// Rows were given up by another hand: their notices are due.
+    pub fn have_died(&self) {
+        self.dead.notify_one();
     }
 
     /// A request of this peer was verified. Never waits; while the peer is well it costs one atomic

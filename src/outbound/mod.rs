@@ -147,6 +147,7 @@ impl Outbound {
             listening: shared.listening.clone(),
             store: parts.store.clone(),
             clock: parts.clock.clone(),
+            dead: dead.clone(),
         };
         let max_body = parts.bus.server().max_payload.saturating_sub(8 * 1024);
         let reader = intake::Reader {

@@ -66,6 +66,18 @@ impl CustomBroker {
         }
     }
 
+    /// Gives it another configuration while it runs (SIGHUP).
+    pub fn reload(&self, configuration: &str) {
+        let text = format!("listen: \"127.0.0.1:{}\"\n{configuration}\n", self.port);
+        std::fs::write(self.dir.join("nats.conf"), text).expect("the broker's configuration");
+        let pid = self.child.as_ref().map(Child::id).expect("it runs");
+        let status = Command::new("kill")
+            .args(["-HUP", &pid.to_string()])
+            .status()
+            .expect("kill runs");
+        assert!(status.success());
+    }
+
     /// `jetstream { … }` with its store in this folder.
     pub fn jetstream(&self, more: &str) -> String {
         format!(
