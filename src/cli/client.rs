@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use serde_json::Value;
 
 use crate::admin::token;
-use crate::config::{Config, Secret};
+use crate::config::{Config, HttpConfig, Secret};
 use crate::http::client::Client;
 use crate::protocol::{Request, TransportKind};
 
@@ -17,6 +17,9 @@ use crate::protocol::{Request, TransportKind};
 const MAX_ANSWER: usize = 64 << 20;
 /// The bridge ends a request by itself before this.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A look at a listener that may be anybody's.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client of one bridge's admin API.
 pub struct AdminClient {
@@ -57,12 +60,37 @@ impl AdminClient {
     /// The client for this configuration's bridge. Asks nothing yet; an error is a sentence about the
     /// token or the TLS roots.
     pub fn from_config(config: &Config) -> Result<Self, String> {
-        let (base, client) = way_in(config)?;
+        let base = base(config);
+        let http = reaching(config);
         Ok(Self {
             base,
             token: token::find(config)?,
             client,
         })
+    }
+
+    /// Status and body of a route that needs no token; `None`: nobody listens there. The bridge need
+    /// not ever have run with this configuration.
+    pub async fn look(config: &Config, path: &str) -> Result<Option<(u16, Value)>, String> {
+        let asking = Self {
+            base: base(config),
+            token: Secret(String::new().into()),
+            client: Client::new(&reaching(config))?,
+        };
+        let request = Request {
+            method: Method::GET,
+            url: format!("{}{path}", asking.base),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        };
+        match asking.client.send(request, LOOK_PATIENCE, MAX_ANSWER).await {
+            Ok(answer) => {
+                let body = serde_json::from_slice(&answer.body).unwrap_or_default();
+                Ok(Some((answer.status, body)))
+            }
+            Err(e) if e.kind == TransportKind::Connect => Ok(None),
+            Err(e) => Err(e.detail),
+        }
     }
 
     /// Where it asks, for messages.
@@ -138,8 +166,13 @@ impl AdminClient {
     }
 }
 
-/// The admin listener's base URL and a client that may dial it.
+/// The admin listener's base URL and a client that may dial it; no token.
 pub(super) fn way_in(config: &Config) -> Result<(String, Client), String> {
+    Ok((base(config), Client::new(&reaching(config))?))
+}
+
+/// The settings of outgoing requests, with the admin listener let through.
+fn reaching(config: &Config) -> HttpConfig {
     let base = base(config);
     let mut http = config.http.clone();
     let host = base.split_once("://").map_or("", |(_, rest)| rest);
@@ -150,8 +183,7 @@ pub(super) fn way_in(config: &Config) -> Result<(String, Client), String> {
     http.allow_hosts.push(host);
     http.extra_roots
         .extend(config.admin.tls_certificate.clone());
-    let client = Client::new(&http)?;
-    Ok((base, client))
+    http
 }
 
 /// The base URL without a slash at its end.

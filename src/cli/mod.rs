@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 pub mod bench;
+pub mod check;
 pub mod client;
 pub mod demo;
 pub mod health;
@@ -45,6 +46,8 @@ enum Command {
     Run(ConfigArgs),
     /// Ask a running bridge how it is; the exit code says.
     Health(health::HealthArgs),
+    /// Look at everything the bridge needs, whether it runs or not; changes nothing.
+    Check(check::CheckArgs),
     /// Publish an outbound event.
     Send(send::SendArgs),
     /// Show events as they arrive.
@@ -125,6 +128,7 @@ pub fn main() -> ExitCode {
             Command::Demo(args) => demo::demo(args).await,
             Command::Run(args) => run::run(&args).await,
             Command::Health(args) => health::health(args).await,
+            Command::Check(args) => check::check(args).await,
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
             Command::Queue(command) => queue::queue(command).await,
