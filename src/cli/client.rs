@@ -60,12 +60,10 @@ impl AdminClient {
     /// The client for this configuration's bridge. Asks nothing yet; an error is a sentence about the
     /// token or the TLS roots.
     pub fn from_config(config: &Config) -> Result<Self, String> {
-        let base = base(config);
-        let http = reaching(config);
         Ok(Self {
-            base,
+            base: base(config),
             token: token::find(config)?,
-            client,
+            client: Client::new(&reaching(config))?,
         })
     }
 
@@ -164,11 +162,6 @@ impl AdminClient {
             detail: format!("{}: {detail}", self.base),
         })
     }
-}
-
-/// The admin listener's base URL and a client that may dial it; no token.
-pub(super) fn way_in(config: &Config) -> Result<(String, Client), String> {
-    Ok((base(config), Client::new(&reaching(config))?))
 }
 
 /// The settings of outgoing requests, with the admin listener let through.

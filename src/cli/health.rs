@@ -4,18 +4,14 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Args;
-use http::{HeaderMap, Method};
 use serde_json::Value;
 
-use super::{ConfigArgs, Outcome, client};
-use crate::protocol::Request;
+use super::client::AdminClient;
+use super::{ConfigArgs, Outcome};
 
 /// A health check that takes longer is one that failed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Longest answer read, bytes.
-const MAX_ANSWER: usize = 1 << 20;
 
 #[derive(Debug, Args)]
 pub struct HealthArgs {
@@ -30,27 +26,16 @@ pub struct HealthArgs {
 pub async fn health(args: HealthArgs) -> Outcome {
     let config = args.config.load()?;
     let path = if args.ready { "/readyz" } else { "/healthz" };
-    let (base, client) = client::way_in(&config)?;
-    let request = Request {
-        method: Method::GET,
-        url: format!("{base}{path}"),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-    };
-    let answer = client
-        .send(request, PATIENCE, MAX_ANSWER)
+    let asked = AdminClient::look(&config, path);
+    let (status, body) = tokio::time::timeout(PATIENCE, asked)
         .await
-        .map_err(|e| format!("{base}{path}: {}", e.detail))?;
-    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    if answer.status == 200 {
+        .map_err(|_| format!("{path}: no answer within {} s", PATIENCE.as_secs()))??
+        .ok_or("no bridge answers under this configuration: it is not running")?;
+    if status == 200 {
         println!("{}", if args.ready { "ready" } else { "alive" });
         return Ok(ExitCode::SUCCESS);
     }
-    Err(format!(
-        "{base}{path} answers {}: {}",
-        answer.status,
-        reasons(&body)
-    ))
+    Err(format!("{path} answers {status}: {}", reasons(&body)))
 }
 
 /// What the answer says is wrong, in one line.
