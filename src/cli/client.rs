@@ -65,7 +65,7 @@ impl AdminClient {
         Ok(Self {
             base,
             token: token::find(config)?,
-            client: Client::new(&http)?,
+            client,
         })
     }
 
@@ -164,6 +164,11 @@ impl AdminClient {
             detail: format!("{}: {detail}", self.base),
         })
     }
+}
+
+/// The admin listener's base URL and a client that may dial it; no token.
+pub(super) fn way_in(config: &Config) -> Result<(String, Client), String> {
+    Ok((base(config), Client::new(&reaching(config))?))
 }
 
 /// The settings of outgoing requests, with the admin listener let through.
