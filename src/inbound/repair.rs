@@ -66,7 +66,8 @@ impl Publisher {
         self.repaired.clear();
         let mut count = 0;
         for way in [Way::In, Way::Held] {
-            let report = self.mend(way).await?;
+            let mut report = self.mend(way).await?;
+            report.republished = self.given_again.remove(&way).unwrap_or(0);
             count += report.published + report.republished;
             self.tell(way, report);
         }
@@ -353,6 +354,7 @@ impl Publisher {
                     let report = &mut ground.report;
                     if again.contains(&id) {
                         report.republished += 1;
+                        *self.given_again.entry(way).or_default() += 1;
                     } else {
                         report.published += 1;
                         self.mark(id);
@@ -450,11 +452,7 @@ impl Publisher {
                 report.republished, report.beyond_mending
             ),
         });
-        let which = match way {
-            Way::In => "in",
-            Way::Held => "held",
-        };
-        self.ops.event("store", "repaired", "all", which, body);
+        self.ops.event("store", "repaired", "bridge", "self", body);
         if report.beyond_mending > 0 {
             tracing::error!(
                 stream,
