@@ -60,12 +60,10 @@ impl AdminClient {
     /// The client for this configuration's bridge. Asks nothing yet; an error is a sentence about the
     /// token or the TLS roots.
     pub fn from_config(config: &Config) -> Result<Self, String> {
-        let base = base(config);
-        let http = reaching(config);
         Ok(Self {
-            base,
+            base: base(config),
             token: token::find(config)?,
-            client: Client::new(&http)?,
+            client: Client::new(&reaching(config))?,
         })
     }
 
