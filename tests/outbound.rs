@@ -16,6 +16,8 @@ mod world;
 
 #[path = "outbound/answers.rs"]
 mod answers;
+#[path = "outbound/control.rs"]
+mod control;
 #[path = "outbound/intake.rs"]
 mod intake;
 #[path = "outbound/order.rs"]

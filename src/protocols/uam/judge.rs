@@ -62,6 +62,14 @@ pub fn judge(
     let after = retry_after(&answer.headers, attempt.now_ms);
     match answer.status {
         200 | 201 => success(answer),
+        // A relay says what it refuses as JSON; a web server or a parked domain shows a page.
+        400 | 401 | 403 | 409 | 422 if !is_object(answer) => plain(Verdict::Rediscover {
+            fault: Fault::Peer,
+            reason: reason(
+                "not_uam",
+                "something else than a UAM relay answers at this address",
+            ),
+        }),
         400 => plain(Verdict::Refused(reason(
             "refused_400",
             "the relay refused the message",
@@ -71,10 +79,13 @@ pub fn judge(
             "forbidden",
             "the relay does not take messages from us or this sender",
         ))),
-        404 | 405 | 410 | 421 => plain(Verdict::Rediscover(reason(
-            "no_such_route",
-            "there is no federation endpoint at this address",
-        ))),
+        404 | 405 | 410 | 421 => plain(Verdict::Rediscover {
+            fault: Fault::Peer,
+            reason: reason(
+                "no_such_route",
+                "there is no federation endpoint at this address",
+            ),
+        }),
         409 if attempt.again == 0 => plain(Verdict::Again),
         409 => plain(retry(
             Fault::Message,
@@ -114,7 +125,11 @@ pub fn judge(
             None,
         )),
         status if (400..500).contains(&status) => plain(retry(
-            Fault::Message,
+            if is_object(answer) {
+                Fault::Message
+            } else {
+                Fault::Peer
+            },
             reason(
                 "unexpected_status",
                 "the relay's answer is none of the protocol",
@@ -190,10 +205,10 @@ fn unauthorized(peer: &PeerRecord, reason: impl Fn(&'static str, &str) -> Refusa
         }],
     };
     Judgement {
-        verdict: Verdict::Rediscover(reason(
-            "unauthorized",
-            "the relay did not accept our signature",
-        )),
+        verdict: Verdict::Rediscover {
+            fault: Fault::Message,
+            reason: reason("unauthorized", "the relay did not accept our signature"),
+        },
         learned,
     }
 }
@@ -202,7 +217,10 @@ fn transport(error: &TransportError) -> Judgement {
     let reason = Refusal::new(error.kind.code(), error.detail.clone());
     plain(match error.kind {
         // What cannot even be built will not be built later either, unless the endpoint changes.
-        TransportKind::Invalid => Verdict::Rediscover(reason),
+        TransportKind::Invalid => Verdict::Rediscover {
+            fault: Fault::Peer,
+            reason,
+        },
         TransportKind::Dns
         | TransportKind::Forbidden
         | TransportKind::Connect
@@ -227,6 +245,11 @@ fn plain(verdict: Verdict) -> Judgement {
         verdict,
         learned: Vec::new(),
     }
+}
+
+/// Whether the body is a JSON object, as all of a relay's own answers are.
+fn is_object(answer: &Answer) -> bool {
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&answer.body).is_ok()
 }
 
 /// The relay's own explanation, printable and bounded.
@@ -397,10 +420,37 @@ mod tests {
     fn a_401_looks_form_and_key_up_again() {
         let answer = answer(401, "{}");
         let found = judge(Ok(&answer), &peer(Some("nonce")), &attempt(0));
-        assert!(matches!(found.verdict, Verdict::Rediscover(_)));
+        assert!(rediscovers(&found, Fault::Message));
         assert_eq!(found.learned[0].value, serde_json::Value::Null);
         let found = judge(Ok(&answer), &peer(Some("legacy")), &attempt(0));
-        assert!(matches!(found.verdict, Verdict::Rediscover(_)) && found.learned.is_empty());
+        assert!(rediscovers(&found, Fault::Message) && found.learned.is_empty());
+    }
+
+    fn rediscovers(found: &Judgement, whose: Fault) -> bool {
+        matches!(found.verdict, Verdict::Rediscover { fault, .. } if fault == whose)
+    }
+
+    #[test]
+    fn a_page_of_a_web_server_is_the_whole_peers_fault_and_condemns_no_message() {
+        for status in [400, 401, 403, 404, 405, 409, 410, 421, 422] {
+            for page in ["<html>for sale</html>", "", "\"text\""] {
+                let found = judge(Ok(&answer(status, page)), &peer(None), &attempt(0));
+                assert!(rediscovers(&found, Fault::Peer), "{status}: {found:?}");
+            }
+        }
+        assert!(matches!(
+            verdict(418, "<html>"),
+            Verdict::Retry {
+                fault: Fault::Peer,
+                ..
+            }
+        ));
+        let found = judge(
+            Ok(&answer(404, r#"{"detail":"Not Found"}"#)),
+            &peer(None),
+            &attempt(0),
+        );
+        assert!(rediscovers(&found, Fault::Peer));
     }
 
     #[test]
