@@ -415,6 +415,25 @@ async fn what_a_quarantined_peer_sends_is_held_until_it_is_released_in_order_or_
     })
     .await;
     assert_eq!(w.events("FED_IN").await.len(), 4);
+
+    // The stream is emptied; the ledger still has what went to the backends, and nothing else.
+    let ledger = ["replay", "--from", "1h", "--ledger", "--json"];
+    let ids = |rows: &[Value]| -> Vec<String> {
+        let id = |row: &Value| row["headers"]["Fed-Event-Id"].as_str().map(str::to_owned);
+        rows.iter().filter_map(id).collect()
+    };
+    let stream = w.js.get_stream("FED_IN").await.expect("the stream");
+    stream.purge().await.expect("emptied");
+    sent.push(last);
+    assert_eq!(ids(&w.lists(&ledger).await), sent);
+    let other = [&ledger[..], &["--peer", "other.test"]].concat();
+    assert!(w.lists(&other).await.is_empty());
+    let mut copies = w.client.subscribe("again.>").await.expect("subscribed");
+    bridge_round_trip(&w.client).await;
+    let to = ["replay", "--from", "1h", "--ledger", "--to", "again"];
+    assert_eq!(w.says(&to).await.trim(), "4 events replayed");
+    let copy = copies.next().await.expect("a copy");
+    assert_eq!(copy.subject.as_str(), "again.uam.beta_test.message");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,7 +38,8 @@ pub(super) const UPDATE_ROWS: Shape = Shape {
             reason = v.reason, settled_ms = v.settled_ms, noticed = 0, \
             body_ref = CASE WHEN v.state = 'delivered' THEN NULL ELSE body_ref END, \
             body = CASE WHEN v.state = 'delivered' THEN NULL ELSE body END \
-            FROM v WHERE federation_queue.id = v.id AND federation_queue.state <> 'delivered'",
+            FROM v WHERE federation_queue.id = v.id AND federation_queue.state <> 'delivered' \
+            AND (federation_queue.state = 'pending' OR v.state = 'delivered')",
 };
 pub(super) const INSERT_ATTEMPTS: Shape = Shape {
     before: "INSERT INTO delivery_attempts (queue_id, number, at_ms, duration_ms, status, code, detail) ",
