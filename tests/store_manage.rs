@@ -144,6 +144,7 @@ async fn an_inbound_event_is_found_by_the_time_it_was_received() {
                 payload: Bytes::from_static(b"{}"),
                 received_ms: NOW + n * 1_000,
                 replay: Vec::new(),
+                hold: false,
             };
             match store.accept(event).await.unwrap().await.unwrap() {
                 Accepted::New(id) => ids.push(id),

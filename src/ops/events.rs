@@ -12,6 +12,9 @@
 //! | `peer` | `open`, `recovered`, `throttled` | the health facts |
 //! | `trust` | `added`, `removed` | `list`, `domain`, `reason` |
 //! | `key` | `changed` | `key_id` |
+//! | `key` | `rotated` | our own: `key_id`, `old_key_id`, `overlap_until_ms` |
+//! | `key` | `unnoticed`, `noticed` | a peer refuses our new key, has taken it: `key_id` |
+//! | `key` | `retired` | the overlap is over: `count` of old keys removed |
 //! | `config` | `reloaded` | `changed`, `restart`, `peers` (`added`, `changed`, `removed`), `trust_rules` |
 //! | `config` | `rejected` | `code`, `detail` |
 //!
