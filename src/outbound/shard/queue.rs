@@ -110,7 +110,7 @@ impl Shard {
             entry.resting = false;
             // One that is busy now comes here again when it rests.
             let over = entry.lane.is_idle() && entry.saving.is_idle();
-            if over && entry.lane.loaded_to() <= self.arrived_to {
+            if over && entry.lane.met_to() <= self.arrived_to {
                 self.retire(&key);
             }
         }
