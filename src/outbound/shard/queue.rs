@@ -82,7 +82,7 @@ impl Shard {
                 }
                 Step::Rest => {
                     let over = entry.lane.is_idle() && entry.saving.is_idle() && !resumed;
-                    if over && entry.lane.loaded_to() <= self.arrived_to {
+                    if over && entry.lane.met_to() <= self.arrived_to {
                         return self.retire(key);
                     }
                     break;
