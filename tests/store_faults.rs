@@ -108,17 +108,10 @@ async fn a_server_that_is_killed_and_started_again_costs_nothing_that_was_acknow
     let again = accept(&store, "k1").await.unwrap();
     assert!(matches!(again, Accepted::Duplicate { .. }), "{again:?}");
     assert!(matches!(accept(&store, "k2").await, Ok(Accepted::New(_))));
-    store.close().await;
-}
 
-#[tokio::test]
-async fn an_idle_store_finds_out_by_itself_that_its_server_is_back() {
-    let Some(mut server) = Server::start_own().await else {
-        return;
-    };
-    let store = open(&server, Duration::from_secs(5)).await;
+    // Once more, with nothing to be written: an idle store finds out by itself.
     server.kill9().await;
-    accept(&store, "k1").await.unwrap_err();
+    accept(&store, "k3").await.unwrap_err();
     server.start().await;
     healthy(&store, true).await;
     store.close().await;
@@ -219,5 +212,41 @@ async fn what_is_acknowledged_is_on_the_disk_however_the_server_is_set() {
     accept(&store, "k1").await.unwrap();
     let on = "SELECT COUNT(*) FROM seen WHERE setting = 'on'";
     assert_eq!(postgres::number(&url, on).await, 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn the_server_is_spoken_to_over_tls_and_only_if_it_is_the_right_one() {
+    let Some(mut server) = Server::start_own().await else {
+        return;
+    };
+    let made = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let (own, other) = (made("localhost"), made("localhost"));
+    let dir = tempfile::tempdir().unwrap();
+    let root = |name: &str, pem: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, pem).unwrap();
+        file.display().to_string()
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    server.stop();
+    server.with_tls(port, &own.cert.pem(), &own.signing_key.serialize_pem());
+    server.start().await;
+    let open = async |root: String| {
+        let url = format!(
+            "postgres://bridge@localhost:{port}/postgres?sslmode=verify-full&sslrootcert={root}"
+        );
+        let config = StoreConfig::parse(&url, Path::new("")).unwrap();
+        Store::open(&config, Clock::fixed(NOW)).await
+    };
+    let refused = open(root("other.pem", &other.cert.pem())).await.err();
+    assert_eq!(refused.unwrap().kind, StoreErrorKind::Unavailable);
+    let store = open(root("own.pem", &own.cert.pem())).await.unwrap();
+    accept(&store, "k1").await.unwrap();
+    let encrypted = "SELECT COUNT(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                     WHERE ssl AND application_name = 'drawbridge'";
+    assert!(postgres::number(&server.url(), encrypted).await > 0);
     store.close().await;
 }

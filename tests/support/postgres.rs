@@ -56,6 +56,7 @@ pub struct Server {
     /// Whom it runs as, when we are root.
     user: Option<User>,
     guard: Option<Child>,
+    port: u16,
 }
 
 #[derive(Clone)]
@@ -89,6 +90,7 @@ impl Server {
             bin,
             user,
             guard: None,
+            port: 5432,
         };
         let done = server
             .command("initdb")
@@ -102,6 +104,7 @@ impl Server {
             "initdb: {}",
             String::from_utf8_lossy(&done.stderr)
         );
+        server.configure("listen_addresses = ''\n");
         server.start().await;
         Some(server)
     }
@@ -109,9 +112,37 @@ impl Server {
     /// `postgres://…` of its one database.
     pub fn url(&self) -> String {
         format!(
-            "postgres://bridge@localhost/postgres?host={}",
+            "postgres://bridge@localhost:{}/postgres?host={}",
+            self.port,
             self.dir.display()
         )
+    }
+
+    /// Gives it a certificate and a TCP port on loopback, from its next start on.
+    pub fn with_tls(&mut self, port: u16, certificate: &str, key: &str) {
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let file = self.dir.join("data").join(name);
+            std::fs::write(&file, text).expect("the server's certificate");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            std::fs::set_permissions(&file, mode).expect("its mode");
+            if let Some(user) = &self.user {
+                std::os::unix::fs::chown(&file, Some(user.uid), Some(user.gid)).expect("chown");
+            }
+        }
+        self.port = port;
+        self.configure(&format!(
+            "listen_addresses = '127.0.0.1'\nport = {port}\nssl = on\n"
+        ));
+    }
+
+    /// Adds lines to its settings.
+    fn configure(&self, lines: &str) {
+        let file = self.dir.join("data/postgresql.conf");
+        let mut settings = std::fs::OpenOptions::new()
+            .append(true)
+            .open(file)
+            .expect("postgresql.conf");
+        settings.write_all(lines.as_bytes()).expect("a setting");
     }
 
     /// The folder with the programs (`pg_dump`, …).
@@ -127,7 +158,6 @@ impl Server {
             let mut server = self.command("postgres");
             server.arg("-D").arg(self.dir.join("data"));
             for setting in [
-                "listen_addresses=",
                 "fsync=off",
                 "full_page_writes=off",
                 // A server may be set so; our session must not be.
@@ -203,7 +233,7 @@ impl Server {
 
     fn answers(&self) -> bool {
         self.command("pg_isready")
-            .args(["-q", "-t", "1", "-h"])
+            .args(["-q", "-t", "1", "-p", &self.port.to_string(), "-h"])
             .arg(&self.dir)
             .status()
             .is_ok_and(|s| s.success())
