@@ -88,7 +88,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     private_dir(&config.data_dir)?;
     let admin_token = admin::token::load_or_create(&config).map_err(StartError::Setting)?;
 
-    let store = Store::open(&config.data_dir.join("drawbridge.db"), clock.clone()).await?;
+    let store = Store::open(&config.store, clock.clone()).await?;
 
     let (managed, nats) = match &config.nats.url {
         Some(_) => (None, config.nats.clone()),
@@ -158,6 +158,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         },
     )
     .await?;
+    let lanes = outbound.control();
+    peers.on_heard(move |protocol, peer| lanes.heard_from(protocol, peer));
     serve_calls(&bus, protocols.clone()).await?;
 
     let admin_server = Server::bind(&config.admin, false)?;
@@ -167,6 +169,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store: store.clone(),
         peers: peers.clone(),
         trust: trust.clone(),
+        door: Some(door.clone()),
+        lanes: Some(outbound.control()),
         health: health.clone(),
         ops: ops.clone(),
         clock: clock.clone(),
@@ -216,7 +220,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         trust,
         door,
         outbound,
-        ops,
+        ops: ops.clone(),
         managed,
         listeners,
         tasks,
@@ -228,6 +232,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 }
 
 impl Running {
+    /// Orders to the lanes, and questions about them.
+    pub fn lanes(&self) -> outbound::Control {
+        self.outbound.control()
+    }
+
     /// Rows still to be delivered, oldest first.
     pub async fn pending(&self) -> Result<Vec<crate::store::QueueRow>, StoreError> {
         let filter = crate::store::RowFilter {

@@ -225,7 +225,7 @@ pub struct Try {
     pub now_ms: UnixMs,
     /// How often [`Verdict::Again`] was answered within this attempt (at most 2).
     pub again: u32,
-    /// W3C trace context to carry.
+    /// W3C trace context of this attempt's own span: sent as it is.
     pub traceparent: Option<String>,
 }
 

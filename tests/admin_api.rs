@@ -17,6 +17,12 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+mod support {
+    pub mod openapi;
+}
+
+use support::openapi::check;
+
 const NOW: i64 = 1_800_000_000_000;
 const TOKEN: &str = "a-token-of-these-tests-alone";
 
@@ -48,6 +54,8 @@ impl Bridge {
             store,
             peers,
             trust,
+            door: None,
+            lanes: None,
             health: Health::new(),
             ops: Ops::silent(),
             clock: clock.clone(),
@@ -266,68 +274,6 @@ fn operation_ids_are_unique_and_every_reference_leads_somewhere() {
     }
 }
 
-/// Says where `value` is not as `schema` wants: types, required members, unknown members, enums.
-fn check(document: &Value, schema: &Value, value: &Value, at: &str, wrong: &mut Vec<String>) {
-    if let Some(pointer) = schema["$ref"].as_str() {
-        let schema = document.pointer(pointer.trim_start_matches('#')).unwrap();
-        return check(document, schema, value, at, wrong);
-    }
-    if let Some(either) = schema["oneOf"].as_array() {
-        let fits = |one: &Value| {
-            let mut found = Vec::new();
-            check(document, one, value, at, &mut found);
-            found.is_empty()
-        };
-        if either.iter().filter(|one| fits(one)).count() != 1 {
-            wrong.push(format!("{at}: {value} fits not exactly one of its forms"));
-        }
-        return;
-    }
-    let kind = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(n) if n.is_f64() => "number",
-        Value::Number(_) => "integer",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    };
-    let fits = match &schema["type"] {
-        Value::Null => true,
-        Value::String(one) => one == kind || (one == "number" && kind == "integer"),
-        some => some.as_array().unwrap().iter().any(|one| one == kind),
-    };
-    if !fits {
-        wrong.push(format!("{at}: {kind} instead of {}", schema["type"]));
-        return;
-    }
-    if let Some(words) = schema["enum"].as_array()
-        && !words.contains(value)
-    {
-        wrong.push(format!("{at}: {value} is none of {words:?}"));
-    }
-    if let (Some(items), Some(schema)) = (value.as_array(), schema.get("items")) {
-        for (n, item) in items.iter().enumerate() {
-            check(document, schema, item, &format!("{at}[{n}]"), wrong);
-        }
-    }
-    let (Some(members), Some(properties)) = (value.as_object(), schema["properties"].as_object())
-    else {
-        return;
-    };
-    for name in schema["required"].as_array().into_iter().flatten() {
-        if !members.contains_key(name.as_str().unwrap()) {
-            wrong.push(format!("{at}: {name} is missing"));
-        }
-    }
-    for (name, member) in members {
-        match properties.get(name) {
-            Some(schema) => check(document, schema, member, &format!("{at}.{name}"), wrong),
-            None => wrong.push(format!("{at}: {name:?} is not described")),
-        }
-    }
-}
-
 #[test]
 fn the_check_of_answers_can_fail() {
     let schema = json!({"type": "object", "required": ["a"], "properties": {
@@ -354,6 +300,15 @@ async fn every_documented_operation_answers_as_documented() {
     let rule = json!({"rule": "quarantine", "pattern": "*.com", "reason": "new", "for": "2h"});
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
+            if path.starts_with("/api/v1/peers/{protocol}/{name}/") {
+                // Needs lanes: tests/cli_lists.rs asks a running bridge.
+                let (status, answer) = b.ask("POST", &fill(path, 1), None).await;
+                assert_eq!(
+                    (status.as_u16(), &answer["error"]),
+                    (503, &json!("nothing_is_sent"))
+                );
+                continue;
+            }
             // Each finds something to work on, whatever the one before did.
             let id = b
                 .row("pinned.com", "message", RowState::Failed, 60_000)

@@ -56,7 +56,7 @@ pub(super) async fn with_token(
     request: Request,
     next: Next,
 ) -> Response {
-    if let Err(refusal) = authorised(&state, request.headers()) {
+    if let Some(refusal) = refused(&state, request.headers()) {
         return refusal;
     }
     let headers = request.headers();
@@ -85,20 +85,21 @@ pub(super) async fn with_token_unless_open(
     request: Request,
     next: Next,
 ) -> Response {
-    match authorised(&state, request.headers()) {
-        Err(refusal) if !state.metrics_open => refusal,
+    match refused(&state, request.headers()) {
+        Some(refusal) if !state.metrics_open => refusal,
         _ => next.run(request).await,
     }
 }
 
-fn authorised(state: &AdminState, headers: &HeaderMap) -> Result<(), Response> {
+/// The answer for whoever lacks the token.
+fn refused(state: &AdminState, headers: &HeaderMap) -> Option<Response> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let bearer = match (given.next(), given.next()) {
         (Some(one), None) => bearer(one.as_bytes()),
         _ => None,
     };
     let (challenge, detail) = match bearer {
-        Some(given) if token::matches(&state.token, given) => return Ok(()),
+        Some(given) if token::matches(&state.token, given) => return None,
         Some(_) => (
             "Bearer realm=\"drawbridge\", error=\"invalid_token\"",
             "this is not the admin API's token (admin.token, admin.token_file, or admin.token in \
@@ -115,7 +116,7 @@ fn authorised(state: &AdminState, headers: &HeaderMap) -> Result<(), Response> {
         header::WWW_AUTHENTICATE,
         HeaderValue::from_static(challenge),
     );
-    Err(refusal)
+    Some(refusal)
 }
 
 /// What follows the word `Bearer`, which has no case.

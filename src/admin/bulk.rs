@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::params::Params;
 use super::{AdminState, Fail, Reply, ok, select};
+use crate::protocol::PeerName;
 use crate::store::{QueueRow, RowFilter, RowState};
 
 /// Rows of one step.
@@ -165,16 +166,29 @@ async fn step(
         Change::Remove => store.drop_rows(ids(RowState::Failed)).await?.await?,
     };
     if change != Change::Remove {
-        tell_lanes(state, &rows).await;
+        tell_lanes(state, &rows, change).await;
     }
     Ok(())
 }
 
-/// Each lane looks at its rows again, from the first that was changed.
-async fn tell_lanes(_state: &AdminState, rows: &[QueueRow]) {
+/// Each lane looks at its rows again, from the first that was changed. What is not told is found at
+/// the next start; what is told twice does no harm.
+async fn tell_lanes(state: &AdminState, rows: &[QueueRow], change: Change) {
+    let Some(lanes) = &state.lanes else { return };
+    if change == Change::GiveUp {
+        lanes.have_died();
+    }
     let mut first: BTreeMap<(&str, &str), i64> = BTreeMap::new();
     for row in rows {
         let lowest = first.entry((&row.protocol, &row.peer)).or_insert(row.id);
         *lowest = row.id.min(*lowest);
+    }
+    for ((protocol, peer), row) in first {
+        let Ok(peer) = PeerName::parse(peer) else {
+            continue;
+        };
+        if let Err(error) = lanes.tail(protocol, &peer, row).await {
+            tracing::warn!(protocol, %peer, %error, "a lane was not told that its rows changed");
+        }
     }
 }

@@ -2,26 +2,39 @@
 
 use super::peers::Known;
 use crate::clock::UnixMs;
-use crate::peers::health::Facts;
+use crate::outbound::{PeerOutlook, PeerState};
 use crate::protocol::PeerRecord;
 use crate::store::TrustRow;
 use crate::trust::Standing;
 
+/// What is to be explained.
+pub(super) struct Told<'a> {
+    pub known: &'a Known,
+    pub ruling: Option<&'a (Standing, TrustRow)>,
+    pub oldest_pending_ms: Option<UnixMs>,
+    pub outlook: Option<&'a PeerOutlook>,
+    /// Events of it that are held in quarantine.
+    pub held: u64,
+}
+
 /// The sentences, in the order in which a person asks.
-pub(super) fn peer(
-    known: &Known,
-    ruling: Option<&(Standing, TrustRow)>,
-    oldest_pending_ms: Option<UnixMs>,
-    now: UnixMs,
-) -> Vec<String> {
-    let mut lines = vec![endpoint(known, now), key(known), trust(ruling, now)];
+pub(super) fn peer(told: &Told<'_>, now: UnixMs) -> Vec<String> {
+    let known = told.known;
+    let mut lines = vec![endpoint(known, now), key(known), trust(told.ruling, now)];
+    if told.held > 0 {
+        lines.push(format!(
+            "Quarantine: {} of its events are held; `drawbridge trust release` lets them in.",
+            told.held
+        ));
+    }
     if let Some(pin) = &known.pin
         && !pin.accepted
     {
         lines.push("Messages for _all do not reach it: [[peers]] says accepted = false.".into());
     }
-    lines.extend(health(known));
-    lines.push(queue(known, oldest_pending_ms, now));
+    lines.extend(told.outlook.map(|outlook| health(outlook, now)));
+    lines.push(queue(known, told.oldest_pending_ms, now));
+    lines.extend(told.outlook.and_then(|outlook| next(outlook, now)));
     lines
 }
 
@@ -112,15 +125,76 @@ fn trust(ruling: Option<&(Standing, TrustRow)>, now: UnixMs) -> String {
     )
 }
 
-/// From the stored facts; what the lane itself says stands in `outlook`.
-fn health(known: &Known) -> Option<String> {
-    let facts: Facts = serde_json::from_value(known.health.clone()?).ok()?;
-    (facts.failures > 0 && !facts.last_code.is_empty()).then(|| {
-        format!(
-            "Health: {} failures in different windows of time since the last success; the last was {:?}.",
-            facts.failures, facts.last_code
-        )
-    })
+fn health(outlook: &PeerOutlook, now: UnixMs) -> String {
+    let what = match outlook.state {
+        PeerState::Closed => "well".to_owned(),
+        PeerState::BackingOff => "failed lately; its messages wait for their retries".to_owned(),
+        PeerState::Throttled => "asked for patience".to_owned(),
+        PeerState::Open => {
+            "failed so often that one attempt at a time finds out whether it is back".to_owned()
+        }
+        PeerState::Paused => match &outlook.paused {
+            None => "paused".to_owned(),
+            Some(pause) => {
+                let because = pause.reason.as_deref().map(|r| format!(" ({r})"));
+                let end = match pause.until_ms {
+                    Some(end) => format!("for another {}", span(end.saturating_sub(now))),
+                    None => "until it is resumed".to_owned(),
+                };
+                format!(
+                    "paused by an operator {}{}, {end}",
+                    ago(now.saturating_sub(pause.since_ms)),
+                    because.unwrap_or_default()
+                )
+            }
+        },
+    };
+    let mut parts = vec![format!("Health: {what}")];
+    if outlook.failures > 0 {
+        parts.push(format!(
+            "{} failures in different windows of time since the last success",
+            outlook.failures
+        ));
+    }
+    if let Some(at) = outlook.last_failure_ms {
+        let code = outlook.last_failure_code.as_deref().unwrap_or("unnamed");
+        let words = outlook.last_failure.as_deref().unwrap_or_default();
+        let words = if words.is_empty() {
+            String::new()
+        } else {
+            format!(": {words}")
+        };
+        parts.push(format!(
+            "last failure {} ({code}{words})",
+            ago(now.saturating_sub(at))
+        ));
+    }
+    parts.push(match outlook.last_success_ms {
+        Some(at) => format!("it last took a message {}", ago(now.saturating_sub(at))),
+        None => "no message was taken that is on record".to_owned(),
+    });
+    format!("{}.", parts.join("; "))
+}
+
+/// When the next attempt is, and why not earlier; `None`: nothing waits.
+fn next(outlook: &PeerOutlook, now: UnixMs) -> Option<String> {
+    let lane = &outlook.lane;
+    if lane.in_memory == 0 && !lane.more_on_disk {
+        return None;
+    }
+    let when = match lane.next_at_ms {
+        Some(at) if at > now => format!("in {}", span((at - now).max(1_000))),
+        None if outlook.state == PeerState::Paused => "when it is resumed".to_owned(),
+        _ => "now".to_owned(),
+    };
+    let in_flight = match lane.in_flight {
+        0 => String::new(),
+        n => format!("; {n} in flight"),
+    };
+    Some(format!(
+        "Next attempt: {when} ({}){in_flight}.",
+        lane.next_why
+    ))
 }
 
 fn queue(known: &Known, oldest_pending_ms: Option<UnixMs>, now: UnixMs) -> String {
@@ -180,6 +254,7 @@ pub fn span(ms: i64) -> String {
 mod tests {
     use super::*;
     use crate::config::PeerPin;
+    use crate::outbound::lane::Outlook;
     use crate::protocol::PeerName;
     use crate::store::PeerCounts;
     use std::sync::Arc;
@@ -197,6 +272,16 @@ mod tests {
             last_verified_ms: NOW - 600_000,
             ttl_ms,
             facts: serde_json::Map::new(),
+        }
+    }
+
+    fn told(known: &Known) -> Told<'_> {
+        Told {
+            known,
+            ruling: None,
+            oldest_pending_ms: None,
+            outlook: None,
+            held: 0,
         }
     }
 
@@ -220,12 +305,51 @@ mod tests {
             record: Some(Arc::new(record(Some(3_600_000)))),
             ..Known::default()
         };
-        let said = peer(&known, None, None, NOW).join("\n");
+        let said = peer(&told(&known), NOW).join("\n");
         assert!(said.contains("found by dns-srv, confirmed 10 min ago; good for another 50 min."));
         assert!(said.contains("no rule speaks of it") && said.contains("nothing waits for it"));
         known.record = Some(Arc::new(record(Some(60_000))));
-        let said = peer(&known, None, None, NOW).join("\n");
+        let said = peer(&told(&known), NOW).join("\n");
         assert!(said.contains("stale since 9 min"), "{said}");
+    }
+
+    #[test]
+    fn a_failing_lane_says_what_happened_and_what_comes() {
+        let mut outlook = PeerOutlook {
+            protocol: "uam",
+            peer: "b.test".into(),
+            state: PeerState::BackingOff,
+            paused: None,
+            failures: 2,
+            last_failure_ms: Some(NOW - 5_000),
+            last_failure_code: Some("timeout".into()),
+            last_failure: Some("no answer in 30 s".into()),
+            last_success_ms: Some(NOW - 3_600_000),
+            average_ms: None,
+            lane: Outlook {
+                in_flight: 1,
+                window: 4,
+                in_memory: 3,
+                waiting: 2,
+                more_on_disk: false,
+                next_at_ms: Some(NOW + 10_000),
+                next_why: "it failed".into(),
+            },
+        };
+        let said = health(&outlook, NOW);
+        assert!(said.contains("last failure 5 s ago (timeout: no answer in 30 s)"));
+        assert!(said.contains("it last took a message 1 h ago"), "{said}");
+        let said = next(&outlook, NOW);
+        assert_eq!(
+            said.as_deref(),
+            Some("Next attempt: in 10 s (it failed); 1 in flight.")
+        );
+        outlook.state = PeerState::Paused;
+        outlook.lane.next_at_ms = None;
+        let said = next(&outlook, NOW).unwrap();
+        assert!(said.contains("when it is resumed"), "{said}");
+        (outlook.lane.in_memory, outlook.lane.in_flight) = (0, 0);
+        assert_eq!(next(&outlook, NOW), None);
     }
 
     #[test]
@@ -255,11 +379,18 @@ mod tests {
             ends_ms: Some(NOW + 3_600_000),
         };
         let ruling = (Standing::Quarantined, rule);
-        let said = peer(&known, Some(&ruling), Some(NOW - 90_000), NOW).join("\n");
+        let told = Told {
+            ruling: Some(&ruling),
+            oldest_pending_ms: Some(NOW - 90_000),
+            held: 4,
+            ..told(&known)
+        };
+        let said = peer(&told, NOW).join("\n");
         for part in [
             "the base https://b.test is pinned",
             "no other is believed",
             "by the rule \"*.test\" made 2 min ago (spam); it ends in 1 h",
+            "4 of its events are held",
             "accepted = false",
             "3 pending, the oldest made 1 min 30 s ago, 1 dead",
         ] {

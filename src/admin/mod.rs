@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `probes` | liveness, readiness, metrics |
 //! | `queue` | rows of the outbound queue and dead letters; [`select`] says which, `bulk` changes many |
-//! | `peers` | what is known of each peer, its lane, pause and resume |
+//! | `peers`, `lanes` | what is known of each peer; pause, resume, probe, reset, flush |
 //! | `trust` | allow, block and quarantine rules; what is held of quarantined peers |
 //! | `identity` | our public keys |
 //!
@@ -18,8 +18,10 @@
 
 mod access;
 mod bulk;
+mod end;
 mod explain;
 mod identity;
+mod lanes;
 
 mod openapi;
 pub mod params;
@@ -46,8 +48,10 @@ pub use routes::router;
 
 use crate::clock::Clock;
 use crate::config::{Config, MetricsAccess, Secret};
+use crate::inbound::{Door, HeldError};
 use crate::ops::Ops;
 use crate::ops::health::Health;
+use crate::outbound::{Control, ControlError};
 use crate::peers::Peers;
 use crate::protocol::{PeerName, ProtocolId};
 use crate::store::{Store, StoreError};
@@ -59,6 +63,10 @@ pub struct AdminState {
     pub store: Store,
     pub peers: Peers,
     pub trust: Trust,
+    /// Where events of quarantined peers are held; `None`: nothing is received here.
+    pub door: Option<Door>,
+    /// Orders to the lanes; `None`: nothing is sent from here.
+    pub lanes: Option<Control>,
     pub health: Health,
     pub ops: Ops,
     pub clock: Clock,
@@ -148,6 +156,30 @@ impl From<StoreError> for Fail {
             "store_unavailable",
             error.to_string(),
         )
+    }
+}
+
+impl From<HeldError> for Fail {
+    fn from(error: HeldError) -> Self {
+        let detail = error.to_string();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "door_unavailable", detail)
+    }
+}
+
+impl From<ControlError> for Fail {
+    fn from(error: ControlError) -> Self {
+        let (status, code) = match &error {
+            ControlError::UnknownProtocol(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "unknown_protocol")
+            }
+            ControlError::Paused(_) => (StatusCode::CONFLICT, "paused"),
+            ControlError::PauseIsOver => (StatusCode::BAD_REQUEST, "bad_end"),
+            ControlError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            ControlError::NotWritten(_) | ControlError::Store(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
+            }
+        };
+        Self::new(status, code, error.to_string())
     }
 }
 

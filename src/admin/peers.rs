@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Path, RawQuery, State};
 use serde_json::{Value, json};
@@ -22,6 +23,8 @@ use crate::trust::{START_SCORE, Standing};
 const DEFAULT_LIMIT: usize = 1000;
 /// And at most.
 const MAX_LIMIT: i64 = 10_000;
+/// How long a list asks the lanes how they stand.
+const LOOKS: Duration = Duration::from_secs(2);
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -79,6 +82,7 @@ async fn list(State(state): Shared, RawQuery(query): RawQuery) -> Reply {
         }
         peers.push(shown);
     }
+    add_states(&state, &mut peers).await;
     ok(&json!({"now_ms": state.clock.now_ms(), "peers": peers, "next": next}))
 }
 
@@ -115,15 +119,55 @@ async fn show(State(state): Shared, Path((protocol, name)): Path<(String, String
         None => None,
     };
     let mut shown = summary(&state, &key, &known);
-    let explanation = explain::peer(&known, ruling.as_ref(), oldest, now);
+    let outlook = match &state.lanes {
+        Some(lanes) => Some(lanes.look(protocol, &name).await?),
+        None => None,
+    };
+    let held = match &state.door {
+        Some(door) => door.held().await?,
+        None => Vec::new(),
+    };
+    let held = held
+        .iter()
+        .find(|h| h.protocol == protocol && h.peer == name.as_str());
+    let told = explain::Told {
+        known: &known,
+        ruling: ruling.as_ref(),
+        oldest_pending_ms: oldest,
+        outlook: outlook.as_ref(),
+        held: held.map_or(0, |h| h.events),
+    };
+    let explanation = explain::peer(&told, now);
     if let Value::Object(members) = &mut shown {
         members.insert("now_ms".into(), now.into());
         members.insert("oldest_pending_ms".into(), oldest.into());
-        let rule = ruling.map(|(_, row)| json!(row));
+        let rule = ruling.as_ref().map(|(_, row)| json!(row));
         members.insert("rule".into(), rule.unwrap_or(Value::Null));
+        let state = outlook.as_ref().map(|o| json!(o.state));
+        members.insert("state".into(), state.unwrap_or(Value::Null));
+        members.insert("outlook".into(), json!(outlook));
+        members.insert("held_inbound".into(), told.held.into());
         members.insert("explanation".into(), json!(explanation));
     }
     ok(&shown)
+}
+
+/// How each lane stands; a shard that is busy for long leaves the rest unsaid.
+async fn add_states(state: &AdminState, peers: &mut [Value]) {
+    let Some(lanes) = &state.lanes else { return };
+    let until = Instant::now() + LOOKS;
+    for peer in peers {
+        let (protocol, name) = (peer["protocol"].as_str(), peer["name"].as_str());
+        let (Some(protocol), Some(Ok(name))) = (protocol, name.map(PeerName::parse)) else {
+            continue;
+        };
+        let look = lanes.look(protocol, &name);
+        match tokio::time::timeout_at(until.into(), look).await {
+            Ok(Ok(outlook)) => peer["state"] = json!(outlook.state),
+            Ok(Err(_)) => {}
+            Err(_) => return,
+        }
+    }
 }
 
 /// Pinned, found, or waited for.
@@ -186,6 +230,7 @@ fn summary(state: &AdminState, (protocol, name): &Key, known: &Known) -> Value {
         })),
         "standing": standing,
         "score": id.map_or(START_SCORE, |id| state.trust.score(id, name)),
+        "state": Value::Null,
         "health": known.health,
         "pending": counts.map_or(0, |c| c.pending),
         "dead": counts.map_or(0, |c| c.failed),

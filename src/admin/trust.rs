@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 
 use super::params::Params;
 use super::routes::{Route, get, post};
-use super::{Access, AdminState, Fail, Reply, Shared, answer, body, ok};
+use super::{Access, AdminState, Fail, Reply, Shared, answer, body, end, ok};
 use crate::clock::UnixMs;
-use crate::config::parse_duration;
 use crate::protocol::ProtocolId;
 use crate::store::TrustRow;
 use crate::trust::{self, Rule};
@@ -23,6 +22,7 @@ pub(super) fn routes() -> Vec<Route> {
         get("/api/v1/trust", Access::Token, list),
         post("/api/v1/trust", add),
         post("/api/v1/trust/release", release),
+        get("/api/v1/held", Access::Token, held),
     ]
 }
 
@@ -75,7 +75,7 @@ async fn add(State(state): Shared, bytes: Bytes) -> Reply {
     let rule = rule_named(&wanted.rule)?;
     let pattern = pattern(&wanted.pattern)?;
     let now = state.clock.now_ms();
-    let ends_ms = end(wanted.until.as_deref(), wanted.lasting.as_deref(), now)?;
+    let ends_ms = end::at(wanted.until.as_deref(), wanted.lasting.as_deref(), now)?;
     let reason: Option<String> = wanted.reason.map(|text| {
         text.chars()
             .filter(|c| !c.is_control())
@@ -103,9 +103,13 @@ struct Release {
     pattern: String,
     /// Which list; left out: quarantine and block.
     rule: Option<String>,
+    /// Forget what is held instead of letting it in.
+    #[serde(default)]
+    drop: bool,
 }
 
-/// `POST /api/v1/trust/release`: removes the rules of a pattern; 404 when there is none.
+/// `POST /api/v1/trust/release`: takes a pattern off its lists and lets in (or drops) what is held of
+/// the peers it matches; 404 when there is neither a rule nor anything held.
 async fn release(State(state): Shared, bytes: Bytes) -> Reply {
     let wanted: Release = body(&bytes)?;
     let protocol = state.protocol(wanted.protocol.as_deref())?;
@@ -114,34 +118,70 @@ async fn release(State(state): Shared, bytes: Bytes) -> Reply {
         Some(name) => vec![rule_named(name)?],
         None => vec![Rule::Block, Rule::Quarantine],
     };
-    let now = state.clock.now_ms();
-    let mut removed = Vec::new();
-    for rule in lists {
-        let row = state
-            .trust
-            .list(protocol, rule)
-            .into_iter()
-            .find(|r| r.pattern == pattern);
-        if state.trust.remove(protocol, rule, &pattern).await?
-            && let Some(row) = row
-        {
-            tell(&state, protocol, "removed", &row);
-            removed.push(shown(&row, now));
-        }
+    // What is dropped goes before the rule does: the door lets in what is no longer quarantined.
+    let door = state
+        .door
+        .as_ref()
+        .filter(|_| lists.contains(&Rule::Quarantine));
+    let mut dropped = match door {
+        Some(door) if wanted.drop => door.drop_held(protocol, &pattern).await?,
+        _ => 0,
+    };
+    let removed = remove(&state, protocol, &lists, &pattern).await?;
+    let mut released = 0;
+    match door {
+        Some(door) if wanted.drop => dropped += door.drop_held(protocol, &pattern).await?,
+        Some(door) => released = door.release(protocol, &pattern).await?,
+        None => {}
     }
-    if removed.is_empty() {
+    if removed.is_empty() && released + dropped == 0 {
         return Err(Fail::not_found(
             "no_such_rule",
             format!(
-                "no such rule is kept for {pattern:?} over {protocol}; see `trust list --ended`"
+                "there is no such rule for {pattern:?} over {protocol}, and nothing is held of it; \
+                 `trust list --ended` shows the rules, `trust held` what is held"
             ),
         ));
     }
-    let still = state
-        .trust
-        .ruling(protocol, &pattern)
-        .map(|(_, row)| shown(&row, now));
-    ok(&json!({"removed": removed, "still": still}))
+    let now = state.clock.now_ms();
+    let still = state.trust.ruling(protocol, &pattern);
+    ok(&json!({
+        "removed": removed,
+        "released": released,
+        "dropped": dropped,
+        "still": still.map(|(_, row)| shown(&row, now)),
+    }))
+}
+
+/// Takes a pattern off these lists; answers the rules that there were.
+async fn remove(
+    state: &AdminState,
+    protocol: ProtocolId,
+    lists: &[Rule],
+    pattern: &str,
+) -> Result<Vec<Value>, Fail> {
+    let now = state.clock.now_ms();
+    let mut removed = Vec::new();
+    for &rule in lists {
+        let mut there = state.trust.list(protocol, rule).into_iter();
+        let row = there.find(|row| row.pattern == pattern);
+        if state.trust.remove(protocol, rule, pattern).await?
+            && let Some(row) = row
+        {
+            tell(state, protocol, "removed", &row);
+            removed.push(shown(&row, now));
+        }
+    }
+    Ok(removed)
+}
+
+/// `GET /api/v1/held`: `held`, what waits of each quarantined peer.
+async fn held(State(state): Shared) -> Reply {
+    let held = match &state.door {
+        Some(door) => door.held().await?,
+        None => Vec::new(),
+    };
+    ok(&json!({"now_ms": state.clock.now_ms(), "held": held}))
 }
 
 fn shown(row: &TrustRow, now: UnixMs) -> Value {
@@ -165,35 +205,6 @@ fn pattern(text: &str) -> Result<String, Fail> {
     trust::pattern(text).map_err(|detail| Fail::bad_request("bad_pattern", detail))
 }
 
-/// When a rule ends; `None`: never.
-fn end(until: Option<&str>, lasting: Option<&str>, now: UnixMs) -> Result<Option<UnixMs>, Fail> {
-    let wrong = |detail: String| Fail::bad_request("bad_end", detail);
-    let end = match (until, lasting) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => return Err(wrong("give until or for, not both".into())),
-        (Some(text), None) => text
-            .parse::<jiff::Timestamp>()
-            .map_err(|_| {
-                wrong(format!(
-                    "until must be a time such as \"2026-11-20T10:00:00Z\", not {text:?}"
-                ))
-            })?
-            .as_millisecond(),
-        (None, Some(text)) => {
-            let lasting = parse_duration(text).ok_or_else(|| {
-                wrong(format!(
-                    "for must be a duration such as \"2h\" or \"7d\", not {text:?}"
-                ))
-            })?;
-            now.saturating_add(i64::try_from(lasting.as_millis()).unwrap_or(i64::MAX))
-        }
-    };
-    if end <= now {
-        return Err(wrong("the rule would have ended already".into()));
-    }
-    Ok(Some(end))
-}
-
 fn tell(state: &AdminState, protocol: ProtocolId, what: &'static str, row: &TrustRow) {
     tracing::info!(
         protocol,
@@ -208,27 +219,4 @@ fn tell(state: &AdminState, protocol: ProtocolId, what: &'static str, row: &Trus
         &row.pattern,
         json!({"list": row.rule, "domain": row.pattern, "reason": row.reason, "ends_ms": row.ends_ms}),
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_is_a_time_or_a_length_and_lies_ahead() {
-        assert_eq!(end(None, None, 5).unwrap(), None);
-        assert_eq!(end(None, Some("2h"), 5).unwrap(), Some(7_200_005));
-        let at = end(Some("2026-11-20T10:00:00Z"), None, 5).unwrap();
-        assert_eq!(at, Some(1_795_168_800_000));
-        for (until, lasting) in [
-            (Some("2026-11-20T10:00:00Z"), Some("2h")),
-            (Some("tomorrow"), None),
-            (Some("1960-01-01T00:00:00Z"), None),
-            (None, Some("2 weeks")),
-            (None, Some("0s")),
-        ] {
-            let e = end(until, lasting, 5).unwrap_err();
-            assert_eq!(e.code, "bad_end");
-        }
-    }
 }

@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::config::{Config, ListenConfig};
 use crate::http::client::Client;
 use crate::http::tls::{self, Certificate};
-use crate::ops::{Ops, log};
+use crate::ops::{Ops, log, metrics};
 use crate::peers::{Peers, Repinned};
 use crate::protocol::{Protocol, ProtocolId};
 use crate::trust::Trust;
@@ -89,6 +89,7 @@ impl Reloadable {
             let judged = self.judge(&config)?;
             Ok((config, judged))
         });
+        metrics::config_reload(judged.is_ok());
         match judged {
             Ok((config, judged)) => Ok(self.take(config, judged).await),
             Err(why) => {

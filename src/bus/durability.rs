@@ -133,9 +133,17 @@ pub(super) fn judge(
             "set nats.streams = \"ensure\" or allow $JS.API.STREAM.INFO".to_owned(),
         ),
         Verdict::AtRisk => {
-            let list: Vec<_> = risky
+            // Streams of one fate are named together.
+            let mut fates: Vec<(&str, Vec<&str>)> = Vec::new();
+            for stream in &risky {
+                match fates.iter_mut().find(|(why, _)| *why == stream.why) {
+                    Some((_, names)) => names.push(&stream.stream),
+                    None => fates.push((&stream.why, vec![&stream.stream])),
+                }
+            }
+            let list: Vec<_> = fates
                 .iter()
-                .map(|s| format!("{}: {}", s.stream, s.why))
+                .map(|(why, names)| format!("{}: {why}", names.join(", ")))
                 .collect();
             let memory = risky.iter().any(|s| s.storage == "memory");
             let advice = if memory {

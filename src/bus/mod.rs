@@ -13,6 +13,7 @@
 //! * [`durability`]: what an acknowledgement of this broker is worth.
 //! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
 //! * `read`, `scan`, `tail`: what the repair of `fed.in` and the command line read back, in order.
+//! * `replay`: a place in a stream by its time, a consumer that begins there.
 //! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
 
 use std::sync::Arc;
@@ -40,6 +41,7 @@ mod monitoring;
 mod parse;
 mod publish;
 mod read;
+mod replay;
 mod retry;
 mod scan;
 mod streams;
@@ -51,8 +53,9 @@ pub use intake::Intake;
 pub use managed::ManagedServer;
 pub use monitoring::Monitored;
 pub use read::{StoredMessage, StreamFacts};
+pub use replay::MadeConsumer;
 pub use scan::ScanFrom;
-pub use streams::stream_name;
+pub use streams::{StreamReport, StreamState, stream_definition, stream_name};
 pub use tail::{Tail, TailFrom};
 
 /// An acknowledgement that cannot be handed to the connection for this long is given up.
@@ -246,6 +249,12 @@ impl Bus {
     /// known yet.
     pub fn trouble(&self) -> Option<String> {
         self.inner.trouble.borrow().clone()
+    }
+
+    /// How often the connection was lost so far: a number that changed means that it was away, even
+    /// if it is back.
+    pub fn losses(&self) -> u64 {
+        self.inner.link.borrow().losses
     }
 
     /// Subject prefix (`fed`).

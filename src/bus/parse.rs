@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::subject::{hex, untoken};
 use crate::clock::UnixMs;
+use crate::ops::trace;
 use crate::protocol::{OutEvent, Refusal};
 
 /// Longest `Nats-Msg-Id` and `Fed-Order`, bytes.
@@ -55,7 +56,7 @@ pub(super) fn parse(stored: Stored<'_>) -> Parsed {
     let traceparent = single(headers, "traceparent")
         .ok()
         .flatten()
-        .filter(|t| is_traceparent(t));
+        .and_then(|text| trace::carried(&text));
     let expires_ms = match expires.as_deref().map(rfc3339) {
         None => None,
         Some(Ok(at)) => Some(at),
@@ -207,17 +208,6 @@ fn rfc3339(text: &str) -> Result<UnixMs, Refusal> {
                 "Fed-Expires is not an RFC 3339 time such as 2027-01-31T12:00:00Z",
             )
         })
-}
-
-/// `00-<32 hex>-<16 hex>-<2 hex>`; anything else is dropped, as W3C Trace Context asks.
-fn is_traceparent(text: &str) -> bool {
-    let lengths = [2, 32, 16, 2];
-    let mut parts = text.split('-');
-    lengths.iter().all(|len| {
-        parts.next().is_some_and(|p| {
-            p.len() == *len && p.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        })
-    }) && parts.next().is_none()
 }
 
 /// An id that no re-created or rolled-back stream can reuse: every part that tells two messages

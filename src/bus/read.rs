@@ -2,6 +2,7 @@
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::Info;
 use bytes::Bytes;
 
@@ -75,9 +76,31 @@ impl Bus {
                     Err(js_error(&error, &format!("stream {name} cannot be read")))
                 }
                 _ => Err(BusError::unavailable(format!(
-                    "stream {name} cannot be read: {e}"
+                    "stream {name} cannot be read: {e}; is JetStream switched on, and may we ask \
+                     $JS.API.STREAM.INFO.{name}?"
                 ))),
             },
+        }
+    }
+
+    /// The broker's clock when it answered about a stream, by its contract name; `None`: it does not
+    /// say (before 2.10), or there is no such stream.
+    pub async fn broker_time_ms(&self, stream: &str) -> Result<Option<UnixMs>, BusError> {
+        let subject = format!("STREAM.INFO.{}", self.stream(stream));
+        let asked: Result<Response<serde_json::Value>, _> =
+            self.inner.js.request(subject, &serde_json::json!({})).await;
+        match asked {
+            Ok(Response::Ok(said)) => Ok(said["ts"]
+                .as_str()
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .map(jiff::Timestamp::as_millisecond)),
+            Ok(Response::Err { error }) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                Ok(None)
+            }
+            Ok(Response::Err { error }) => Err(js_error(&error, "asking for the broker's time")),
+            Err(e) => Err(BusError::unavailable(format!(
+                "asking for the broker's time: {e}"
+            ))),
         }
     }
 

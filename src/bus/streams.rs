@@ -5,8 +5,8 @@
 //! shrunk or changed. A difference of `FED_OUT` that would lose messages or their order is an
 //! error: no message is pulled from a stream that cannot keep the promises.
 
-use async_nats::jetstream::context::GetStreamErrorKind;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::publish::js_error;
@@ -41,55 +41,136 @@ pub fn stream_name(prefix: &str, logical: &str) -> String {
     format!("{upper}{}", logical.strip_prefix("FED").unwrap_or(logical))
 }
 
+/// The definition of a stream, by its contract name or the one under the prefix; `None`: there is no
+/// such stream in the contract.
+pub fn stream_definition(
+    name: &str,
+    prefix: &str,
+    partitions: u8,
+) -> Result<Option<Value>, BusError> {
+    for (file, text) in FILES {
+        let wanted = definition(file, text, prefix, partitions)?;
+        if wanted.name == name || file.trim_end_matches(".json").eq_ignore_ascii_case(name) {
+            let json = serde_json::to_value(&wanted);
+            return json
+                .map(Some)
+                .map_err(|e| BusError::new(BusErrorKind::Config, format!("streams/{file}: {e}")));
+        }
+    }
+    Ok(None)
+}
+
+/// One stream of the contract as it is, beside what it should be.
+#[derive(Clone, Debug, Serialize)]
+pub struct StreamReport {
+    /// `FED_OUT`, whatever the prefix.
+    pub contract: String,
+    /// Its real name.
+    pub name: String,
+    /// None: it does not exist.
+    pub state: Option<StreamState>,
+    /// Differences from the definition, one sentence each.
+    pub differences: Vec<String>,
+    /// Why the bridge would not work with it.
+    pub broken: Option<String>,
+    /// The definition, in the JSON that `nats stream add --config` takes.
+    pub definition: Value,
+}
+
+/// What a stream holds and how.
+#[derive(Clone, Debug, Serialize)]
+pub struct StreamState {
+    pub messages: u64,
+    pub bytes: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub consumers: usize,
+    pub storage: &'static str,
+    pub replicas: usize,
+    /// Server that leads it, in a cluster.
+    pub leader: Option<String>,
+}
+
 impl Bus {
     /// Applies `streams/*.json` by policy (`ensure | verify | off`); answers the differences as
     /// sentences. `ensure` makes what is missing; under `verify` a missing stream is an error.
     pub async fn apply_streams(&self) -> Result<Vec<String>, BusError> {
         let policy = self.inner.config.streams;
-        let mut said = Vec::new();
         if policy == StreamPolicy::Off {
-            return Ok(said);
+            return Ok(Vec::new());
         }
-        for (file, text) in FILES {
-            let wanted = definition(file, text, self.prefix(), self.inner.config.partitions)?;
-            let name = wanted.name.clone();
-            match self.inner.js.get_stream(&name).await {
-                Ok(stream) => {
-                    let found = &stream.cached_info().config;
-                    if wanted.retention == RetentionPolicy::WorkQueue {
-                        check_promises(found)?;
-                    }
-                    said.extend(differences(&wanted, found)?);
+        let mut said = Vec::new();
+        for file in FILES {
+            let (wanted, report) = self.compare(file).await?;
+            match (&report.state, report.broken) {
+                (None, _) if policy == StreamPolicy::Verify => {
+                    return Err(BusError::new(
+                        BusErrorKind::Stream,
+                        format!(
+                            "stream {0} does not exist; make it with `drawbridge streams apply`, or \
+                             with `nats stream add --config` and what `drawbridge streams show {0} \
+                             --definition` prints, or set nats.streams = \"ensure\"",
+                            wanted.name
+                        ),
+                    ));
                 }
-                Err(e) => match e.kind() {
-                    GetStreamErrorKind::JetStream(error)
-                        if error.error_code()
-                            == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND =>
-                    {
-                        if policy == StreamPolicy::Verify {
-                            return Err(BusError::new(
-                                BusErrorKind::Stream,
-                                format!(
-                                    "stream {name} does not exist; make it with \
-                                     `nats stream add --config streams/{file}` or set \
-                                     nats.streams = \"ensure\""
-                                ),
-                            ));
-                        }
-                        self.make(wanted).await?;
-                    }
-                    GetStreamErrorKind::JetStream(error) => {
-                        return Err(js_error(&error, &format!("stream {name} cannot be read")));
-                    }
-                    _ => {
-                        return Err(BusError::unavailable(format!(
-                            "stream {name} cannot be read: {e}; is JetStream switched on?"
-                        )));
-                    }
-                },
+                (None, _) => self.make(wanted).await?,
+                (Some(_), Some(broken)) => {
+                    return Err(BusError::new(BusErrorKind::Stream, broken));
+                }
+                (Some(_), None) => said.extend(report.differences),
             }
         }
         Ok(said)
+    }
+
+    /// Makes the streams that are missing, whatever the policy; answers their names.
+    pub async fn make_missing_streams(&self) -> Result<Vec<String>, BusError> {
+        let mut made = Vec::new();
+        for file in FILES {
+            let (wanted, report) = self.compare(file).await?;
+            if report.state.is_none() {
+                made.push(wanted.name.clone());
+                self.make(wanted).await?;
+            }
+        }
+        Ok(made)
+    }
+
+    /// Every stream of the contract beside its definition. Changes nothing.
+    pub async fn look_at_streams(&self) -> Result<Vec<StreamReport>, BusError> {
+        let mut reports = Vec::new();
+        for file in FILES {
+            reports.push(self.compare(file).await?.1);
+        }
+        Ok(reports)
+    }
+
+    async fn compare(
+        &self,
+        (file, text): (&'static str, &'static str),
+    ) -> Result<(Config, StreamReport), BusError> {
+        let wanted = definition(file, text, self.prefix(), self.inner.config.partitions)?;
+        let info = self.stream_info(&wanted.name).await?;
+        let found = info.as_ref().map(|info| &info.config);
+        let report = StreamReport {
+            contract: file.trim_end_matches(".json").to_ascii_uppercase(),
+            name: wanted.name.clone(),
+            state: info.as_ref().map(state),
+            differences: match found {
+                Some(found) => differences(&wanted, found)?,
+                None => Vec::new(),
+            },
+            broken: match found {
+                Some(found) if wanted.retention == RetentionPolicy::WorkQueue => {
+                    check_promises(found).err().map(|e| e.detail)
+                }
+                _ => None,
+            },
+            definition: serde_json::to_value(&wanted)
+                .map_err(|e| BusError::new(BusErrorKind::Config, format!("streams/{file}: {e}")))?,
+        };
+        Ok((wanted, report))
     }
 
     async fn make(&self, wanted: Config) -> Result<(), BusError> {
@@ -156,6 +237,22 @@ fn definition(file: &str, text: &str, prefix: &str, partitions: u8) -> Result<Co
         config.num_replicas = 1;
     }
     Ok(config)
+}
+
+fn state(info: &Info) -> StreamState {
+    StreamState {
+        messages: info.state.messages,
+        bytes: info.state.bytes,
+        first_seq: info.state.first_sequence,
+        last_seq: info.state.last_sequence,
+        consumers: info.state.consumer_count,
+        storage: match info.config.storage {
+            StorageType::File => "file",
+            StorageType::Memory => "memory",
+        },
+        replicas: info.config.num_replicas.max(1),
+        leader: info.cluster.as_ref().and_then(|c| c.leader.clone()),
+    }
 }
 
 /// What `FED_OUT` must be for promise 1: a work queue that refuses rather than drops, and that

@@ -5,9 +5,13 @@ pub mod client;
 pub mod demo;
 pub mod lists;
 pub mod peers;
+pub mod probe;
 pub mod queue;
+pub mod replay;
 pub mod run;
 pub mod send;
+mod steps;
+pub mod streams;
 pub mod table;
 pub mod tail;
 pub mod trust;
@@ -54,9 +58,17 @@ enum Command {
     /// Which servers are blocked, allowed or held in quarantine.
     #[command(subcommand)]
     Trust(trust::TrustCommand),
+    /// Inbound events once more, from a time or sequence.
+    Replay(replay::ReplayArgs),
     /// Our own keys.
     #[command(subcommand)]
     Keys(lists::KeysCommand),
+    /// The broker's streams.
+    #[command(subcommand)]
+    Streams(streams::StreamsCommand),
+    /// Examine a remote server step by step: DNS, TLS, key, clock, signature.
+    #[command(subcommand)]
+    Probe(probe::ProbeCommand),
     /// Explain step by step why a saved request is accepted or refused.
     #[command(subcommand)]
     Verify(verify::VerifyCommand),
@@ -115,7 +127,10 @@ pub fn main() -> ExitCode {
             Command::Dead(command) => queue::dead(command).await,
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
+            Command::Replay(args) => replay::replay(args).await,
             Command::Keys(command) => lists::keys(command),
+            Command::Streams(command) => streams::streams(command).await,
+            Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),
             Command::Bench(command) => bench::bench(command).await,
             Command::Config(ConfigCommand::Defaults) => {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::AdminClient;
 use super::table::{printable, show, text};
@@ -17,6 +17,32 @@ pub enum PeersCommand {
     List(PeersArgs),
     /// One server: where each value came from, when, and what happens next.
     Show(PeerArgs),
+    /// Attempts nothing until it is resumed; what is sent meanwhile waits.
+    Pause(PauseArgs),
+    /// Ends a pause.
+    Resume(PeerArgs),
+    /// One attempt now, even while the server is backing off.
+    Probe(PeerArgs),
+    /// Forgets the server's failures.
+    Reset(PeerArgs),
+    /// Makes everything that waits for a retry due now.
+    Flush(PeerArgs),
+}
+
+/// Options of `peers pause`.
+#[derive(Debug, Args)]
+pub struct PauseArgs {
+    #[command(flatten)]
+    peer: PeerArgs,
+    /// Why, for whoever looks.
+    #[arg(long)]
+    reason: Option<String>,
+    /// Ends at this time, RFC 3339.
+    #[arg(long, value_name = "TIME", conflicts_with = "lasting")]
+    until: Option<String>,
+    /// Ends after this time (`2h`, `7d`).
+    #[arg(long = "for", value_name = "DURATION", id = "lasting")]
+    lasting: Option<String>,
 }
 
 /// Options of `peers list`.
@@ -68,7 +94,51 @@ pub async fn peers(command: PeersCommand) -> Outcome {
     match command {
         PeersCommand::List(args) => list(args).await,
         PeersCommand::Show(args) => one(args).await,
+        PeersCommand::Pause(args) => {
+            let mut body = json!({});
+            for (name, value) in [
+                ("reason", args.reason),
+                ("until", args.until),
+                ("for", args.lasting),
+            ] {
+                if let Some(value) = value {
+                    body[name] = value.into();
+                }
+            }
+            order(args.peer, "pause", "paused", Some(&body)).await
+        }
+        PeersCommand::Resume(args) => order(args, "resume", "resumed", None).await,
+        PeersCommand::Probe(args) => order(args, "probe", "probed", None).await,
+        PeersCommand::Reset(args) => order(args, "reset", "reset", None).await,
+        PeersCommand::Flush(args) => order(args, "flush", "flushed", None).await,
     }
+}
+
+async fn order(args: PeerArgs, verb: &str, done: &str, body: Option<&Value>) -> Outcome {
+    let admin = AdminClient::from_config(&args.config.load()?)?;
+    let path = format!("{}/{verb}", args.path());
+    let answer = admin.post(&path, body).await?;
+    if args.json {
+        println!("{answer}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let outlook = &answer["outlook"];
+    let name = text(&outlook["peer"]);
+    match (answer["probed"].as_str(), answer["rows"].as_u64()) {
+        (Some("nothing_waits"), _) => {
+            println!("nothing waits for {name}, so there is no message to try it with");
+        }
+        (Some(_), _) => println!("{name}: one attempt goes as soon as none is in flight"),
+        (None, Some(rows)) => println!("{name}: {rows} messages are due now"),
+        (None, None) => println!("{name} is {done}"),
+    }
+    println!(
+        "  state {}, {} in flight, next: {}",
+        text(&outlook["state"]),
+        outlook["in_flight"],
+        printable(&text(&outlook["next_why"]))
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn list(args: PeersArgs) -> Outcome {
@@ -100,7 +170,7 @@ async fn list(args: PeersArgs) -> Outcome {
         &rows,
         args.json,
         &[
-            "protocol", "name", "endpoint", "from", "standing", "score", "pending", "dead",
+            "protocol", "name", "state", "standing", "pending", "dead", "score", "from", "endpoint",
         ],
         |row, column| match column {
             "endpoint" => match &row["endpoint"] {

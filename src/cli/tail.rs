@@ -50,7 +50,7 @@ pub async fn tail(args: TailArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn line(message: &StoredMessage, as_json: bool) -> String {
+pub(super) fn line(message: &StoredMessage, as_json: bool) -> String {
     let payload = String::from_utf8_lossy(&message.payload);
     if as_json {
         let body = serde_json::from_slice::<Box<serde_json::value::RawValue>>(&message.payload);

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::AdminClient;
-use super::table::{show, text, time};
+use super::table::{age, show, text, time};
 use super::{ConfigArgs, Outcome};
 use crate::admin::params::encode;
 
@@ -21,8 +21,10 @@ pub enum TrustCommand {
     Allow(RuleArgs),
     /// Holds what a server sends until it is released.
     Quarantine(RuleArgs),
-    /// Takes a server out of quarantine, or off a list.
+    /// Takes a server out of quarantine, or off a list; what was held of it goes to the backends.
     Release(ReleaseArgs),
+    /// What is held of quarantined servers.
+    Held(HeldArgs),
 }
 
 /// Options of `trust list`.
@@ -79,9 +81,22 @@ pub struct ReleaseArgs {
     #[arg(long)]
     protocol: Option<String>,
     /// Off this list (`block`, `allow`, `quarantine`); without it off block and quarantine.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "drop")]
     rule: Option<String>,
+    /// Forget what is held of it instead.
+    #[arg(long)]
+    drop: bool,
     /// The outcome as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of `trust held`.
+#[derive(Debug, Args)]
+pub struct HeldArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// One JSON object a line.
     #[arg(long)]
     json: bool,
 }
@@ -94,7 +109,28 @@ pub async fn trust(command: TrustCommand) -> Outcome {
         TrustCommand::Allow(args) => add("allow", args).await,
         TrustCommand::Quarantine(args) => add("quarantine", args).await,
         TrustCommand::Release(args) => release(args).await,
+        TrustCommand::Held(args) => held(args).await,
     }
+}
+
+async fn held(args: HeldArgs) -> Outcome {
+    let admin = AdminClient::from_config(&args.config.load()?)?;
+    let mut body = admin.get("/api/v1/held").await?;
+    let now = body["now_ms"].as_i64().unwrap_or(0);
+    let held = match body["held"].take() {
+        Value::Array(held) => held,
+        _ => Vec::new(),
+    };
+    show(
+        &held,
+        args.json,
+        &["protocol", "peer", "events", "bytes", "oldest"],
+        |row, column| match column {
+            "oldest" => age(&row["oldest_ms"], now),
+            other => text(&row[other]),
+        },
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn list(args: ListArgs) -> Outcome {
@@ -162,7 +198,7 @@ async fn add(rule: &str, args: RuleArgs) -> Outcome {
 
 async fn release(args: ReleaseArgs) -> Outcome {
     let admin = AdminClient::from_config(&args.config.load()?)?;
-    let mut body = json!({"pattern": args.pattern});
+    let mut body = json!({"pattern": args.pattern, "drop": args.drop});
     for (name, value) in [("protocol", args.protocol), ("rule", args.rule)] {
         if let Some(value) = value {
             body[name] = value.into();
@@ -180,6 +216,11 @@ async fn release(args: ReleaseArgs) -> Outcome {
             text(&rule["pattern"]),
             text(&rule["protocol"])
         );
+    }
+    for (name, word) in [("released", "let in"), ("dropped", "forgotten")] {
+        if answer[name].as_u64().unwrap_or(0) > 0 {
+            println!("{} held events {word}", answer[name]);
+        }
     }
     if !answer["still"].is_null() {
         println!(

@@ -5,10 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{ConfigArgs, Outcome};
+use super::{ConfigArgs, Outcome, steps};
 use crate::clock::Clock;
 use crate::identity::PublicKey;
-use crate::protocol::Step;
 use crate::protocols::uam::{explain, time};
 
 /// Which protocol.
@@ -64,7 +63,7 @@ pub fn verify(command: VerifyCommand) -> Outcome {
         signature: args.signature,
     };
     let steps = explain::explain(&input, &context);
-    steps.iter().for_each(|step| print(step, args.json));
+    steps.iter().for_each(|step| steps::print(step, args.json));
     let failed = steps.iter().any(|s| s.ok == Some(false));
     Ok(if failed {
         ExitCode::FAILURE
@@ -77,23 +76,4 @@ fn key(option: &str, text: Option<&str>) -> Result<Option<PublicKey>, String> {
     text.map(PublicKey::from_base64)
         .transpose()
         .map_err(|e| format!("{option}: {e}; expected base64 of its 32 bytes"))
-}
-
-fn print(step: &Step, as_json: bool) {
-    if as_json {
-        println!("{}", serde_json::json!(step));
-        return;
-    }
-    let mark = match step.ok {
-        Some(true) => "ok  ",
-        Some(false) => "FAIL",
-        None => "    ",
-    };
-    let mut lines = step.detail.lines();
-    println!(
-        "{mark} {:<24} {}",
-        step.name,
-        lines.next().unwrap_or_default()
-    );
-    lines.for_each(|line| println!("{:29} {line}", ""));
 }

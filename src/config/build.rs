@@ -27,6 +27,7 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
     http::name_plain_hosts(&mut http, &peers);
     Ok(Config {
         nats: super::nats::nats(layers, &section("nats"), &section("nats.managed"))?,
+        store: super::store::read(&section("store"), &data_dir)?,
         http,
         public: public(&section("public"))?,
         admin: admin(&section("admin"))?,

@@ -19,6 +19,7 @@ mod model;
 mod nats;
 mod read;
 mod secret;
+mod store;
 
 use std::path::Path;
 
@@ -26,6 +27,7 @@ pub use model::*;
 pub use nats::shown;
 pub use read::parse_duration;
 pub use secret::{private, read_secret};
+pub use store::{PostgresUrl, Retention, StoreConfig, StorePlace};
 
 /// The commented default file.
 pub const DEFAULT_TOML: &str = include_str!("../../config/drawbridge.toml");

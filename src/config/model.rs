@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::StoreConfig;
 pub use super::given::Given;
 pub use super::nats::{DurabilityPolicy, ManagedConfig, NatsConfig, NatsLogin, NatsTls};
 pub use super::secret::{Secret, SecretFrom};
@@ -15,6 +16,7 @@ pub struct Config {
     /// were joined to it.
     pub data_dir: PathBuf,
     pub nats: NatsConfig,
+    pub store: StoreConfig,
     pub http: HttpConfig,
     pub public: ListenConfig,
     pub admin: ListenConfig,

@@ -50,6 +50,8 @@ struct Inner {
     plain_hosts: HostRules,
     names: Arc<Names>,
     srv: bool,
+    /// What all this was made from.
+    settings: HttpConfig,
 }
 
 /// One SRV target.
@@ -131,6 +133,11 @@ impl Client {
         }
     }
 
+    /// The settings in force, for whoever looks at a host in another way than by a request.
+    pub fn settings(&self) -> HttpConfig {
+        self.0.load().settings.clone()
+    }
+
     /// SRV lookup through the configured DNS servers, 2 s a query; best first (priority, then weight).
     /// `Ok(vec![])`: no such record. `Err`: no answer (SERVFAIL, timeout), so a fallback may be tried.
     pub async fn srv(&self, name: &str) -> Result<Vec<SrvTarget>, TransportError> {
@@ -178,6 +185,7 @@ impl Inner {
             plain_hosts: HostRules::new(config.plain_hosts.iter().map(String::as_str)),
             names,
             srv: config.srv,
+            settings: config.clone(),
         })
     }
 

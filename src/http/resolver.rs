@@ -61,7 +61,7 @@ impl Names {
         }
     }
 
-    async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, Unresolved> {
+    pub(super) async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, Unresolved> {
         if let Some(listed) = self.table.get(name) {
             return Ok(listed.clone());
         }

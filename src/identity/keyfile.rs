@@ -43,7 +43,7 @@ fn vanished(path: &Path) -> KeyFileError {
 }
 
 /// `None`: there is no such file.
-fn load(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileError> {
+pub(super) fn load(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileError> {
     let shown = path.display();
     let cannot = |e: io::Error| match e.kind() {
         ErrorKind::PermissionDenied => KeyFileError(format!(

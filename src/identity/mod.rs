@@ -131,6 +131,12 @@ impl SigningKey {
         ))
     }
 
+    /// Reads the file; `None`: there is none. Makes nothing.
+    pub fn load(path: &Path) -> Result<Option<Self>, KeyFileError> {
+        let seed = keyfile::load(path)?;
+        Ok(seed.map(|seed| Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed)))))
+    }
+
     /// Signs.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.0.sign(message).to_bytes()

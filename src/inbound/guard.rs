@@ -27,17 +27,25 @@ pub struct Guard {
     pub outlet: Arc<dyn Outlet>,
     pub state: State,
     pub clock: Clock,
+    /// How often the connection had been lost before the ledger was compared at the start.
+    pub losses: u64,
 }
 
 impl Guard {
     /// Runs until it is aborted.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut connection = self.outlet.connection();
         let mut due = tokio::time::interval(LOOK_EVERY);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = changed(&mut connection) => self.state.ask_for_repair(),
+                () = changed(&mut connection) => {
+                    let losses = self.outlet.losses();
+                    if losses != self.losses {
+                        self.losses = losses;
+                        self.state.ask_for_repair();
+                    }
+                }
                 _ = due.tick() => {
                     if let Err(error) = self.look().await {
                         tracing::debug!(%error, "the streams could not be looked at");

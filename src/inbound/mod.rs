@@ -35,7 +35,7 @@ use tokio::time::timeout;
 use crate::bus::{Bus, BusError, BusErrorKind};
 use crate::clock::Clock;
 use crate::ops::health::Health;
-use crate::ops::{Ops, metrics};
+use crate::ops::{Ops, metrics, trace};
 use crate::protocol::{ProtocolId, Verified};
 use crate::store::Store;
 use crate::trust::Trust;
@@ -144,6 +144,7 @@ impl Door {
             acknowledged.clone(),
             committed,
         );
+        let losses = outlet.losses();
         match publisher.repair().await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "published what an earlier run left in the ledger"),
@@ -155,6 +156,7 @@ impl Door {
                 });
             }
         }
+        state.open();
         let ledger = Ledger {
             store: store.clone(),
             outlet: Arc::clone(&outlet),
@@ -168,6 +170,7 @@ impl Door {
             outlet: Arc::clone(&outlet),
             state: state.clone(),
             clock: clock.clone(),
+            losses,
         };
         let handles = vec![
             tokio::spawn(ledger.run(jobs)),
@@ -232,19 +235,17 @@ impl Door {
         let protocol = event.protocol;
         let peer = event.peer.clone();
         let event_id = event.event_id.clone();
+        let traceparent = event.traceparent.clone();
         let entry = self.pass(event, hold).await;
         match entry {
             // Refusals are counted by the route, which makes them for other reasons as well.
             Entry::New | Entry::Held | Entry::Duplicate => {
                 metrics::inbound(protocol, entry.code());
                 let ops = &self.inner.ops;
-                ops.tally(
-                    "ingest",
-                    entry.code(),
-                    protocol,
-                    peer.as_str(),
-                    || serde_json::json!({"event_id": event_id, "peer": peer.as_str()}),
-                );
+                ops.tally("ingest", entry.code(), protocol, peer.as_str(), || {
+                    let body = serde_json::json!({"event_id": event_id, "peer": peer.as_str()});
+                    trace::named(body, traceparent.as_deref())
+                });
             }
             Entry::Replayed | Entry::TooLarge | Entry::Unavailable { .. } => {}
         }

@@ -33,6 +33,8 @@ pub trait Outlet: Send + Sync + 'static {
     fn connected(&self) -> bool;
     /// Follows that; `None`: it never changes.
     fn connection(&self) -> Option<watch::Receiver<bool>>;
+    /// How often the connection was lost so far.
+    fn losses(&self) -> u64;
     /// Largest body it takes, bytes.
     fn max_body(&self) -> usize;
     /// See [`Bus::publish_windowed`].
@@ -58,6 +60,10 @@ impl Outlet for Bus {
 
     fn connection(&self) -> Option<watch::Receiver<bool>> {
         Some(self.connected_changes())
+    }
+
+    fn losses(&self) -> u64 {
+        Bus::losses(self)
     }
 
     fn max_body(&self) -> usize {

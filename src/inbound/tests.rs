@@ -103,6 +103,10 @@ impl Outlet for Fake {
         None
     }
 
+    fn losses(&self) -> u64 {
+        0
+    }
+
     fn facts(&self, way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>> {
         let last_seq = self.on(way).last().map_or(0, |(seq, _)| *seq);
         let facts = StreamFacts {

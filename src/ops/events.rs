@@ -15,7 +15,8 @@
 //! | `config` | `reloaded` | `changed`, `restart`, `peers` (`added`, `changed`, `removed`), `trust_rules` |
 //! | `config` | `rejected` | `code`, `detail` |
 //!
-//! What is about no peer has the protocol `bridge` and the peer `self`.
+//! `delivery` and `ingest` members have `trace_id` where the message came with a `traceparent`. What
+//! is about no peer has the protocol `bridge` and the peer `self`.
 //!
 //! A *sum* is `count` (messages of this peer since the last one, about a second) and `events`, the
 //! members of the first 32 of them (`msg_id`, `event_id`, … as in its failures). With `ops.single`

@@ -2,7 +2,8 @@
 //!
 //! A backend's `traceparent` goes out with its message, a remote server's comes in with its event.
 //! Each attempt is a span of its own: same trace id and flags, a new parent id. What is malformed
-//! is dropped, since it could only break the trace it claims to belong to.
+//! is dropped, since it could only break the trace it claims to belong to. `tracestate` is not
+//! carried: its members are for vendors that see each hop, and the bus has no place for them.
 
 use std::fmt;
 
@@ -73,6 +74,21 @@ pub fn carried(text: &str) -> Option<String> {
     TraceParent::parse(text).map(|trace| trace.to_string())
 }
 
+/// The trace id of a well-formed `traceparent`, for logs and operator events.
+pub fn id(text: &str) -> Option<String> {
+    TraceParent::parse(text).map(|trace| trace.trace)
+}
+
+/// The JSON object `body` with a member `trace_id` when there is a trace.
+pub fn named(mut body: serde_json::Value, traceparent: Option<&str>) -> serde_json::Value {
+    if let Some(id) = traceparent.and_then(id)
+        && let Some(members) = body.as_object_mut()
+    {
+        members.insert("trace_id".to_owned(), id.into());
+    }
+    body
+}
+
 fn is_hex(text: &str) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
@@ -96,6 +112,7 @@ mod tests {
         assert_eq!(first[52..], GOOD[52..]);
         assert_ne!(first[36..52], GOOD[36..52]);
         assert_ne!(first, second);
+        assert_eq!(id(&first).as_deref(), Some(&GOOD[3..35]));
         assert_eq!(carried(&first), Some(first));
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{Clock, UnixMs};
 use crate::http::client::Client;
-use crate::ops::metrics;
+use crate::ops::{metrics, trace};
 use crate::peers::Peers;
 use crate::protocol::{
     Answer, Fault, PeerName, PeerRecord, Protocol, Refusal, Sealed, TransportError, TransportKind,
@@ -77,6 +77,7 @@ async fn verdict(
         Ok(record) => record,
         Err(e) => return (retry_peer(e.kind.code(), e.detail), None),
     };
+    let span = item.traceparent.as_deref().and_then(trace::child);
     let mut again = 0;
     let mut rediscovered = false;
     loop {
@@ -84,7 +85,7 @@ async fn verdict(
             number: item.attempts + 1,
             now_ms: tools.clock.now_ms(),
             again,
-            traceparent: item.traceparent.clone(),
+            traceparent: span.clone(),
         };
         let answer = match send(tools, protocol, &record, sealed, &attempt).await {
             Ok(answer) => answer,
@@ -202,17 +203,18 @@ fn log(protocol: &'static str, peer: &PeerName, item: &Item, finished: &Finished
         Verdict::Hold(reason) => ("held", Some(reason)),
         Verdict::Again | Verdict::Rediscover(_) => ("again", None),
     };
+    let trace_id = item.traceparent.as_deref().and_then(trace::id);
     metrics::attempt(protocol, outcome, finished.elapsed.as_secs_f64());
     match reason {
         None => tracing::info!(
             protocol, peer = %peer, queue_id = item.id, event_id = item.event_id, msg_id = item.msg_id,
-            attempt = number, status = finished.status, ms, outcome,
+            attempt = number, status = finished.status, ms, outcome, trace_id,
             "{}", if number > 1 { "federation retry delivered" } else { "federation delivered" }
         ),
         Some(why) => tracing::warn!(
             protocol, peer = %peer, queue_id = item.id, event_id = item.event_id, msg_id = item.msg_id,
             attempt = number, status = finished.status, ms, outcome, code = why.code, reason = why.detail,
-            "federation attempt failed"
+            trace_id, "federation attempt failed"
         ),
     }
     if number == 1 && finished.verdict == Verdict::Duplicate {

@@ -1,6 +1,6 @@
 //! Notices of dead rows on `FED_DEAD`. Dead is a state of the row; this tells the backends.
 //!
-//! A notice is published with `Nats-Msg-Id` = `dead:<row>` and marked when JetStream acknowledged it,
+//! A notice is published with `Nats-Msg-Id` = `dead:<protocol>:<row>:<time>` and marked when JetStream acknowledged it,
 //! so a crash in between repeats it under the same id.
 
 use std::sync::Arc;
@@ -73,7 +73,13 @@ fn notice(prefix: &str, row: &QueueRow) -> BusMessage {
     let mut headers = vec![
         (
             "Nats-Msg-Id".to_owned(),
-            format!("dead:{}:{}", row.protocol, row.id),
+            // One that was redriven and died again is another notice.
+            format!(
+                "dead:{}:{}:{}",
+                row.protocol,
+                row.id,
+                row.settled_ms.unwrap_or_default()
+            ),
         ),
         ("Fed-Msg-Id".to_owned(), row.msg_id.clone()),
         ("Fed-Event-Id".to_owned(), row.event_id.clone()),

@@ -126,39 +126,34 @@ impl Reader {
         batch: Vec<OutMessage>,
         unacked: &Arc<Mutex<HashSet<String>>>,
     ) -> Result<(), StoreError> {
-        let known = self.known(&batch).await?;
-        let (mut acks, mut ids, mut made) = (
+        // Marked first and looked up second: a copy that another consumer brought is either still
+        // marked, or its row is on disk by the time of the look-up.
+        let ids = mark(unacked, &batch);
+        let known = match self.known(&batch).await {
+            Ok(known) => known,
+            Err(error) => {
+                forget(unacked, &ids);
+                return Err(error);
+            }
+        };
+        let (mut acks, mut met, mut made) = (
             Vec::new(),
-            Vec::new(),
+            HashSet::new(),
             Made {
                 rows: Vec::new(),
                 lanes: Vec::new(),
             },
         );
         for message in batch {
-            let protocol = self.protocols.get(message.protocol.as_str()).cloned();
-            let event = match &message.event {
-                Ok(event) | Err((_, event)) => event,
-            };
-            let id = format!("{}\n{}", message.protocol, event.msg_id);
-            if known.contains(&id) {
-                acks.push(message.ack);
-                continue;
+            let id = unique(&message);
+            if !ids.contains(&id) {
+                continue; // its first copy is on its way to the store; redelivery will find the row
             }
-            if !unacked
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(id.clone())
-            {
-                // Its first copy is on its way to the store. In this batch both are acknowledged by
-                // the same commit; of an earlier one, redelivery will find the row.
-                if ids.contains(&id) {
-                    acks.push(message.ack);
-                }
-                continue;
+            // Twice in this batch: both are acknowledged by the same commit.
+            if !known.contains(&id) && met.insert(id) {
+                let protocol = self.protocols.get(message.protocol.as_str()).cloned();
+                self.make(protocol.as_ref(), &message, &mut made);
             }
-            ids.push(id);
-            self.make(protocol.as_ref(), &message, &mut made);
             acks.push(message.ack);
         }
         if faults::on("ack_before_commit") {
@@ -383,7 +378,20 @@ fn item(row: &NewRow) -> Item {
     }
 }
 
-fn forget(unacked: &Mutex<HashSet<String>>, ids: &[String]) {
+/// Protocol and message id: what a row is unique by, for any number of peers.
+fn unique(message: &OutMessage) -> String {
+    let (Ok(event) | Err((_, event))) = &message.event;
+    format!("{}\n{}", message.protocol, event.msg_id)
+}
+
+/// Marks the messages of a batch as on their way; answers those that were not so already.
+fn mark(unacked: &Mutex<HashSet<String>>, batch: &[OutMessage]) -> HashSet<String> {
+    let mut set = unacked.lock().unwrap_or_else(PoisonError::into_inner);
+    let ids = batch.iter().map(unique);
+    ids.filter(|id| set.insert(id.clone())).collect()
+}
+
+fn forget(unacked: &Mutex<HashSet<String>>, ids: &HashSet<String>) {
     let mut set = unacked.lock().unwrap_or_else(PoisonError::into_inner);
     for id in ids {
         set.remove(id);

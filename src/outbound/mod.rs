@@ -7,8 +7,10 @@
 //! ```
 
 pub mod attempt;
+pub mod control;
 pub mod dead;
 mod ended;
+pub mod heard;
 pub mod intake;
 pub mod lane;
 pub mod outcome;
@@ -31,10 +33,12 @@ use crate::ops::health::Health;
 use crate::ops::{Ops, metrics};
 use crate::peers::Peers;
 use crate::peers::health::{Facts, Policy};
-use crate::protocol::{PeerName, Protocol, ProtocolId};
+use crate::protocol::{Protocol, ProtocolId};
 use crate::store::{Store, StoreError};
-use lane::{Item, Limits};
-use shard::{LaneKey, Shard, Shared, Work};
+pub use control::{Control, ControlError, PeerOutlook, PeerState, Probed};
+use heard::Listening;
+use lane::Limits;
+use shard::{Known, LaneKey, Shard, Shared, Work};
 
 /// Batches a shard may have waiting.
 const SHARD_QUEUE: usize = 64;
@@ -56,6 +60,7 @@ pub struct Parts {
 pub struct Outbound {
     threads: Vec<JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    control: Control,
     stop: CancellationToken,
     /// One a shard.
     clients: Vec<Client>,
@@ -106,12 +111,14 @@ impl Outbound {
             jitter: config.outbound.jitter,
             throttle_pause: config.outbound.throttle_pause,
             drain: config.public.drain_timeout,
-            health: Arc::new(facts(&parts.store).await?),
+            listening: Listening::default(),
         };
+        let mut known = known(&parts, shards).await?;
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
         let mut clients = Vec::new();
         for n in 0..shards {
             let (sender, receiver) = mpsc::channel(SHARD_QUEUE);
+            let mine = known.remove(&n).unwrap_or_default();
             let client = Client::new(&config.http).map_err(StartError::Client)?;
             clients.push(client.clone());
             let tools = attempt::Tools {
@@ -124,7 +131,7 @@ impl Outbound {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            let (shard, stop) = (Shard::new(shared.clone(), tools), stop.clone());
+            let (shard, stop) = (Shard::new(shared.clone(), tools, mine), stop.clone());
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("shard-{n}"))
@@ -134,6 +141,14 @@ impl Outbound {
         }
         metrics::window(shared.window * shards);
         arm(&parts, &senders).await?;
+        let control = Control {
+            shards: senders.clone(),
+            protocols: parts.protocols.clone(),
+            listening: shared.listening.clone(),
+            store: parts.store.clone(),
+            clock: parts.clock.clone(),
+            dead: dead.clone(),
+        };
         let max_body = parts.bus.server().max_payload.saturating_sub(8 * 1024);
         let reader = intake::Reader {
             bus: parts.bus.clone(),
@@ -160,9 +175,15 @@ impl Outbound {
         Ok(Self {
             threads,
             tasks,
+            control,
             stop,
             clients,
         })
+    }
+
+    /// The handle for operators' orders and for words heard of peers.
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// The HTTP clients of its threads, for new settings while they run.
@@ -187,35 +208,50 @@ impl Outbound {
     }
 }
 
-/// Health facts of earlier runs; unreadable ones are left out.
-async fn facts(store: &Store) -> Result<HashMap<(String, String), Facts>, StoreError> {
-    let rows = store.health().await?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|r| Some(((r.protocol, r.peer), serde_json::from_str(&r.facts).ok()?)))
-        .collect())
-}
-
-/// Tells the shards which lanes have rows.
-async fn arm(parts: &Parts, shards: &[mpsc::Sender<Work>]) -> Result<(), StoreError> {
-    for summary in parts.store.lanes().await? {
-        let Some(key) = lane_key(&parts.protocols, &summary.protocol, &summary.peer) else {
+/// Health facts of earlier runs, by shard; unreadable ones are left out.
+async fn known(
+    parts: &Parts,
+    shards: usize,
+) -> Result<HashMap<usize, HashMap<LaneKey, Known>>, StoreError> {
+    let mut known: HashMap<usize, HashMap<LaneKey, Known>> = HashMap::new();
+    for row in parts.store.health().await? {
+        let Ok(key) = control::stranded(&parts.protocols, &row.protocol, &row.peer) else {
             continue;
         };
-        if let Some(shard) = shards.get(intake::shard_of(&key, shards.len())) {
-            let _ = shard.send(Work::Tail(key, summary.first_id)).await;
-        }
+        let Ok(facts) = serde_json::from_str::<Facts>(&row.facts) else {
+            continue;
+        };
+        let mine = known.entry(intake::shard_of(&key, shards)).or_default();
+        mine.insert(key, facts.into());
     }
-    Ok(())
+    Ok(known)
 }
 
-fn lane_key(
-    protocols: &HashMap<ProtocolId, Arc<dyn Protocol>>,
-    protocol: &str,
-    peer: &str,
-) -> Option<LaneKey> {
-    let protocol = protocols.get(protocol).filter(|p| p.enabled())?;
-    Some((protocol.id(), PeerName::parse(peer).ok()?))
+/// Tells the shards which lanes have rows; says which rows have none.
+async fn arm(parts: &Parts, shards: &[mpsc::Sender<Work>]) -> Result<(), StoreError> {
+    let mut stranded: HashMap<String, u64> = HashMap::new();
+    for summary in parts.store.lanes().await? {
+        match control::stranded(&parts.protocols, &summary.protocol, &summary.peer) {
+            Ok(key) => {
+                if let Some(shard) = shards.get(intake::shard_of(&key, shards.len())) {
+                    let _ = shard.send(Work::Tail(key, summary.first_id)).await;
+                }
+            }
+            Err(why) => {
+                tracing::warn!(
+                    protocol = summary.protocol,
+                    peer = summary.peer,
+                    rows = summary.rows,
+                    "messages wait and are not attempted: {why}"
+                );
+                *stranded.entry(summary.protocol).or_default() += summary.rows;
+            }
+        }
+    }
+    for (protocol, rows) in stranded {
+        metrics::queue_stranded(&protocol, rows);
+    }
+    Ok(())
 }
 
 /// Finds rows whose `Fed-Expires` is over; the owning shard decides.
@@ -231,14 +267,16 @@ async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: Cancellation
         }
         match parts.store.expired(now, 500).await {
             Ok(rows) => {
+                let mut by_shard: HashMap<usize, Vec<(LaneKey, i64)>> = HashMap::new();
                 for row in rows {
-                    let Some(key) = lane_key(&parts.protocols, &row.protocol, &row.peer) else {
-                        continue;
-                    };
-                    if let Some(shard) = shards.get(intake::shard_of(&key, shards.len())) {
-                        let _ = shard
-                            .send(Work::Expired(vec![(key, Item::from(row))]))
-                            .await;
+                    let lane = control::stranded(&parts.protocols, &row.protocol, &row.peer);
+                    let Ok(key) = lane else { continue };
+                    let mine = by_shard.entry(intake::shard_of(&key, shards.len()));
+                    mine.or_default().push((key, row.id));
+                }
+                for (shard, rows) in by_shard {
+                    if let Some(shard) = shards.get(shard) {
+                        let _ = shard.send(Work::Expired(rows)).await;
                     }
                 }
             }

@@ -16,7 +16,7 @@ mod pins;
 mod registry;
 mod repin;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
@@ -52,7 +52,12 @@ struct Inner {
     discoveries: Discoveries,
     /// `None`: nothing is written (offline commands, tests).
     behind: Option<Arc<WriteBehind>>,
+    /// Who wants to know that a peer proved itself to us.
+    ear: OnceLock<Ear>,
 }
+
+/// Told of every verified request: must be cheap and never wait.
+type Ear = Box<dyn Fn(ProtocolId, &PeerName) + Send + Sync>;
 
 impl Peers {
     /// Loads `known_relays` and the configuration's pinned `[[peers]]` (which win), and starts the
@@ -80,7 +85,21 @@ impl Peers {
             registry: Registry::new(registry::CAPACITY),
             discoveries: Discoveries::new(),
             behind,
+            ear: OnceLock::new(),
         }))
+    }
+
+    /// Says who is told when a peer proves itself; once. Rooms that receive know this one, not those
+    /// that send.
+    pub fn on_heard(&self, ear: impl Fn(ProtocolId, &PeerName) + Send + Sync + 'static) {
+        let _ = self.0.ear.set(Box::new(ear)); // the first one stays
+    }
+
+    /// A request of this peer was verified: it runs. Cheap, for the path of every request.
+    pub fn heard_from(&self, protocol: ProtocolId, name: &PeerName) {
+        if let Some(ear) = self.0.ear.get() {
+            ear(protocol, name);
+        }
     }
 
     /// A record fresh enough to send to: pinned, cached, else discovered (5 s in all, single flight,

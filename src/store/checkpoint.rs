@@ -6,9 +6,7 @@
 //! *checkpoint* is a tip with the ledger number below which every event is marked, taken in that same
 //! transaction: whoever finds the tip's message in its place knows that everything below is there.
 
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool};
-
+use super::db::{Conn, Db};
 use super::ops::{Single, Work};
 use super::types::{InboundRow, StoreError};
 use super::{Commit, Store, read};
@@ -181,9 +179,9 @@ impl Store {
 }
 
 /// Notes tips and writes checkpoints; runs after the events themselves were marked.
-pub(super) async fn note(conn: &mut SqliteConnection, all: &[&Acked]) -> Answer<()> {
+pub(super) async fn note(conn: &mut Conn, all: &[&Acked]) -> Answer<()> {
     for (way, tip) in all.iter().flat_map(|acked| &acked.tips) {
-        sqlx::query(
+        conn.query(
             "INSERT INTO federation_tips (stream, created_ns, seq, msg_id) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (stream) DO UPDATE SET created_ns = excluded.created_ns, \
              seq = excluded.seq, msg_id = excluded.msg_id \
@@ -194,7 +192,7 @@ pub(super) async fn note(conn: &mut SqliteConnection, all: &[&Acked]) -> Answer<
         .bind(tip.created_ns)
         .bind(number(tip.seq))
         .bind(&tip.msg_id)
-        .execute(&mut *conn)
+        .execute()
         .await?;
     }
     for way in [Way::In, Way::Held] {
@@ -211,28 +209,30 @@ pub(super) async fn note(conn: &mut SqliteConnection, all: &[&Acked]) -> Answer<
 }
 
 /// Writes a checkpoint at a stream's tip.
-async fn take(conn: &mut SqliteConnection, way: Way, at_ms: UnixMs) -> Answer<()> {
-    let top: i64 = sqlx::query("SELECT COALESCE(MAX(id), 0) + 1 FROM federation_events")
-        .fetch_one(&mut *conn)
+async fn take(conn: &mut Conn, way: Way, at_ms: UnixMs) -> Answer<()> {
+    let top: i64 = conn
+        .query("SELECT COALESCE(MAX(id), 0) + 1 FROM federation_events")
+        .fetch_one()
         .await?
-        .try_get(0)?;
-    let owed = sqlx::query(match way {
-        Way::In => {
-            "SELECT u.id FROM federation_unpublished u WHERE u.stuck = 0 AND NOT EXISTS \
+        .get(0)?;
+    let owed = conn
+        .query(match way {
+            Way::In => {
+                "SELECT u.id FROM federation_unpublished u WHERE u.stuck = 0 AND NOT EXISTS \
              (SELECT 1 FROM federation_held h WHERE h.id = u.id) ORDER BY u.id LIMIT 1"
-        }
-        Way::Held => {
-            "SELECT h.id FROM federation_held h JOIN federation_unpublished u ON u.id = h.id \
+            }
+            Way::Held => {
+                "SELECT h.id FROM federation_held h JOIN federation_unpublished u ON u.id = h.id \
              WHERE u.stuck = 0 ORDER BY h.id LIMIT 1"
-        }
-    })
-    .fetch_optional(&mut *conn)
-    .await?;
+            }
+        })
+        .fetch_optional()
+        .await?;
     let ledger = match owed {
-        Some(row) => row.try_get(0)?,
+        Some(row) => row.get(0)?,
         None => top,
     };
-    sqlx::query(
+    conn.query(
         "INSERT INTO federation_checkpoints (stream, created_ns, seq, msg_id, ledger, top, at_ms) \
          SELECT t.stream, t.created_ns, t.seq, t.msg_id, $1, $2, $3 FROM federation_tips t \
          WHERE t.stream = $4 ON CONFLICT (stream, created_ns, seq) DO UPDATE SET \
@@ -243,24 +243,23 @@ async fn take(conn: &mut SqliteConnection, way: Way, at_ms: UnixMs) -> Answer<()
     .bind(top)
     .bind(at_ms)
     .bind(way.stream())
-    .execute(conn)
+    .execute()
     .await
     .map(drop)
 }
 
 /// Begins a new series.
-pub(super) async fn rebase(conn: &mut SqliteConnection, to: &Rebase) -> Answer<i64> {
+pub(super) async fn rebase(conn: &mut Conn, to: &Rebase) -> Answer<i64> {
     let stream = to.way.stream();
-    let gone = sqlx::query(
+    let gone = conn.query(
         "DELETE FROM federation_checkpoints WHERE stream = $1 AND (created_ns <> $2 OR seq > $3)",
     )
     .bind(stream)
     .bind(to.tip.created_ns)
     .bind(number(to.keep_seq))
-    .execute(&mut *conn)
-    .await?
-    .rows_affected();
-    sqlx::query(
+    .execute()
+    .await?;
+    conn.query(
         "INSERT INTO federation_tips (stream, created_ns, seq, msg_id) VALUES ($1, $2, $3, $4) \
          ON CONFLICT (stream) DO UPDATE SET created_ns = excluded.created_ns, \
          seq = excluded.seq, msg_id = excluded.msg_id",
@@ -269,80 +268,82 @@ pub(super) async fn rebase(conn: &mut SqliteConnection, to: &Rebase) -> Answer<i
     .bind(to.tip.created_ns)
     .bind(number(to.tip.seq))
     .bind(&to.tip.msg_id)
-    .execute(&mut *conn)
+    .execute()
     .await?;
     take(conn, to.way, to.at_ms).await?;
     Ok(i64::try_from(gone).unwrap_or(i64::MAX))
 }
 
 /// Removes checkpoints.
-pub(super) async fn forget(conn: &mut SqliteConnection, way: Way, gone: &[Tip]) -> Answer<i64> {
+pub(super) async fn forget(conn: &mut Conn, way: Way, gone: &[Tip]) -> Answer<i64> {
     for tip in gone {
-        sqlx::query(
+        conn.query(
             "DELETE FROM federation_checkpoints \
              WHERE stream = $1 AND created_ns = $2 AND seq = $3",
         )
         .bind(way.stream())
         .bind(tip.created_ns)
         .bind(number(tip.seq))
-        .execute(&mut *conn)
+        .execute()
         .await?;
     }
     Ok(i64::try_from(gone.len()).unwrap_or(i64::MAX))
 }
 
 /// Marks events that the broker cannot take.
-pub(super) async fn stick(conn: &mut SqliteConnection, ids: &[i64]) -> Answer<i64> {
+pub(super) async fn stick(conn: &mut Conn, ids: &[i64]) -> Answer<i64> {
     for id in ids {
-        sqlx::query("UPDATE federation_unpublished SET stuck = 1 WHERE id = $1")
+        conn.query("UPDATE federation_unpublished SET stuck = 1 WHERE id = $1")
             .bind(id)
-            .execute(&mut *conn)
+            .execute()
             .await?;
     }
     Ok(i64::try_from(ids.len()).unwrap_or(i64::MAX))
 }
 
-async fn tip(db: SqlitePool, way: Way) -> Answer<Option<Tip>> {
-    let row = sqlx::query("SELECT created_ns, seq, msg_id FROM federation_tips WHERE stream = $1")
+async fn tip(db: Db, way: Way) -> Answer<Option<Tip>> {
+    let row = db
+        .query("SELECT created_ns, seq, msg_id FROM federation_tips WHERE stream = $1")
         .bind(way.stream())
-        .fetch_optional(&db)
+        .fetch_optional()
         .await?;
     row.map(|row| {
         Ok(Tip {
-            created_ns: row.try_get(0)?,
-            seq: sequence(row.try_get(1)?),
-            msg_id: row.try_get(2)?,
+            created_ns: row.get(0)?,
+            seq: sequence(row.get(1)?),
+            msg_id: row.get(2)?,
         })
     })
     .transpose()
 }
 
-async fn checkpoints(db: SqlitePool, way: Way) -> Answer<Vec<Checkpoint>> {
-    let rows = sqlx::query(
-        "SELECT created_ns, seq, msg_id, ledger, top, at_ms FROM federation_checkpoints \
+async fn checkpoints(db: Db, way: Way) -> Answer<Vec<Checkpoint>> {
+    let rows = db
+        .query(
+            "SELECT created_ns, seq, msg_id, ledger, top, at_ms FROM federation_checkpoints \
          WHERE stream = $1 ORDER BY top DESC, seq DESC",
-    )
-    .bind(way.stream())
-    .fetch_all(&db)
-    .await?;
+        )
+        .bind(way.stream())
+        .fetch_all()
+        .await?;
     rows.iter()
         .map(|row| {
             Ok(Checkpoint {
                 tip: Tip {
-                    created_ns: row.try_get(0)?,
-                    seq: sequence(row.try_get(1)?),
-                    msg_id: row.try_get(2)?,
+                    created_ns: row.get(0)?,
+                    seq: sequence(row.get(1)?),
+                    msg_id: row.get(2)?,
                 },
-                ledger: row.try_get(3)?,
-                top: row.try_get(4)?,
-                at_ms: row.try_get(5)?,
+                ledger: row.get(3)?,
+                top: row.get(4)?,
+                at_ms: row.get(5)?,
             })
         })
         .collect()
 }
 
 async fn ledger(
-    db: SqlitePool,
+    db: Db,
     way: Way,
     after: i64,
     unacknowledged_below: Option<i64>,
@@ -376,38 +377,40 @@ async fn ledger(
              WHERE h.id > $1 AND h.id < $2 ORDER BY h.id LIMIT $3"
         }
     };
-    let rows = sqlx::query(sql)
+    let rows = db
+        .query(sql)
         .bind(after)
         .bind(unacknowledged_below.unwrap_or(i64::MAX))
         .bind(read::limit(limit))
-        .fetch_all(&db)
+        .fetch_all()
         .await?;
     rows.iter()
         .map(|row| {
             Ok(LedgerEntry {
-                id: row.try_get(0)?,
-                protocol: row.try_get(1)?,
-                dedupe_key: row.try_get(2)?,
-                received_ms: row.try_get(3)?,
+                id: row.get(0)?,
+                protocol: row.get(1)?,
+                dedupe_key: row.get(2)?,
+                received_ms: row.get(3)?,
                 bytes: row
-                    .try_get::<Option<i64>, _>(4)?
+                    .get::<Option<i64>>(4)?
                     .map(|bytes| u64::try_from(bytes).unwrap_or(0)),
-                acknowledged: !row.try_get::<bool, _>(5)?,
+                acknowledged: !row.get::<bool>(5)?,
             })
         })
         .collect()
 }
 
-async fn rows(db: SqlitePool, ids: Vec<i64>) -> Answer<Vec<InboundRow>> {
+async fn rows(db: Db, ids: Vec<i64>) -> Answer<Vec<InboundRow>> {
     let mut found = Vec::with_capacity(ids.len());
     for id in ids {
-        let row = sqlx::query(
-            "SELECT id, protocol, peer, event_id, subject, headers, payload \
+        let row = db
+            .query(
+                "SELECT id, protocol, peer, event_id, subject, headers, payload \
              FROM federation_events WHERE id = $1 AND payload IS NOT NULL",
-        )
-        .bind(id)
-        .fetch_optional(&db)
-        .await?;
+            )
+            .bind(id)
+            .fetch_optional()
+            .await?;
         if let Some(row) = row {
             found.push(read::inbound_row(&row)?);
         }
@@ -415,21 +418,23 @@ async fn rows(db: SqlitePool, ids: Vec<i64>) -> Answer<Vec<InboundRow>> {
     Ok(found)
 }
 
-async fn horizon(db: SqlitePool) -> Answer<BodyHorizon> {
-    let oldest = sqlx::query(
-        "SELECT received_ms FROM federation_events WHERE payload IS NOT NULL \
+async fn horizon(db: Db) -> Answer<BodyHorizon> {
+    let oldest = db
+        .query(
+            "SELECT received_ms FROM federation_events WHERE payload IS NOT NULL \
          ORDER BY received_ms LIMIT 1",
-    )
-    .fetch_optional(&db)
-    .await?;
-    let pruned = sqlx::query(
-        "SELECT received_ms FROM federation_events WHERE payload IS NULL \
+        )
+        .fetch_optional()
+        .await?;
+    let pruned = db
+        .query(
+            "SELECT received_ms FROM federation_events WHERE payload IS NULL \
          ORDER BY received_ms LIMIT 1",
-    )
-    .fetch_optional(&db)
-    .await?;
+        )
+        .fetch_optional()
+        .await?;
     Ok(BodyHorizon {
-        oldest_ms: oldest.map(|row| row.try_get(0)).transpose()?,
+        oldest_ms: oldest.map(|row| row.get(0)).transpose()?,
         pruned: pruned.is_some(),
     })
 }

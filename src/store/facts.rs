@@ -1,6 +1,6 @@
 //! The handle's methods for peers, trust, protocols' own rows, and the store's housekeeping.
 
-use super::ops::{Answer, Single, Work};
+use super::ops::{Answer, Single, Statement, Work};
 use super::types::{HealthRow, StoreError, TrustRow};
 use super::{Commit, Store, read};
 use crate::protocol::{PeerRecord, ProtocolId, Record};
@@ -26,7 +26,12 @@ impl Store {
 
     /// Inserts or replaces one peer's facts.
     pub async fn put_health(&self, row: HealthRow) -> Result<Commit, StoreError> {
-        self.put(Work::Single(Single::PutHealth(row))).await
+        let put = Statement::new(
+            "INSERT INTO peer_health (protocol, peer, facts) VALUES ($1, $2, $3) \
+             ON CONFLICT (protocol, peer) DO UPDATE SET facts = excluded.facts",
+        );
+        let put = put.bind(row.protocol).bind(row.peer).bind(row.facts);
+        self.put(Work::Single(Single::Execute(vec![put]))).await
     }
 
     /// Trust rules, all.
@@ -36,7 +41,14 @@ impl Store {
 
     /// Adds a rule, or replaces the one of the same protocol, pattern and rule.
     pub async fn put_trust(&self, row: TrustRow) -> Result<Commit, StoreError> {
-        self.put(Work::Single(Single::PutTrust(row))).await
+        let put = Statement::new(
+            "INSERT INTO federation_trust (protocol, pattern, rule, reason, created_ms, ends_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (protocol, pattern, rule) DO UPDATE SET \
+             reason = excluded.reason, created_ms = excluded.created_ms, ends_ms = excluded.ends_ms",
+        );
+        let put = put.bind(row.protocol).bind(row.pattern).bind(row.rule);
+        let put = put.bind(row.reason).bind(row.created_ms).bind(row.ends_ms);
+        self.put(Work::Single(Single::Execute(vec![put]))).await
     }
 
     /// Removes one rule; false when there was none.
@@ -46,13 +58,12 @@ impl Store {
         pattern: &str,
         rule: &str,
     ) -> Result<Commit<bool>, StoreError> {
-        let op = Single::RemoveTrust {
-            protocol: protocol.into(),
-            pattern: pattern.into(),
-            rule: rule.into(),
-        };
+        let remove = Statement::new(
+            "DELETE FROM federation_trust WHERE protocol = $1 AND pattern = $2 AND rule = $3",
+        );
+        let remove = remove.bind(protocol).bind(pattern).bind(rule);
         self.write(
-            Work::Single(op),
+            Work::Single(Single::Execute(vec![remove])),
             |answer| matches!(answer, Answer::Number(n) if n > 0),
         )
         .await
@@ -70,13 +81,14 @@ impl Store {
         peer: &str,
         score: i64,
     ) -> Result<Commit, StoreError> {
-        self.put(Work::Single(Single::PutScore {
-            protocol,
-            peer: peer.into(),
-            score,
-            now_ms: self.inner.clock.now_ms(),
-        }))
-        .await
+        let put = Statement::new(
+            "INSERT INTO relay_reputation (protocol, peer, score, updated_ms) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (protocol, peer) DO UPDATE SET score = excluded.score, \
+             updated_ms = excluded.updated_ms",
+        );
+        let now_ms = self.inner.clock.now_ms();
+        let put = put.bind(protocol).bind(peer).bind(score).bind(now_ms);
+        self.put(Work::Single(Single::Execute(vec![put]))).await
     }
 
     /// A protocol's rows of one kind.
@@ -127,13 +139,15 @@ impl Store {
         key_id: &str,
         public_key_hex: &str,
     ) -> Result<Commit, StoreError> {
-        self.put(Work::Single(Single::PutServerKey {
-            protocol,
-            key_id: key_id.into(),
-            public_key_hex: public_key_hex.into(),
-            now_ms: self.inner.clock.now_ms(),
-        }))
-        .await
+        let put = Statement::new(
+            "INSERT INTO federation_server_keys (protocol, key_id, public_key, first_seen_ms) \
+             VALUES ($1, $2, $3, $4) ON CONFLICT (protocol, key_id) DO UPDATE SET \
+             public_key = excluded.public_key",
+        );
+        let now_ms = self.inner.clock.now_ms();
+        let put = put.bind(protocol).bind(key_id).bind(public_key_hex);
+        let put = put.bind(now_ms);
+        self.put(Work::Single(Single::Execute(vec![put]))).await
     }
 
     /// The consumer epoch, incremented and committed.

@@ -7,17 +7,16 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde::Serialize;
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool};
-
-use super::apply::{Marks, take_numbers};
+use super::apply::Marks;
+use super::arrive::take_numbers;
 use super::bulk::{Shape, Texts};
+use super::db::{Conn, Db};
 use super::ops::{Answer as Told, Arrival, Single, Work};
 use super::types::StoreError;
 use super::{Commit, Store, read};
 use crate::clock::UnixMs;
 use crate::protocol::ProtocolId;
+use serde::Serialize;
 
 type Answer<T> = Result<T, sqlx::Error>;
 
@@ -29,15 +28,15 @@ pub const MAX_PEER_BYTES: i64 = 256 << 20;
 pub const MAX_EVENTS: i64 = 200_000;
 
 const PEERS: Shape = Shape {
-    before: "WITH v (protocol, peer) AS (VALUES ",
-    columns: 2,
+    before: "WITH v (protocol, peer) AS (",
+    columns: "tt",
     after: ") SELECT h.protocol, h.peer, COUNT(*), CAST(SUM(h.bytes) AS BIGINT) \
             FROM v CROSS JOIN federation_held h \
             WHERE h.protocol = v.protocol AND h.peer = v.peer GROUP BY h.protocol, h.peer",
 };
 const INSERT: Shape = Shape {
-    before: "INSERT INTO federation_held (id, protocol, peer, bytes, received_ms) VALUES ",
-    columns: 5,
+    before: "INSERT INTO federation_held (id, protocol, peer, bytes, received_ms) ",
+    columns: "ittii",
     after: "",
 };
 
@@ -132,7 +131,7 @@ pub(super) struct Rooms {
 impl Rooms {
     /// Looks it up; costs nothing while nothing is held and nothing is to be.
     pub async fn load(
-        conn: &mut SqliteConnection,
+        conn: &mut Conn,
         texts: &mut Texts,
         arrivals: &[&Arrival],
         marks: &Marks,
@@ -155,10 +154,9 @@ impl Rooms {
             })
             .await?
         {
-            rooms.peers.insert(
-                (row.try_get(0)?, row.try_get(1)?),
-                (row.try_get(2)?, row.try_get(3)?),
-            );
+            rooms
+                .peers
+                .insert((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?));
         }
         Ok(rooms)
     }
@@ -187,7 +185,7 @@ impl Rooms {
 
 /// Writes down which of the new events are held.
 pub(super) async fn insert(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     texts: &mut Texts,
     held: &[(i64, &Arrival)],
     marks: &mut Marks,
@@ -207,7 +205,7 @@ pub(super) async fn insert(
 
 /// Releases a batch.
 pub(super) async fn release(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     batch: &HeldBatch,
     now_ms: UnixMs,
     marks: &mut Marks,
@@ -219,15 +217,15 @@ pub(super) async fn release(
     for (id, _) in held {
         forget(conn, id, marks).await?;
         // The body is kept a day from now, as that of an event that just came.
-        sqlx::query("UPDATE federation_events SET id = $1, received_ms = $2 WHERE id = $3")
+        conn.query("UPDATE federation_events SET id = $1, received_ms = $2 WHERE id = $3")
             .bind(next)
             .bind(now_ms)
             .bind(id)
-            .execute(&mut *conn)
+            .execute()
             .await?;
-        sqlx::query("INSERT INTO federation_unpublished (id) VALUES ($1)")
+        conn.query("INSERT INTO federation_unpublished (id) VALUES ($1)")
             .bind(next)
-            .execute(&mut *conn)
+            .execute()
             .await?;
         next += 1;
     }
@@ -235,18 +233,14 @@ pub(super) async fn release(
 }
 
 /// Drops a batch.
-pub(super) async fn discard(
-    conn: &mut SqliteConnection,
-    batch: &HeldBatch,
-    marks: &mut Marks,
-) -> Answer<i64> {
+pub(super) async fn discard(conn: &mut Conn, batch: &HeldBatch, marks: &mut Marks) -> Answer<i64> {
     let held = oldest(conn, batch).await?;
     let count = i64::try_from(held.len()).unwrap_or(0);
     for (id, bytes) in held {
         forget(conn, id, marks).await?;
-        sqlx::query("UPDATE federation_events SET payload = NULL, headers = NULL WHERE id = $1")
+        conn.query("UPDATE federation_events SET payload = NULL, headers = NULL WHERE id = $1")
             .bind(id)
-            .execute(&mut *conn)
+            .execute()
             .await?;
         marks.inbound_bytes = (marks.inbound_bytes - bytes).max(0);
     }
@@ -254,77 +248,74 @@ pub(super) async fn discard(
 }
 
 /// The oldest held events of a peer: number and size.
-async fn oldest(conn: &mut SqliteConnection, batch: &HeldBatch) -> Answer<Vec<(i64, i64)>> {
-    let rows = sqlx::query(
-        "SELECT id, bytes FROM federation_held \
+async fn oldest(conn: &mut Conn, batch: &HeldBatch) -> Answer<Vec<(i64, i64)>> {
+    let rows = conn
+        .query(
+            "SELECT id, bytes FROM federation_held \
          WHERE protocol = $1 AND peer = $2 AND id <= $3 ORDER BY id LIMIT $4",
-    )
-    .bind(batch.protocol)
-    .bind(&batch.peer)
-    .bind(batch.through)
-    .bind(read::limit(batch.limit))
-    .fetch_all(conn)
-    .await?;
+        )
+        .bind(batch.protocol)
+        .bind(&batch.peer)
+        .bind(batch.through)
+        .bind(read::limit(batch.limit))
+        .fetch_all()
+        .await?;
     rows.iter()
-        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .map(|row| Ok((row.get(0)?, row.get(1)?)))
         .collect()
 }
 
 /// An event is held no more, and owed to `fed.held` no more.
-async fn forget(conn: &mut SqliteConnection, id: i64, marks: &mut Marks) -> Answer<()> {
+async fn forget(conn: &mut Conn, id: i64, marks: &mut Marks) -> Answer<()> {
     for sql in [
         "DELETE FROM federation_held WHERE id = $1",
         "DELETE FROM federation_unpublished WHERE id = $1",
     ] {
-        sqlx::query(sql).bind(id).execute(&mut *conn).await?;
+        conn.query(sql).bind(id).execute().await?;
     }
     marks.held = (marks.held - 1).max(0);
     Ok(())
 }
 
 /// How many are held, for the marks.
-pub(super) async fn count(conn: &mut SqliteConnection) -> Answer<i64> {
-    sqlx::query("SELECT COUNT(*) FROM federation_held")
-        .fetch_one(conn)
+pub(super) async fn count(conn: &mut Conn) -> Answer<i64> {
+    conn.query("SELECT COUNT(*) FROM federation_held")
+        .fetch_one()
         .await?
-        .try_get(0)
+        .get(0)
 }
 
-async fn through(
-    db: SqlitePool,
-    protocol: ProtocolId,
-    peer: String,
-    before_ms: UnixMs,
-) -> Answer<i64> {
-    sqlx::query(
+async fn through(db: Db, protocol: ProtocolId, peer: String, before_ms: UnixMs) -> Answer<i64> {
+    db.query(
         "SELECT COALESCE(MAX(id), 0) FROM federation_held \
          WHERE protocol = $1 AND peer = $2 AND received_ms < $3",
     )
     .bind(protocol)
     .bind(peer)
     .bind(before_ms)
-    .fetch_one(&db)
+    .fetch_one()
     .await?
-    .try_get(0)
+    .get(0)
 }
 
-async fn counts(db: SqlitePool) -> Answer<Vec<HeldCount>> {
-    let rows = sqlx::query(
+async fn counts(db: Db) -> Answer<Vec<HeldCount>> {
+    let rows = db.query(
         "SELECT protocol, peer, COUNT(*), CAST(SUM(bytes) AS BIGINT), MIN(received_ms), MAX(id) \
          FROM federation_held GROUP BY protocol, peer ORDER BY protocol, peer",
     )
-    .fetch_all(&db)
+    .fetch_all()
     .await?;
     rows.iter()
         .map(|row| {
             let unsigned = |n: i64| u64::try_from(n).unwrap_or(0);
+            let protocol: String = row.get(0)?;
             Ok(HeldCount {
-                protocol: read::protocol_id(row.try_get(0)?),
-                peer: row.try_get(1)?,
-                events: unsigned(row.try_get(2)?),
-                bytes: unsigned(row.try_get(3)?),
-                oldest_ms: row.try_get(4)?,
-                through: row.try_get(5)?,
+                protocol: read::protocol_id(&protocol)?,
+                peer: row.get(1)?,
+                events: unsigned(row.get(2)?),
+                bytes: unsigned(row.get(3)?),
+                oldest_ms: row.get(4)?,
+                through: row.get(5)?,
             })
         })
         .collect()

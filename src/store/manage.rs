@@ -5,9 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqlitePool};
-
+use super::db::{Conn, Db};
 use super::ops::{Answer, Single, Work};
 use super::types::{PeerCounts, StoreError};
 use super::{Commit, Store, read};
@@ -53,25 +51,22 @@ fn count(answer: Answer) -> u64 {
     }
 }
 
-pub(super) async fn due_now(
-    conn: &mut SqliteConnection,
-    ids: &BTreeSet<i64>,
-) -> Result<i64, sqlx::Error> {
+pub(super) async fn due_now(conn: &mut Conn, ids: &BTreeSet<i64>) -> Result<i64, sqlx::Error> {
     let mut changed = 0;
     for id in ids {
-        changed += sqlx::query(
-            "UPDATE federation_queue SET next_at_ms = NULL WHERE id = $1 AND state = 'pending'",
-        )
-        .bind(id)
-        .execute(&mut *conn)
-        .await?
-        .rows_affected();
+        changed += conn
+            .query(
+                "UPDATE federation_queue SET next_at_ms = NULL WHERE id = $1 AND state = 'pending'",
+            )
+            .bind(id)
+            .execute()
+            .await?;
     }
     Ok(i64::try_from(changed).unwrap_or(i64::MAX))
 }
 
 pub(super) async fn give_up(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     ids: &BTreeSet<i64>,
     now_ms: UnixMs,
     code: &str,
@@ -79,23 +74,23 @@ pub(super) async fn give_up(
 ) -> Result<i64, sqlx::Error> {
     let mut changed = 0;
     for id in ids {
-        changed += sqlx::query(
-            "UPDATE federation_queue SET state = 'failed', next_at_ms = NULL, peer_fault = 0, \
+        changed += conn
+            .query(
+                "UPDATE federation_queue SET state = 'failed', next_at_ms = NULL, peer_fault = 0, \
              reason_code = $1, reason = $2, settled_ms = $3, noticed = 0 \
              WHERE id = $4 AND state IN ('pending', 'held')",
-        )
-        .bind(code)
-        .bind(reason)
-        .bind(now_ms)
-        .bind(id)
-        .execute(&mut *conn)
-        .await?
-        .rows_affected();
+            )
+            .bind(code)
+            .bind(reason)
+            .bind(now_ms)
+            .bind(id)
+            .execute()
+            .await?;
     }
     Ok(i64::try_from(changed).unwrap_or(i64::MAX))
 }
 
-async fn peer_counts(db: SqlitePool) -> Result<Vec<PeerCounts>, sqlx::Error> {
+async fn peer_counts(db: Db) -> Result<Vec<PeerCounts>, sqlx::Error> {
     let mut counts: HashMap<(String, String), PeerCounts> = HashMap::new();
     for lane in read::lanes(db.clone()).await? {
         let of = entry(&mut counts, lane.protocol, lane.peer);
@@ -114,9 +109,9 @@ async fn peer_counts(db: SqlitePool) -> Result<Vec<PeerCounts>, sqlx::Error> {
             false,
         ),
     ] {
-        for row in sqlx::query(sql).fetch_all(&db).await? {
-            let of = entry(&mut counts, row.try_get(0)?, row.try_get(1)?);
-            let n = u64::try_from(row.try_get::<i64, _>(2)?).unwrap_or(0);
+        for row in db.query(sql).fetch_all().await? {
+            let of = entry(&mut counts, row.get(0)?, row.get(1)?);
+            let n = u64::try_from(row.get::<i64>(2)?).unwrap_or(0);
             *(if failed { &mut of.failed } else { &mut of.held }) = n;
         }
     }

@@ -12,45 +12,64 @@
 //! | `checkpoint`, `held` | how far the broker is known to have come; what is held back from `fed.in` |
 //! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
-//! | `sqlite`, `bulk`, `apply`, `single`, `prune`, `read` | SQLite: opening and errors, multi-row statements, writes, reads |
+//! | `backend`, `apply`, `arrive`, `single`, `prune` | a batch written in one transaction |
+//! | `read` | questions |
+//! | `db`, `value`, `shapes`, `bulk`, `array` | one text on both databases; multi-row statements |
+//! | `schema`, `sqlite`, `postgres`, `errors` | versions; what each database has of its own |
 
 mod apply;
+mod array;
+mod arrive;
+mod backend;
 mod bulk;
 mod checkpoint;
+mod db;
+mod errors;
 mod facts;
 mod held;
 mod inbound;
+mod lanes;
 mod manage;
 mod ops;
 mod plan;
+mod postgres;
 mod prune;
 mod queue;
 mod read;
+mod schema;
+mod shapes;
 mod single;
 mod sqlite;
 pub mod types;
+mod value;
 mod writer;
 pub use checkpoint::{Acked, BodyHorizon, Checkpoint, LedgerEntry, Tip, Way};
 pub use held::{HeldBatch, HeldCount, Released};
 pub use types::*;
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::FutureExt;
-use sqlx::sqlite::SqlitePool;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use self::backend::{Home, SqlWriter};
+use self::db::Db;
+use self::errors::{meaning, unavailable};
 use self::ops::{Answer, Job, Work};
 use self::writer::Gauges;
 use crate::clock::Clock;
+use crate::config::{StoreConfig, StorePlace};
 
 /// Bytes that may wait for the writer; whoever wants to hand in more waits.
 const ROOM: usize = 32 << 20;
 /// Operations that may wait: what fits the room at the smallest cost, and the closing one.
 const QUEUE: usize = ROOM / 512 + 1;
+
+/// A question that takes longer is given up.
+const READ_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Handle to the store; cloning shares it.
 #[derive(Clone)]
@@ -67,35 +86,34 @@ struct Inner {
     next_row: Arc<AtomicI64>,
     closed: AtomicBool,
     runtime: tokio::runtime::Handle,
-    readers: SqlitePool,
+    readers: Db,
 }
 
 /// Resolves when the operation it came from is durable.
 pub type Commit<T = ()> = futures_util::future::BoxFuture<'static, Result<T, StoreError>>;
 
-/// What the store's thread made when it opened the file.
+/// What the store's thread made when it opened the database.
 struct Opened {
     id: String,
-    readers: SqlitePool,
+    readers: Db,
 }
 
 impl Store {
-    /// Opens (creates, migrates) the SQLite file at `path`. A file another process has open for
-    /// writing, or one newer than this binary, is refused.
-    pub async fn open(path: &Path, clock: Clock) -> Result<Self, StoreError> {
-        Self::start(path, clock, true).await
+    /// Opens (creates, migrates) the store. A path means an SQLite file there. A store another
+    /// process has open for writing, or one newer than this binary, is refused.
+    pub async fn open(config: impl Into<StoreConfig>, clock: Clock) -> Result<Self, StoreError> {
+        Self::start(config.into(), clock, true).await
     }
 
-    /// Opens the file for reading beside whoever writes it: takes no lock, changes nothing; every
-    /// write fails with `StoreErrorKind::Unavailable`. For commands that look while the bridge runs.
-    pub async fn open_read_only(path: &Path) -> Result<Self, StoreError> {
-        Self::start(path, Clock::system(), false).await
+    /// Opens it for reading beside whoever writes it: takes no lock, changes nothing; every write
+    /// fails with `StoreErrorKind::Unavailable`. For commands that look while the bridge runs.
+    pub async fn open_read_only(config: impl Into<StoreConfig>) -> Result<Self, StoreError> {
+        Self::start(config.into(), Clock::system(), false).await
     }
 
-    async fn start(path: &Path, clock: Clock, write: bool) -> Result<Self, StoreError> {
-        let path = path.to_path_buf();
+    async fn start(config: StoreConfig, clock: Clock, write: bool) -> Result<Self, StoreError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
+            .enable_all()
             .build()
             .map_err(|e| thread_failed(&e))?;
         let handle = runtime.handle().clone();
@@ -113,9 +131,9 @@ impl Store {
                 let (clock, gauges, next_row) = own;
                 runtime.block_on(async move {
                     if write {
-                        serve(path, clock, queue, gauges, next_row, tell).await;
+                        serve(config, clock, queue, gauges, next_row, tell).await;
                     } else {
-                        serve_reading(path, queue, gauges, tell).await;
+                        serve_reading(config, queue, gauges, tell).await;
                     }
                 });
             })
@@ -216,7 +234,8 @@ impl Store {
         self.write(work, |_| ()).await
     }
 
-    /// Waits until everything handed in before this call is committed.
+    /// Waits until everything handed in before this call is committed; `Unavailable` while the
+    /// database takes no writes.
     async fn barrier(&self) -> Result<(), StoreError> {
         if self.inner.gauges.waiting.load(Ordering::Acquire) == 0 {
             return Ok(());
@@ -232,25 +251,26 @@ impl Store {
     async fn read<T, F, R>(&self, read: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: FnOnce(SqlitePool) -> R,
+        F: FnOnce(Db) -> R,
         R: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
     {
         if self.inner.closed.load(Ordering::Acquire) {
             return Err(closed());
         }
-        self.inner
-            .runtime
-            .spawn(read(self.inner.readers.clone()))
-            .await
-            .map_err(|_| closed())?
-            .map_err(sqlite::meaning)
+        let reading = read(self.inner.readers.clone());
+        let reading = tokio::time::timeout(READ_PATIENCE, reading);
+        match self.inner.runtime.spawn(reading).await {
+            Err(_) => Err(closed()),
+            Ok(Err(_)) => Err(unavailable("the database does not answer a question")),
+            Ok(Ok(answer)) => answer.map_err(meaning),
+        }
     }
 
     /// A read that sees everything handed to the writer before it.
     async fn read_after<T, F, R>(&self, read: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: FnOnce(SqlitePool) -> R,
+        F: FnOnce(Db) -> R,
         R: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
     {
         self.barrier().await?;
@@ -260,7 +280,7 @@ impl Store {
 
 /// The store's thread, from opening to closing.
 async fn serve(
-    path: PathBuf,
+    config: StoreConfig,
     clock: Clock,
     queue: mpsc::Receiver<Job>,
     gauges: Arc<Gauges>,
@@ -268,24 +288,39 @@ async fn serve(
     tell: oneshot::Sender<Result<Opened, StoreError>>,
 ) {
     let opened = async {
-        let lock = sqlite::lock(&path)?;
-        let mut conn = sqlite::open(&path).await?;
+        let (home, mut conn, readers) = match &config.place {
+            StorePlace::Sqlite(path) => {
+                let lock = sqlite::lock(path)?;
+                let conn = sqlite::open(path).await?;
+                let readers = sqlite::readers(path).await?;
+                (Home::sqlite(path, lock), conn, readers)
+            }
+            StorePlace::Postgres(url) => {
+                let place = postgres::Place::new(url, config.timeout)?;
+                let (conn, openings) = place.open().await?;
+                let readers = place.readers();
+                (Home::Postgres { place, openings }, conn, readers)
+            }
+        };
         let id = single::identity(&mut conn, &fresh_id()?)
             .await
-            .map_err(sqlite::meaning)?;
-        let marks = single::load_marks(&mut conn)
-            .await
-            .map_err(sqlite::meaning)?;
+            .map_err(meaning)?;
+        let marks = single::load_marks(&mut conn).await.map_err(meaning)?;
         next_row.store(marks.rows, Ordering::Release);
-        let readers = sqlite::readers(&path).await?;
-        let writer = apply::SqliteWriter::new(&path, clock, conn, marks, next_row, lock);
+        let writer = SqlWriter::new(home, clock, conn, marks, next_row);
         Ok((writer, Opened { id, readers }))
     };
     match opened.await {
         Ok((writer, opened)) => {
             let readers = opened.readers.clone();
             if tell.send(Ok(opened)).is_ok() {
-                writer::run(writer, queue, gauges, || readers.close()).await;
+                writer::run(
+                    writer,
+                    queue,
+                    gauges,
+                    || async move { readers.close().await },
+                )
+                .await;
             }
         }
         Err(e) => {
@@ -296,17 +331,21 @@ async fn serve(
 
 /// The same for a store opened to read.
 async fn serve_reading(
-    path: PathBuf,
+    config: StoreConfig,
     queue: mpsc::Receiver<Job>,
     gauges: Arc<Gauges>,
     tell: oneshot::Sender<Result<Opened, StoreError>>,
 ) {
     let opened = async {
-        let readers = sqlite::readers(&path).await?;
-        sqlite::check_readable(&readers, &path).await?;
-        let id = read::identity(readers.clone())
-            .await
-            .map_err(sqlite::meaning)?;
+        let (conn, readers) = match &config.place {
+            StorePlace::Sqlite(path) => (sqlite::reader(path).await?, sqlite::readers(path).await?),
+            StorePlace::Postgres(url) => {
+                let place = postgres::Place::new(url, config.timeout)?;
+                (place.reader().await?, place.readers())
+            }
+        };
+        conn.close_hard().await;
+        let id = read::identity(readers.clone()).await.map_err(meaning)?;
         Ok(Opened { id, readers })
     };
     match opened.await {

@@ -10,9 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::checkpoint::{Acked, Rebase, Tip, Way};
 use super::held::{HeldBatch, Released};
-use super::types::{
-    Accepted, HealthRow, NewInbound, NewRow, Outcome, Settle, StoreError, TrustRow,
-};
+use super::types::{Accepted, NewInbound, NewRow, Outcome, Settle, StoreError};
+use super::value::Value;
 use crate::clock::UnixMs;
 use crate::protocol::{PeerRecord, ProtocolId, Record};
 
@@ -39,25 +38,6 @@ pub(super) enum Work {
 #[derive(Debug)]
 pub(super) enum Single {
     PutPeer(PeerRecord),
-    PutHealth(HealthRow),
-    PutTrust(TrustRow),
-    RemoveTrust {
-        protocol: String,
-        pattern: String,
-        rule: String,
-    },
-    PutScore {
-        protocol: ProtocolId,
-        peer: String,
-        score: i64,
-        now_ms: UnixMs,
-    },
-    PutServerKey {
-        protocol: ProtocolId,
-        key_id: String,
-        public_key_hex: String,
-        now_ms: UnixMs,
-    },
     NextEpoch,
     Rebase(Box<Rebase>),
     ForgetCheckpoints(Way, Vec<Tip>),
@@ -66,6 +46,13 @@ pub(super) enum Single {
     DropHeld(HeldBatch),
     Redrive(BTreeSet<i64>),
     Drop(BTreeSet<i64>),
+    /// Waiting rows of one lane become due, at most that many.
+    MakeDue {
+        protocol: ProtocolId,
+        peer: String,
+        now_ms: UnixMs,
+        limit: i64,
+    },
     /// Pending rows are due at once.
     DueNow(BTreeSet<i64>),
     /// Pending and held rows are dead: code and sentence.
@@ -79,6 +66,30 @@ pub(super) enum Single {
         now_ms: UnixMs,
     },
     LimitSize(Option<u64>),
+    /// Fixed statements in one transaction; answers the rows the last of them changed.
+    Execute(Vec<Statement>),
+}
+
+/// A fixed statement with its values, the same text for both databases.
+#[derive(Debug)]
+pub(super) struct Statement {
+    pub sql: &'static str,
+    pub values: Vec<Value>,
+}
+
+impl Statement {
+    pub fn new(sql: &'static str) -> Self {
+        Self {
+            sql,
+            values: Vec::new(),
+        }
+    }
+
+    /// The next value.
+    pub fn bind(mut self, value: impl Into<Value>) -> Self {
+        self.values.push(value.into());
+        self
+    }
 }
 
 /// An inbound event with the hash of its payload, taken on the caller's thread.
@@ -113,6 +124,21 @@ pub(super) struct Job {
 }
 
 impl Work {
+    /// Whether it must be written sooner or later, and in its place: the ledger of outbound
+    /// messages, and what became of inbound ones. Whoever hands in anything else can be told to
+    /// come again, or asks for an answer now.
+    pub fn is_kept(&self) -> bool {
+        matches!(
+            self,
+            Self::Insert(_) | Self::Settle(_) | Self::Noticed(_) | Self::Published(_)
+        )
+    }
+
+    /// Whether it may end the very state that keeps others waiting.
+    pub fn makes_room(&self) -> bool {
+        matches!(self, Self::Single(Single::LimitSize(_)))
+    }
+
     /// Bytes of room it takes, an estimate of what it holds in memory.
     pub fn cost(&self) -> usize {
         let strings = |r: &Record| r.key.len() + r.value.as_ref().map_or(0, String::len) + 64;
@@ -138,6 +164,15 @@ impl Work {
             Self::Noticed(ids) => ROW_COST + 8 * ids.len(),
             Self::Published(acked) => ROW_COST + 8 * acked.ids.len(),
             Self::Records(_, records) => ROW_COST + records.iter().map(strings).sum::<usize>(),
+            Self::Single(Single::Execute(statements)) => {
+                let size = |v: &Value| match v {
+                    Value::Text(Some(text)) => text.len(),
+                    Value::Bytes(Some(bytes)) => bytes.len(),
+                    _ => 8,
+                };
+                let values = statements.iter().flat_map(|s| &s.values);
+                ROW_COST * statements.len().max(1) + values.map(size).sum::<usize>()
+            }
             Self::Single(_) | Self::Barrier | Self::Close => ROW_COST,
         }
     }
@@ -149,6 +184,7 @@ impl Work {
             Self::Noticed(ids) => ids.len().div_ceil(16).max(1),
             Self::Published(acked) => acked.ids.len().div_ceil(16).max(1),
             Self::Records(_, records) => records.len().max(1),
+            Self::Single(Single::Execute(statements)) => statements.len().max(1),
             _ => 1,
         }
     }

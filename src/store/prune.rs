@@ -10,10 +10,8 @@
 //!
 //! Pending and held rows, held events and events JetStream has not acknowledged stay, however old.
 
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
-
 use super::apply::Marks;
+use super::db::Conn;
 use crate::clock::UnixMs;
 
 /// Rows of one kind in one step.
@@ -25,7 +23,7 @@ const BODIES: i64 = 10 << 30;
 
 /// One step; answers how many rows went or lost their body. 0: nothing left to do now.
 pub(super) async fn step(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     now_ms: UnixMs,
     marks: &mut Marks,
 ) -> Result<i64, sqlx::Error> {
@@ -33,24 +31,20 @@ pub(super) async fn step(
     for (sql, before) in [
         (
             "DELETE FROM federation_queue WHERE id IN (SELECT id FROM federation_queue \
-             WHERE state = 'delivered' AND settled_ms < ? ORDER BY settled_ms LIMIT ?) RETURNING id",
+             WHERE state = 'delivered' AND settled_ms < $1 ORDER BY settled_ms LIMIT $2) RETURNING id",
             now_ms - DAY,
         ),
         (
             "DELETE FROM federation_queue WHERE id IN (SELECT id FROM federation_queue \
-             WHERE state = 'failed' AND settled_ms < ? ORDER BY settled_ms LIMIT ?) RETURNING id",
+             WHERE state = 'failed' AND settled_ms < $1 ORDER BY settled_ms LIMIT $2) RETURNING id",
             now_ms - 30 * DAY,
         ),
     ] {
-        let rows = sqlx::query(sql)
-            .bind(before)
-            .bind(STEP)
-            .fetch_all(&mut *conn)
-            .await?;
+        let rows = conn.query(sql).bind(before).bind(STEP).fetch_all().await?;
         for row in &rows {
-            sqlx::query("DELETE FROM delivery_attempts WHERE queue_id = ?")
-                .bind(row.try_get::<i64, _>(0)?)
-                .execute(&mut *conn)
+            conn.query("DELETE FROM delivery_attempts WHERE queue_id = $1")
+                .bind(row.get::<i64>(0)?)
+                .execute()
                 .await?;
         }
         gone += count(rows.len());
@@ -58,8 +52,8 @@ pub(super) async fn step(
     // Attempts whose row was a duplicate and never inserted.
     gone += execute(
         conn,
-        "DELETE FROM delivery_attempts WHERE at_ms < ? AND id IN (SELECT id FROM delivery_attempts \
-         ORDER BY id LIMIT ?) AND NOT EXISTS (SELECT 1 FROM federation_queue q WHERE q.id = queue_id)",
+        "DELETE FROM delivery_attempts WHERE at_ms < $1 AND id IN (SELECT id FROM delivery_attempts \
+         ORDER BY id LIMIT $2) AND NOT EXISTS (SELECT 1 FROM federation_queue q WHERE q.id = queue_id)",
         now_ms - DAY,
     )
     .await?;
@@ -71,14 +65,14 @@ pub(super) async fn step(
     gone += execute(
         conn,
         "DELETE FROM federation_events WHERE id IN (SELECT id FROM federation_events \
-         WHERE payload IS NULL AND received_ms < ? ORDER BY received_ms LIMIT ?)",
+         WHERE payload IS NULL AND received_ms < $1 ORDER BY received_ms LIMIT $2)",
         now_ms - 8 * DAY,
     )
     .await?;
     gone += execute(
         conn,
         "DELETE FROM federation_replay WHERE (protocol, scope, id) IN (SELECT protocol, scope, id \
-         FROM federation_replay WHERE expires_ms <= ? ORDER BY expires_ms LIMIT ?)",
+         FROM federation_replay WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2)",
         now_ms,
     )
     .await?;
@@ -87,29 +81,29 @@ pub(super) async fn step(
 
 /// Shared bodies no row refers to any more. A cursor walks them, some each step; those still
 /// referred to are passed over.
-async fn shared_bodies(conn: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+async fn shared_bodies(conn: &mut Conn) -> Result<i64, sqlx::Error> {
     let after = super::single::mark(conn, "bodies_cursor")
         .await?
         .unwrap_or(0);
-    let rows = sqlx::query(
-        "SELECT b.id, EXISTS (SELECT 1 FROM federation_queue q WHERE q.body_ref = b.id) \
-         FROM federation_bodies b WHERE b.id > ? ORDER BY b.id LIMIT ?",
-    )
-    .bind(after)
-    .bind(STEP)
-    .fetch_all(&mut *conn)
-    .await?;
+    let rows = conn
+        .query(
+            "SELECT b.id, EXISTS (SELECT 1 FROM federation_queue q WHERE q.body_ref = b.id) \
+         FROM federation_bodies b WHERE b.id > $1 ORDER BY b.id LIMIT $2",
+        )
+        .bind(after)
+        .bind(STEP)
+        .fetch_all()
+        .await?;
     let mut gone = 0;
     let mut next = 0;
     for row in &rows {
-        let id: i64 = row.try_get(0)?;
-        if !row.try_get::<bool, _>(1)? {
+        let id: i64 = row.get(0)?;
+        if !row.get::<bool>(1)? {
             gone += i64::try_from(
-                sqlx::query("DELETE FROM federation_bodies WHERE id = ?")
+                conn.query("DELETE FROM federation_bodies WHERE id = $1")
                     .bind(id)
-                    .execute(&mut *conn)
-                    .await?
-                    .rows_affected(),
+                    .execute()
+                    .await?,
             )
             .unwrap_or(0);
         }
@@ -126,42 +120,35 @@ async fn shared_bodies(conn: &mut SqliteConnection) -> Result<i64, sqlx::Error> 
 
 /// Drops bodies (and headers) of acknowledged events received before `before`.
 async fn inbound_bodies(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     before: UnixMs,
     marks: &mut Marks,
 ) -> Result<i64, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT e.id, LENGTH(e.payload) FROM federation_events e \
-         WHERE e.payload IS NOT NULL AND e.received_ms < ? \
+    let rows = conn
+        .query(
+            "SELECT e.id, LENGTH(e.payload) FROM federation_events e \
+         WHERE e.payload IS NOT NULL AND e.received_ms < $1 \
          AND NOT EXISTS (SELECT 1 FROM federation_unpublished u WHERE u.id = e.id) \
          AND NOT EXISTS (SELECT 1 FROM federation_held h WHERE h.id = e.id) \
-         ORDER BY e.received_ms LIMIT ?",
-    )
-    .bind(before)
-    .bind(STEP)
-    .fetch_all(&mut *conn)
-    .await?;
+         ORDER BY e.received_ms LIMIT $2",
+        )
+        .bind(before)
+        .bind(STEP)
+        .fetch_all()
+        .await?;
     for row in &rows {
-        sqlx::query("UPDATE federation_events SET payload = NULL, headers = NULL WHERE id = ?")
-            .bind(row.try_get::<i64, _>(0)?)
-            .execute(&mut *conn)
+        conn.query("UPDATE federation_events SET payload = NULL, headers = NULL WHERE id = $1")
+            .bind(row.get::<i64>(0)?)
+            .execute()
             .await?;
-        marks.inbound_bytes = (marks.inbound_bytes - row.try_get::<i64, _>(1)?).max(0);
+        marks.inbound_bytes = (marks.inbound_bytes - row.get::<i64>(1)?).max(0);
     }
     Ok(count(rows.len()))
 }
 
-async fn execute(
-    conn: &mut SqliteConnection,
-    sql: &'static str,
-    before: UnixMs,
-) -> Result<i64, sqlx::Error> {
-    let done = sqlx::query(sql)
-        .bind(before)
-        .bind(STEP)
-        .execute(conn)
-        .await?;
-    Ok(i64::try_from(done.rows_affected()).unwrap_or(0))
+async fn execute(conn: &mut Conn, sql: &'static str, before: UnixMs) -> Result<i64, sqlx::Error> {
+    let done = conn.query(sql).bind(before).bind(STEP).execute().await?;
+    Ok(i64::try_from(done).unwrap_or(0))
 }
 
 fn count(n: usize) -> i64 {

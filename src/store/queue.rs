@@ -132,7 +132,7 @@ impl Store {
 }
 
 /// A count of rows.
-fn number(answer: Answer) -> u64 {
+pub(super) fn number(answer: Answer) -> u64 {
     match answer {
         Answer::Number(n) => u64::try_from(n).unwrap_or(0),
         Answer::Done | Answer::Accepted(_) | Answer::Released(_) => 0,

@@ -2,25 +2,25 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::sqlite::SqliteConnection;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::AssertSqlSafe;
 
 use super::apply::Marks;
-use super::ops::Single;
+use super::db::{Conn, Kind};
+use super::ops::{Single, Statement};
 use super::{checkpoint, held, manage, prune};
 
 /// Runs one; answers its number (rows changed, or the value asked for).
 pub(super) async fn run(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     op: &Single,
     marks: &mut Marks,
 ) -> Result<i64, sqlx::Error> {
     let done = match op {
         Single::PutPeer(p) => {
             let json = |e: serde_json::Error| sqlx::Error::Encode(Box::new(e));
-            sqlx::query(
+            conn.query(
                 "INSERT INTO known_relays (protocol, domain, federation_url, alternatives, public_key, \
-                 discovered_via, last_verified_ms, ttl_ms, facts) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) \
+                 discovered_via, last_verified_ms, ttl_ms, facts) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
                  ON CONFLICT (protocol, domain) DO UPDATE SET federation_url = excluded.federation_url, \
                  alternatives = excluded.alternatives, public_key = excluded.public_key, \
                  discovered_via = excluded.discovered_via, last_verified_ms = excluded.last_verified_ms, \
@@ -35,83 +35,7 @@ pub(super) async fn run(
             .bind(p.last_verified_ms)
             .bind(p.ttl_ms)
             .bind(serde_json::to_string(&p.facts).map_err(json)?)
-            .execute(conn)
-            .await?
-        }
-        Single::PutHealth(h) => {
-            sqlx::query(
-                "INSERT INTO peer_health (protocol, peer, facts) VALUES (?, ?, ?) \
-                 ON CONFLICT (protocol, peer) DO UPDATE SET facts = excluded.facts",
-            )
-            .bind(&h.protocol)
-            .bind(&h.peer)
-            .bind(&h.facts)
-            .execute(conn)
-            .await?
-        }
-        Single::PutTrust(t) => {
-            sqlx::query(
-                "INSERT INTO federation_trust (protocol, pattern, rule, reason, created_ms, ends_ms) \
-                 VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (protocol, pattern, rule) DO UPDATE SET \
-                 reason = excluded.reason, created_ms = excluded.created_ms, ends_ms = excluded.ends_ms",
-            )
-            .bind(&t.protocol)
-            .bind(&t.pattern)
-            .bind(&t.rule)
-            .bind(&t.reason)
-            .bind(t.created_ms)
-            .bind(t.ends_ms)
-            .execute(conn)
-            .await?
-        }
-        Single::RemoveTrust {
-            protocol,
-            pattern,
-            rule,
-        } => {
-            sqlx::query(
-                "DELETE FROM federation_trust WHERE protocol = ? AND pattern = ? AND rule = ?",
-            )
-            .bind(protocol)
-            .bind(pattern)
-            .bind(rule)
-            .execute(conn)
-            .await?
-        }
-        Single::PutScore {
-            protocol,
-            peer,
-            score,
-            now_ms,
-        } => {
-            sqlx::query(
-                "INSERT INTO relay_reputation (protocol, peer, score, updated_ms) VALUES (?, ?, ?, ?) \
-                 ON CONFLICT (protocol, peer) DO UPDATE SET score = excluded.score, \
-                 updated_ms = excluded.updated_ms",
-            )
-            .bind(protocol)
-            .bind(peer)
-            .bind(score)
-            .bind(now_ms)
-            .execute(conn)
-            .await?
-        }
-        Single::PutServerKey {
-            protocol,
-            key_id,
-            public_key_hex,
-            now_ms,
-        } => {
-            sqlx::query(
-                "INSERT INTO federation_server_keys (protocol, key_id, public_key, first_seen_ms) \
-                 VALUES (?, ?, ?, ?) ON CONFLICT (protocol, key_id) DO UPDATE SET \
-                 public_key = excluded.public_key",
-            )
-            .bind(protocol)
-            .bind(key_id)
-            .bind(public_key_hex)
-            .bind(now_ms)
-            .execute(conn)
+            .execute()
             .await?
         }
         Single::NextEpoch => {
@@ -129,6 +53,24 @@ pub(super) async fn run(
         Single::ReleaseHeld(_) => return Ok(0),
         Single::Redrive(ids) => return redrive(conn, ids).await,
         Single::Drop(ids) => return drop_rows(conn, ids).await,
+        Single::MakeDue {
+            protocol,
+            peer,
+            now_ms,
+            limit,
+        } => {
+            conn.query(
+                "UPDATE federation_queue SET next_at_ms = $1 WHERE id IN (SELECT id FROM \
+                 federation_queue WHERE state = 'pending' AND protocol = $2 AND peer = $3 \
+                 AND next_at_ms > $1 ORDER BY id LIMIT $4)",
+            )
+            .bind(*now_ms)
+            .bind(protocol)
+            .bind(peer)
+            .bind(*limit)
+            .execute()
+            .await?
+        }
         Single::DueNow(ids) => return manage::due_now(conn, ids).await,
         Single::GiveUp {
             ids,
@@ -137,120 +79,129 @@ pub(super) async fn run(
             reason,
         } => return manage::give_up(conn, ids, *now_ms, code, reason).await,
         Single::Prune { now_ms } => return prune::step(conn, *now_ms, marks).await,
+        Single::Execute(statements) => return execute(conn, statements).await,
         Single::LimitSize(_) => {
+            if conn.kind() == Kind::Postgres {
+                return Err(sqlx::Error::InvalidArgument(
+                    "only an SQLite file can be limited in size".into(),
+                ));
+            }
             if let Some(pages) = page_limit(op) {
                 limit_pages(conn, pages).await?;
             }
             return Ok(0);
         }
     };
-    Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX))
+    Ok(i64::try_from(done).unwrap_or(i64::MAX))
+}
+
+/// Runs statements one after the other; answers the rows the last of them changed.
+async fn execute(conn: &mut Conn, statements: &[Statement]) -> Result<i64, sqlx::Error> {
+    let mut changed = 0;
+    for statement in statements {
+        let mut query = conn.query(statement.sql);
+        for value in &statement.values {
+            query = query.bind(value);
+        }
+        changed = query.execute().await?;
+    }
+    Ok(i64::try_from(changed).unwrap_or(i64::MAX))
 }
 
 /// Failed and held rows become pending as if never attempted; others are left alone.
-async fn redrive(conn: &mut SqliteConnection, ids: &BTreeSet<i64>) -> Result<i64, sqlx::Error> {
+async fn redrive(conn: &mut Conn, ids: &BTreeSet<i64>) -> Result<i64, sqlx::Error> {
     let mut changed = 0;
     for id in ids {
-        changed += sqlx::query(
+        changed += conn.query(
             "UPDATE federation_queue SET state = 'pending', attempts = 0, first_failed_ms = NULL, \
              next_at_ms = NULL, peer_fault = 0, reason_code = NULL, reason = NULL, \
-             settled_ms = NULL, noticed = 0 WHERE id = ? AND state IN ('failed', 'held')",
+             settled_ms = NULL, noticed = 0 WHERE id = $1 AND state IN ('failed', 'held')",
         )
         .bind(id)
-        .execute(&mut *conn)
-        .await?
-        .rows_affected();
+        .execute()
+        .await?;
     }
     Ok(i64::try_from(changed).unwrap_or(i64::MAX))
 }
 
 /// Removes failed and held rows; others are left alone. A repeat of the message
 /// under the same id would be new again.
-async fn drop_rows(conn: &mut SqliteConnection, ids: &BTreeSet<i64>) -> Result<i64, sqlx::Error> {
+async fn drop_rows(conn: &mut Conn, ids: &BTreeSet<i64>) -> Result<i64, sqlx::Error> {
     let mut changed = 0;
     for id in ids {
-        changed += sqlx::query(
-            "DELETE FROM federation_queue WHERE id = ? AND state IN ('failed', 'held')",
-        )
-        .bind(id)
-        .execute(&mut *conn)
-        .await?
-        .rows_affected();
-        sqlx::query(
-            "DELETE FROM delivery_attempts WHERE queue_id = ? \
+        changed += conn
+            .query("DELETE FROM federation_queue WHERE id = $1 AND state IN ('failed', 'held')")
+            .bind(id)
+            .execute()
+            .await?;
+        conn.query(
+            "DELETE FROM delivery_attempts WHERE queue_id = $1 \
              AND NOT EXISTS (SELECT 1 FROM federation_queue q WHERE q.id = queue_id)",
         )
         .bind(id)
-        .execute(&mut *conn)
+        .execute()
         .await?;
     }
     Ok(i64::try_from(changed).unwrap_or(i64::MAX))
 }
 
 /// A number kept in `meta`.
-pub(super) async fn mark(
-    conn: &mut SqliteConnection,
-    name: &str,
-) -> Result<Option<i64>, sqlx::Error> {
-    let Some(row) = sqlx::query("SELECT value FROM meta WHERE name = ?")
+pub(super) async fn mark(conn: &mut Conn, name: &str) -> Result<Option<i64>, sqlx::Error> {
+    let Some(row) = conn
+        .query("SELECT value FROM meta WHERE name = $1")
         .bind(name)
-        .fetch_optional(conn)
+        .fetch_optional()
         .await?
     else {
         return Ok(None);
     };
-    let text: String = row.try_get(0)?;
+    let text: String = row.get(0)?;
     text.parse()
         .map(Some)
         .map_err(|e| sqlx::Error::Decode(Box::new(e)))
 }
 
 /// Writes one.
-pub(super) async fn put_mark(
-    conn: &mut SqliteConnection,
-    name: &str,
-    value: i64,
-) -> Result<(), sqlx::Error> {
+pub(super) async fn put_mark(conn: &mut Conn, name: &str, value: i64) -> Result<(), sqlx::Error> {
     put_text(conn, name, &value.to_string()).await
 }
 
-async fn put_text(conn: &mut SqliteConnection, name: &str, value: &str) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO meta (name, value) VALUES (?, ?) \
+async fn put_text(conn: &mut Conn, name: &str, value: &str) -> Result<(), sqlx::Error> {
+    conn.query(
+        "INSERT INTO meta (name, value) VALUES ($1, $2) \
          ON CONFLICT (name) DO UPDATE SET value = excluded.value",
     )
     .bind(name)
     .bind(value)
-    .execute(conn)
+    .execute()
     .await
     .map(drop)
 }
 
 /// The store's identity, made at its first opening.
-pub(super) async fn identity(
-    conn: &mut SqliteConnection,
-    fresh: &str,
-) -> Result<String, sqlx::Error> {
-    sqlx::query("INSERT INTO meta (name, value) VALUES ('id', ?) ON CONFLICT DO NOTHING")
+pub(super) async fn identity(conn: &mut Conn, fresh: &str) -> Result<String, sqlx::Error> {
+    conn.query("INSERT INTO meta (name, value) VALUES ('id', $1) ON CONFLICT DO NOTHING")
         .bind(fresh)
-        .execute(&mut *conn)
+        .execute()
         .await?;
-    sqlx::query("SELECT value FROM meta WHERE name = 'id'")
-        .fetch_one(conn)
+    conn.query("SELECT value FROM meta WHERE name = 'id'")
+        .fetch_one()
         .await?
-        .try_get(0)
+        .get(0)
 }
 
 /// The counters as they stand in the file. Numbers start past anything ever written.
-pub(super) async fn load_marks(conn: &mut SqliteConnection) -> Result<Marks, sqlx::Error> {
-    let rows_top: i64 = sqlx::query("SELECT COALESCE(MAX(id), 0) FROM federation_queue")
-        .fetch_one(&mut *conn)
+pub(super) async fn load_marks(conn: &mut Conn) -> Result<Marks, sqlx::Error> {
+    let rows_top: i64 = conn
+        .query("SELECT COALESCE(MAX(id), 0) FROM federation_queue")
+        .fetch_one()
         .await?
-        .try_get(0)?;
-    let events_top: i64 = sqlx::query("SELECT COALESCE(MAX(id), 0) FROM federation_events")
-        .fetch_one(&mut *conn)
+        .get(0)?;
+    let events_top: i64 = conn
+        .query("SELECT COALESCE(MAX(id), 0) FROM federation_events")
+        .fetch_one()
         .await?
-        .try_get(0)?;
+        .get(0)?;
     let rows = mark(conn, "rows").await?.unwrap_or(1).max(rows_top + 1);
     let events = mark(conn, "events").await?.unwrap_or(1).max(events_top + 1);
     Ok(Marks {
@@ -275,23 +226,17 @@ pub(super) fn page_limit(op: &Single) -> Option<Option<i64>> {
 }
 
 /// Caps the file; `None` is SQLite's own limit.
-pub(super) async fn limit_pages(
-    conn: &mut SqliteConnection,
-    pages: Option<i64>,
-) -> Result<(), sqlx::Error> {
+pub(super) async fn limit_pages(conn: &mut Conn, pages: Option<i64>) -> Result<(), sqlx::Error> {
     // A pragma takes no parameters; the value is a number.
     let sql = format!("PRAGMA max_page_count = {}", pages.unwrap_or(4_294_967_294));
-    sqlx::query(AssertSqlSafe(sql))
-        .fetch_all(conn)
-        .await
-        .map(drop)
+    conn.query(AssertSqlSafe(sql)).fetch_all().await.map(drop)
 }
 
 /// Takes room on the disk and gives it back.
-pub(super) async fn try_room(conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+pub(super) async fn try_room(conn: &mut Conn) -> Result<(), sqlx::Error> {
     put_text(conn, "probe", &"-".repeat(256 * 1024)).await?;
-    sqlx::query("DELETE FROM meta WHERE name = 'probe'")
-        .execute(conn)
+    conn.query("DELETE FROM meta WHERE name = 'probe'")
+        .execute()
         .await
         .map(drop)
 }

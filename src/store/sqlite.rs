@@ -1,17 +1,17 @@
-//! What is SQLite's own: opening, pragmas, the lock against a second process, migrations, and what
-//! its errors mean.
+//! What is SQLite's own: opening, pragmas, and the lock against a second process.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection, Row, SqlSafeStr};
+use sqlx::{ConnectOptions, Connection};
 
+use super::db::{Conn, Db};
+use super::errors::unavailable;
+use super::schema::{self, opening};
 use super::types::{StoreError, StoreErrorKind};
 
 /// Page cache of the writer and of each reader, KiB. What is hot beyond it is in the machine's own
@@ -26,26 +26,6 @@ const CHECKPOINT_PAGES: i64 = 4_000;
 const LOG_LIMIT_BYTES: i64 = 64 << 20;
 /// How long to wait for another process (a backup tool, a shell) that holds the file.
 const BUSY: Duration = Duration::from_secs(5);
-
-/// Every migration, oldest first.
-fn migrations() -> Vec<Migration> {
-    vec![
-        Migration::new(
-            1,
-            "init".into(),
-            MigrationType::Simple,
-            include_str!("../../migrations/sqlite/0001_init.sql").into_sql_str(),
-            false,
-        ),
-        Migration::new(
-            3,
-            "door".into(),
-            MigrationType::Simple,
-            include_str!("../../migrations/sqlite/0003_door.sql").into_sql_str(),
-            false,
-        ),
-    ]
-}
 
 /// Held as long as this process may write the file. Dropping it releases the lock.
 #[derive(Debug)]
@@ -86,7 +66,7 @@ fn private_file(path: &Path) -> Result<File, StoreError> {
 }
 
 /// Options of the writing connection.
-pub(super) fn writer_options(path: &Path) -> SqliteConnectOptions {
+fn writer_options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         // The file is made by `open`, once. One that vanished later must not come back empty.
@@ -104,153 +84,54 @@ pub(super) fn writer_options(path: &Path) -> SqliteConnectOptions {
 }
 
 /// Opens (creates, migrates) the file for writing.
-pub(super) async fn open(path: &Path) -> Result<SqliteConnection, StoreError> {
+pub(super) async fn open(path: &Path) -> Result<Conn, StoreError> {
     private_file(path)?;
-    let mut conn = SqliteConnection::connect_with(&writer_options(path))
-        .await
-        .map_err(|e| opening(path, e))?;
-    check_ours(&mut conn, path).await?;
-    Migrator::with_migrations(migrations())
-        .run(&mut conn)
-        .await
-        .map_err(|e| match e {
-            MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) => opening(path, e),
-            e => StoreError {
-                kind: StoreErrorKind::Corrupt,
-                detail: format!("{}: {e}", path.display()),
-            },
-        })?;
+    let mut conn = connect(path).await?;
+    schema::migrate(&mut conn, &path.display().to_string()).await?;
     Ok(conn)
 }
 
+/// A connection that may write.
+pub(super) async fn connect(path: &Path) -> Result<Conn, StoreError> {
+    SqliteConnection::connect_with(&writer_options(path))
+        .await
+        .map(Conn::Sqlite)
+        .map_err(|e| opening(&path.display().to_string(), e))
+}
+
 /// Opens the pool of readers; the file's version must have been checked.
-pub(super) async fn readers(path: &Path) -> Result<SqlitePool, StoreError> {
-    let options = SqliteConnectOptions::new()
+pub(super) async fn readers(path: &Path) -> Result<Db, StoreError> {
+    SqlitePoolOptions::new()
+        .max_connections(READERS)
+        .min_connections(0)
+        .acquire_timeout(Duration::from_secs(30))
+        .test_before_acquire(false)
+        .connect_with(reader_options(path))
+        .await
+        .map(Db::Sqlite)
+        .map_err(|e| opening(&path.display().to_string(), e))
+}
+
+/// One connection that only reads, of a file whose version was checked with it.
+pub(super) async fn reader(path: &Path) -> Result<Conn, StoreError> {
+    let place = path.display().to_string();
+    let mut conn = SqliteConnection::connect_with(&reader_options(path))
+        .await
+        .map(Conn::Sqlite)
+        .map_err(|e| opening(&place, e))?;
+    schema::check_readable(&mut conn, &place).await?;
+    Ok(conn)
+}
+
+fn reader_options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
         .filename(path)
         .read_only(true)
         .busy_timeout(BUSY)
         .statement_cache_capacity(100)
         .pragma("cache_size", (-READER_CACHE_KIB).to_string())
         .pragma("temp_store", "MEMORY")
-        .disable_statement_logging();
-    SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .min_connections(0)
-        .acquire_timeout(Duration::from_secs(30))
-        .test_before_acquire(false)
-        .connect_with(options)
-        .await
-        .map_err(|e| opening(path, e))
-}
-
-/// For a file opened only to read: ours, and not newer or older than this binary.
-pub(super) async fn check_readable(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
-    let mut conn = pool.acquire().await.map_err(|e| opening(path, e))?;
-    check_ours(&mut conn, path).await?;
-    let known = migrations().last().map_or(0, |m| m.version);
-    match applied(&mut conn, path).await? {
-        Some(version) if version == known => Ok(()),
-        _ => Err(StoreError {
-            kind: StoreErrorKind::Corrupt,
-            detail: format!(
-                "{} was written by an older drawbridge; start this one's `run` once to bring it up to date",
-                path.display()
-            ),
-        }),
-    }
-}
-
-/// Refuses a database that is not ours, or newer than this binary.
-async fn check_ours(conn: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
-    let tables: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_master")
-        .fetch_one(&mut *conn)
-        .await
-        .map_err(|e| opening(path, e))?;
-    let known = migrations().last().map_or(0, |m| m.version);
-    match applied(conn, path).await? {
-        Some(version) if version > known => Err(StoreError {
-            kind: StoreErrorKind::Newer,
-            detail: format!(
-                "{} was written by a newer drawbridge (schema {version}, this one knows {known}); run that version",
-                path.display()
-            ),
-        }),
-        None if tables > 0 => Err(StoreError {
-            kind: StoreErrorKind::Corrupt,
-            detail: format!(
-                "{} is a database of something else; give another path",
-                path.display()
-            ),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The newest migration applied; `None` when none ever was.
-async fn applied(conn: &mut SqliteConnection, path: &Path) -> Result<Option<i64>, StoreError> {
-    let table = sqlx::query("SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations'")
-        .fetch_optional(&mut *conn)
-        .await
-        .map_err(|e| opening(path, e))?;
-    if table.is_none() {
-        return Ok(None);
-    }
-    let row = sqlx::query("SELECT COALESCE(MAX(version), 0) FROM _sqlx_migrations")
-        .fetch_one(conn)
-        .await
-        .map_err(|e| opening(path, e))?;
-    row.try_get(0).map(Some).map_err(|e| opening(path, e))
-}
-
-fn opening(path: &Path, e: sqlx::Error) -> StoreError {
-    let mut error = meaning(e);
-    error.detail = format!("{}: {}", path.display(), error.detail);
-    error
-}
-
-fn unavailable(detail: String) -> StoreError {
-    StoreError {
-        kind: StoreErrorKind::Unavailable,
-        detail,
-    }
-}
-
-/// What a database error means for whoever asked: the primary result code decides.
-pub(super) fn meaning(e: sqlx::Error) -> StoreError {
-    let (kind, hint) = match &e {
-        sqlx::Error::Database(db) => {
-            let code = db.code().and_then(|c| c.parse::<i32>().ok()).unwrap_or(0) & 0xff;
-            match code {
-                5 | 6 => (StoreErrorKind::Unavailable, "another process holds it"),
-                7 => (StoreErrorKind::Unavailable, "out of memory"),
-                8 => (StoreErrorKind::Unavailable, "it cannot be written"),
-                10 => (
-                    StoreErrorKind::Unavailable,
-                    "reading or writing the disk failed",
-                ),
-                13 => (
-                    StoreErrorKind::Unavailable,
-                    "the disk, or the size allowed, is full",
-                ),
-                14 => (StoreErrorKind::Unavailable, "the file cannot be opened"),
-                11 => (
-                    StoreErrorKind::Corrupt,
-                    "the file is damaged; restore a copy",
-                ),
-                26 => (StoreErrorKind::Corrupt, "the file is no database"),
-                _ => (StoreErrorKind::Corrupt, "the database refused"),
-            }
-        }
-        sqlx::Error::PoolClosed => (StoreErrorKind::Closed, "closed"),
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => {
-            (StoreErrorKind::Unavailable, "the database does not answer")
-        }
-        _ => (StoreErrorKind::Corrupt, "unexpected"),
-    };
-    StoreError {
-        kind,
-        detail: format!("{hint}: {e}"),
-    }
+        .disable_statement_logging()
 }
 
 /// Which file a path names now; a file moved or deleted under us is noticed by this.

@@ -3,12 +3,17 @@
 //!
 //! * Idle, an operation is committed at once; while a commit runs the next batch gathers, so batches
 //!   widen by themselves under load, up to [`MAX_WIDTH`] rows or [`MAX_BYTES`].
-//! * A transaction that fails as a whole (disk full, locked, gone) answers every operation in it
-//!   with `Unavailable`, and the store is unhealthy until a commit succeeds. Unhealthy and idle, the
-//!   writer tries a small write itself each second: nobody has to risk a message to find out.
+//! * A transaction that fails as a whole (disk full, locked, gone) makes the store unhealthy until a
+//!   commit succeeds. Whoever can be told to come again is answered `Unavailable` at once. What the
+//!   bridge itself must write sooner or later (rows, outcomes, acknowledgements: [`Work::is_kept`])
+//!   stays here, in the order it was handed in, and is tried again each second; so no outcome
+//!   overtakes its row, no later outcome an earlier one, and the room they take slows their makers.
+//! * Unhealthy with nothing to write, the writer tries a small write itself each second: nobody has
+//!   to risk a message to find out.
 //! * A transaction that fails for any other reason is repeated one operation at a time, so that one
 //!   bad operation cannot take others down.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -66,14 +71,21 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
     let mut carried: Option<Job> = None;
     let mut closers = Vec::new();
     let mut batch = Vec::new();
+    let mut kept = VecDeque::new();
+    let mut try_at = tokio::time::Instant::now();
     loop {
         let first = match carried.take() {
             Some(job) => Some(job),
-            None if gauges.healthy.load(Ordering::Relaxed) => jobs.recv().await,
-            None => match tokio::time::timeout(PROBE_EVERY, jobs.recv()).await {
+            None if gauges.healthy.load(Ordering::Relaxed) && kept.is_empty() => jobs.recv().await,
+            None => match tokio::time::timeout_at(try_at, jobs.recv()).await {
                 Ok(job) => job,
                 Err(_) => {
-                    note(&gauges, &backend.probe().await);
+                    if kept.is_empty() {
+                        note(&gauges, &backend.probe().await);
+                    } else {
+                        catch_up(&mut backend, &mut kept, &gauges).await;
+                    }
+                    try_at = tokio::time::Instant::now() + PROBE_EVERY;
                     continue;
                 }
             },
@@ -91,9 +103,36 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
             gauges.waiting.fetch_sub(1, Ordering::AcqRel);
             false
         });
-        if !batch.is_empty() {
-            commit(&mut backend, &mut batch, &gauges).await;
+        if !kept.is_empty() {
+            // Nothing overtakes what waits; it has its own time.
+            for job in batch.drain(..) {
+                if job.work.makes_room() {
+                    commit(&mut backend, &mut vec![job], &mut kept, &gauges).await;
+                } else {
+                    keep_or_refuse(job, &away(), &mut kept, &gauges);
+                }
+            }
+        } else if !batch.is_empty() {
+            commit(&mut backend, &mut batch, &mut kept, &gauges).await;
+            if !gauges.healthy.load(Ordering::Relaxed) {
+                try_at = tokio::time::Instant::now() + PROBE_EVERY;
+            }
         }
+    }
+    catch_up(&mut backend, &mut kept, &gauges).await;
+    if !kept.is_empty() {
+        tracing::error!(
+            operations = kept.len(),
+            "the store takes no writes at the end: messages stay with the broker, and what was \
+             delivered meanwhile will be delivered again"
+        );
+    }
+    for job in kept {
+        let closed = StoreError {
+            kind: StoreErrorKind::Closed,
+            detail: "closed while it could not be written".into(),
+        };
+        reply(job, Err(closed), &gauges);
     }
     finish().await;
     backend.close().await;
@@ -120,8 +159,53 @@ fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) -> O
     None
 }
 
-/// Commits a batch and answers everyone in it.
-async fn commit<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gauges) {
+/// Writes what was kept, oldest first, until all is written or the database fails again.
+async fn catch_up<B: Backend>(backend: &mut B, kept: &mut VecDeque<Job>, gauges: &Gauges) {
+    while !kept.is_empty() {
+        let (mut batch, mut width, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(job) = kept.pop_front_if(|job| {
+            width += job.work.width();
+            bytes += job.work.cost();
+            width <= MAX_WIDTH && bytes <= MAX_BYTES
+        }) {
+            batch.push(job);
+        }
+        if batch.is_empty() {
+            batch.extend(kept.pop_front()); // one larger than a batch goes alone
+        }
+        let mut again = VecDeque::new();
+        commit(backend, &mut batch, &mut again, gauges).await;
+        if !again.is_empty() {
+            again.append(kept);
+            *kept = again;
+            return;
+        }
+    }
+}
+
+/// Keeps what must be written sooner or later, and turns away whoever can come again.
+fn keep_or_refuse(job: Job, error: &StoreError, kept: &mut VecDeque<Job>, gauges: &Gauges) {
+    if job.work.is_kept() {
+        kept.push_back(job);
+    } else {
+        reply(job, Err(error.clone()), gauges);
+    }
+}
+
+fn away() -> StoreError {
+    StoreError {
+        kind: StoreErrorKind::Unavailable,
+        detail: "the database takes no writes at the moment".into(),
+    }
+}
+
+/// Commits a batch and answers everyone in it; what must wait for the database goes to `kept`.
+async fn commit<B: Backend>(
+    backend: &mut B,
+    batch: &mut Vec<Job>,
+    kept: &mut VecDeque<Job>,
+    gauges: &Gauges,
+) {
     if batch.iter().all(|job| matches!(job.work, Work::Barrier)) {
         // Nothing to write, so nothing learned about whether writing works.
         return answer(batch, Answers::default(), gauges);
@@ -134,7 +218,13 @@ async fn commit<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gaug
             answer(batch, answers, gauges);
         }
         // Broken for all: trying each alone would only be slower.
-        Err(e) if alone || e.kind == StoreErrorKind::Unavailable => {
+        Err(e) if e.kind == StoreErrorKind::Unavailable => {
+            note(gauges, &Err(e.clone()));
+            for job in batch.drain(..) {
+                keep_or_refuse(job, &e, kept, gauges);
+            }
+        }
+        Err(e) if alone => {
             note(gauges, &Err(e.clone()));
             for job in batch.drain(..) {
                 reply(job, Err(e.clone()), gauges);
@@ -143,6 +233,10 @@ async fn commit<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gaug
         Err(e) => {
             tracing::warn!(error = %e, operations = batch.len(), "a batch failed; its operations go one by one");
             for job in std::mem::take(batch) {
+                if !kept.is_empty() {
+                    keep_or_refuse(job, &away(), kept, gauges);
+                    continue;
+                }
                 let mut single = vec![job];
                 match attempt(backend, &single).await {
                     Ok(answers) => {
@@ -152,7 +246,11 @@ async fn commit<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gaug
                     Err(e) => {
                         note(gauges, &Err(e.clone()));
                         for job in single {
-                            reply(job, Err(e.clone()), gauges);
+                            if e.kind == StoreErrorKind::Unavailable {
+                                keep_or_refuse(job, &e, kept, gauges);
+                            } else {
+                                reply(job, Err(e.clone()), gauges);
+                            }
                         }
                     }
                 }
@@ -188,11 +286,6 @@ fn answer(batch: &mut Vec<Job>, answers: Answers, gauges: &Gauges) {
 }
 
 fn reply(job: Job, result: Result<Answer, StoreError>, gauges: &Gauges) {
-    // A barrier has nothing to write, so nothing of it can fail.
-    let result = match job.work {
-        Work::Barrier => Ok(Answer::Done),
-        _ => result,
-    };
     gauges.waiting.fetch_sub(1, Ordering::AcqRel);
     // Whoever asked may have gone; the write stands all the same.
     let _ = job.done.send(result);
@@ -235,13 +328,18 @@ pub(super) async fn refuse(mut jobs: mpsc::Receiver<Job>, gauges: Arc<Gauges>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::ops::Single;
     use crate::store::types::{Outcome, Settle};
 
     /// Refuses row 13 for a reason of its own, and everything while `full`.
     struct Fake {
         full: Arc<AtomicBool>,
         commits: Arc<AtomicUsize>,
+        seen: Seen,
     }
+
+    /// Rows settled, in the order they were written.
+    type Seen = Arc<std::sync::Mutex<Vec<i64>>>;
 
     impl Backend for Fake {
         async fn commit(&mut self, plan: &Plan<'_>) -> Result<Answers, StoreError> {
@@ -251,6 +349,8 @@ mod tests {
                 StoreErrorKind::Corrupt
             } else {
                 self.commits.fetch_add(1, Ordering::SeqCst);
+                let mut seen = self.seen.lock().unwrap();
+                seen.extend(plan.settles.iter().map(|s| s.row));
                 return Ok(Answers::default());
             };
             let detail = "refused".into();
@@ -267,11 +367,14 @@ mod tests {
     type Waiter = oneshot::Receiver<Result<Answer, StoreError>>;
 
     struct Rig {
+        /// `None`: taken out by a test that goes on handing in.
+        open: Option<mpsc::Sender<Job>>,
         jobs: mpsc::Sender<Job>,
         queue: mpsc::Receiver<Job>,
         gauges: Arc<Gauges>,
         full: Arc<AtomicBool>,
         commits: Arc<AtomicUsize>,
+        seen: Seen,
     }
 
     impl Rig {
@@ -282,11 +385,13 @@ mod tests {
                 waiting: AtomicUsize::new(0),
             };
             Self {
+                open: Some(jobs.clone()),
                 jobs,
                 queue,
                 gauges: Arc::new(gauges),
                 full: Arc::default(),
                 commits: Arc::default(),
+                seen: Seen::default(),
             }
         }
 
@@ -311,8 +416,9 @@ mod tests {
             let fake = Fake {
                 full: self.full,
                 commits: self.commits,
+                seen: self.seen,
             };
-            drop(self.jobs);
+            drop((self.open, self.jobs));
             run(fake, self.queue, self.gauges.clone(), || async {}).await;
             self.gauges
         }
@@ -362,21 +468,41 @@ mod tests {
         assert_eq!(commits.load(Ordering::SeqCst), 1);
     }
 
-    #[tokio::test]
-    async fn a_full_disk_refuses_all_and_keeps_barriers_open() {
-        let rig = Rig::new();
+    #[tokio::test(start_paused = true)]
+    async fn a_full_disk_refuses_who_can_come_again_and_keeps_the_rest_in_order() {
+        let mut rig = Rig::new();
         rig.full.store(true, Ordering::SeqCst);
+        let (full, commits, seen) = (rig.full.clone(), rig.commits.clone(), rig.seen.clone());
+        let first = rig.hand_in(Work::Insert((0..MAX_WIDTH).map(wide_row).collect()));
         let (one, two) = (rig.settle(1), rig.settle(2));
+        let epoch = rig.hand_in(Work::Single(Single::NextEpoch));
         let barrier = rig.hand_in(Work::Barrier);
-        // One more in a batch of its own: it must not pass for a commit that succeeded.
-        rig.hand_in(Work::Insert((0..MAX_WIDTH).map(wide_row).collect()));
-        rig.hand_in(Work::Barrier);
-        let gauges = rig.run().await;
-        for waiter in [one, two] {
+        let jobs = rig.open.take().unwrap();
+        let gauges = rig.gauges.clone();
+        let running = tokio::spawn(rig.run());
+        for waiter in [epoch, barrier] {
             let refused = waiter.await.unwrap().unwrap_err();
             assert_eq!(refused.kind, StoreErrorKind::Unavailable);
         }
-        assert_eq!(barrier.await.unwrap().unwrap(), Answer::Done);
         assert!(!gauges.healthy.load(Ordering::SeqCst));
+        assert_eq!(commits.load(Ordering::SeqCst), 0);
+        full.store(false, Ordering::SeqCst);
+        for waiter in [first, one, two] {
+            waiter.await.unwrap().unwrap();
+        }
+        assert!(gauges.healthy.load(Ordering::SeqCst));
+        assert_eq!(*seen.lock().unwrap(), [1, 2]);
+        drop(jobs);
+        running.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_written_to_the_end_is_answered_as_closed() {
+        let rig = Rig::new();
+        rig.full.store(true, Ordering::SeqCst);
+        let one = rig.settle(1);
+        rig.run().await;
+        let refused = one.await.unwrap().unwrap_err();
+        assert_eq!(refused.kind, StoreErrorKind::Closed);
     }
 }

@@ -9,5 +9,7 @@ mod support {
 }
 
 mod drain;
+mod metrics;
 mod reload;
+mod trace;
 mod world;

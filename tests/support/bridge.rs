@@ -137,6 +137,19 @@ impl Broker {
             running.kill9();
         }
     }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(&mut self) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        running.terminate();
+        let end = Instant::now() + PATIENCE;
+        while running.exited().is_none() {
+            assert!(Instant::now() < end, "SIGTERM does not end nats-server");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
 
 // ----------------------------------------------------------------------------------------- bridge
@@ -358,6 +371,18 @@ impl Bridge {
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Files may grow to this many bytes and no further; `None`: as they like. Linux only, by
+    /// util-linux' `prlimit`.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let Some(pid) = self.pid() else { return };
+        let limit = bytes.map_or("unlimited".to_owned(), |n| n.to_string());
+        let status = Command::new("prlimit")
+            .args(["--pid", &pid.to_string(), &format!("--fsize={limit}:")])
+            .status()
+            .expect("prlimit of util-linux");
+        assert!(status.success(), "prlimit: {status}");
     }
 
     /// `/metrics` as text.

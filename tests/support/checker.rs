@@ -9,6 +9,9 @@ use std::fmt;
 /// matter of milliseconds, the rest is allowance for a busy machine.
 pub const COMMIT_GRACE_NS: u64 = 1_000_000_000;
 
+/// The same after an outage of the database, which is noticed and then tried again at intervals.
+pub const OUTAGE_GRACE_NS: u64 = 8_000_000_000;
+
 /// Clocks of two processes on one machine agree, but reading and acting are two moments.
 const SLACK_NS: u64 = 50_000_000;
 
@@ -42,6 +45,9 @@ pub struct Input {
 #[derive(Clone, Debug)]
 pub struct Arrival {
     pub id: String,
+    /// When its sender signed it. A busy receiver reads what a killed sender left in the socket
+    /// long after the kill.
+    pub sent: u64,
     /// Written down before the answer.
     pub t: u64,
     /// When the answer had been written; `None`: never.
@@ -60,6 +66,8 @@ pub struct Dead {
 /// A message of `fed.in`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
+    /// When the stream that holds it was made: a deleted one begins again at 1.
+    pub stream: i64,
     pub seq: u64,
     /// `Nats-Msg-Id`.
     pub msg_id: String,
@@ -74,6 +82,8 @@ pub enum Who {
     Bridge,
     Broker,
     Receiver,
+    /// The database took no writes all that time: what was answered then is committed later.
+    Database,
 }
 
 /// A kill: it happened somewhere between two readings of the clock.
@@ -93,10 +103,14 @@ pub struct History {
     pub forged: Vec<String>,
     pub dead: Vec<Dead>,
     pub posted: Vec<Input>,
-    /// `FED_IN` by sequence.
+    /// What was in `FED_OUT` when somebody deleted that stream: the bridge may never have seen it.
+    pub deleted: HashSet<String>,
+    /// `FED_IN` by sequence, as the stream stands at the end.
     pub scan: Vec<Published>,
     /// What a durable consumer that lived through everything was given.
     pub read: Vec<Published>,
+    /// When the stream that `scan` read was made.
+    pub stream: i64,
     pub faults: Vec<Fault>,
 }
 
@@ -142,13 +156,32 @@ impl fmt::Display for Violation {
 fn ambiguous(arrival: &Arrival, faults: &[Fault]) -> bool {
     faults.iter().any(|fault| {
         let until = match fault.who {
-            Who::Broker => return false,
+            Who::Broker | Who::Database => return false,
             // The answer may still lie in a socket that dies with its process.
             Who::Receiver => arrival.answered.map_or(u64::MAX, |a| a + SLACK_NS),
-            Who::Bridge => arrival.answered.unwrap_or(arrival.t) + COMMIT_GRACE_NS,
+            Who::Bridge => committed_by(arrival.answered.unwrap_or(arrival.t), faults),
         };
-        fault.to + SLACK_NS >= arrival.t && fault.from <= until
+        let begun = if fault.who == Who::Bridge {
+            arrival.sent
+        } else {
+            arrival.t
+        };
+        fault.to + SLACK_NS >= begun && fault.from <= until
     })
+}
+
+/// When the outcome of an attempt answered at `t` must be durable: a database that takes no writes
+/// moves that to the moment it is back, one outage after the other.
+fn committed_by(t: u64, faults: &[Fault]) -> u64 {
+    let mut until = t + COMMIT_GRACE_NS;
+    let mut outages: Vec<_> = faults.iter().filter(|f| f.who == Who::Database).collect();
+    outages.sort_by_key(|f| f.from);
+    for outage in outages {
+        if outage.from <= until && t <= outage.to + COMMIT_GRACE_NS {
+            until = until.max(outage.to + OUTAGE_GRACE_NS);
+        }
+    }
+    until
 }
 
 /// Whether an answered attempt asks for another one by the protocol (418 stands for any status that
@@ -193,6 +226,7 @@ fn outbound(h: &History, found: &mut Vec<Violation>) {
                 found.push(Violation::DeadAfterArrival(id.into()));
             }
             Some(_) => {}
+            None if h.deleted.contains(id) => {}
             None if input.class == Class::Ok && input.doomed => {
                 found.push(Violation::NotDead(id.into()));
             }
@@ -246,7 +280,8 @@ fn inbound(h: &History, found: &mut Vec<Violation>) {
     // same id under another sequence is ours to prevent.
     let scan: HashMap<u64, &Published> = h.scan.iter().map(|p| (p.seq, p)).collect();
     let mut given = HashSet::new();
-    for event in &h.read {
+    // What a deleted stream held was given then, and is given again from the one made after it.
+    for event in h.read.iter().filter(|e| e.stream == h.stream) {
         given.insert(event.seq);
         if scan.get(&event.seq) != Some(&event) {
             found.push(Violation::ReaderDiffers(event.id.clone()));
@@ -293,6 +328,7 @@ mod tests {
     fn arrival(id: &str, t: u64) -> Arrival {
         Arrival {
             id: id.into(),
+            sent: t * S,
             t: t * S,
             answered: Some(t * S + 1_000_000),
             status: 200,
@@ -301,6 +337,7 @@ mod tests {
 
     fn event(seq: u64, id: &str) -> Published {
         Published {
+            stream: 0,
             seq,
             msg_id: format!("uam:{id}"),
             id: id.into(),
@@ -420,6 +457,72 @@ mod tests {
         assert_eq!(repeat(vec![kill(Who::Broker, 10)]), repeated);
         assert_eq!(repeat(vec![kill(Who::Bridge, 9)]), repeated);
         assert_eq!(repeat(vec![kill(Who::Bridge, 15)]), repeated);
+    }
+
+    #[test]
+    fn what_a_dead_sender_left_in_the_socket_was_in_flight_when_it_died() {
+        let late = |sent: u64| {
+            one(|h| {
+                h.arrivals[0].sent = sent * S;
+                h.arrivals.push(arrival("a", 20));
+                h.faults = vec![kill(Who::Bridge, 8)];
+            })
+        };
+        assert_eq!(late(7), []);
+        assert_eq!(late(9), [Violation::OutRepeated("a".into())]);
+    }
+
+    #[test]
+    fn a_database_that_was_away_hides_what_a_kill_then_took() {
+        let repeat = |away: u64, back: u64, killed: u64| {
+            one(|h| {
+                h.arrivals.push(arrival("a", 40));
+                h.faults = vec![
+                    Fault {
+                        who: Who::Database,
+                        from: away * S,
+                        to: back * S,
+                    },
+                    kill(Who::Bridge, killed),
+                ];
+            })
+        };
+        let repeated = [Violation::OutRepeated("a".into())];
+        // Arrived at 10, the database away from 9 to 14: a kill at 12 took the outcome with it.
+        assert_eq!(repeat(9, 14, 12), []);
+        assert_eq!(repeat(9, 14, 30), repeated);
+        // Gone only after the outcome was due.
+        assert_eq!(repeat(12, 14, 13), repeated);
+        // An outage alone takes nothing.
+        assert_eq!(repeat(9, 14, 5), repeated);
+    }
+
+    #[test]
+    fn what_somebody_deleted_with_the_stream_is_not_lost_by_the_bridge() {
+        let found = one(|h| {
+            h.arrivals.retain(|a| a.id != "c");
+            h.deleted.insert("c".into());
+        });
+        assert_eq!(found, []);
+    }
+
+    #[test]
+    fn a_stream_made_anew_is_judged_by_what_it_holds() {
+        let again = |h: &mut History| {
+            h.stream = 1;
+            h.scan = vec![Published {
+                stream: 1,
+                ..event(1, "x")
+            }];
+            h.read.extend(h.scan.clone());
+        };
+        assert_eq!(one(again), []);
+        let empty = one(|h| {
+            again(h);
+            h.scan.clear();
+            h.read.retain(|e| e.stream == 0);
+        });
+        assert_eq!(empty, [Violation::InLost("x".into())]);
     }
 
     #[test]

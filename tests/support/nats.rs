@@ -83,6 +83,18 @@ impl NatsServer {
         std::fs::remove_dir_all(self.settings.dir.join("data")).expect("its data");
     }
 
+    /// Copies what it stored to a folder; it must be stopped.
+    pub fn save(&self, to: &Path) {
+        assert!(self.running.is_none(), "stop it first");
+        copy(&self.settings.dir.join("data"), to);
+    }
+
+    /// Puts an earlier copy in the place of what it stored; it must be stopped.
+    pub fn put_back(&mut self, from: &Path) {
+        self.wipe();
+        copy(from, &self.settings.dir.join("data"));
+    }
+
     /// Settings for a [`Bus`] on this server.
     pub fn config(&self) -> NatsConfig {
         config(Some(self.url()), self.settings.dir.join("unused"))
@@ -98,6 +110,19 @@ impl NatsServer {
     /// A plain client, as a backend has one.
     pub async fn client(&self) -> async_nats::Client {
         async_nats::connect(self.url()).await.expect("connected")
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder to copy") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a copy");
+        }
     }
 }
 

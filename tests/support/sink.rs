@@ -60,6 +60,9 @@ pub struct Line {
     /// Relay form of the request: `legacy` or `nonce`.
     #[serde(default)]
     pub form: String,
+    /// When the sender signed the request, nanoseconds since 1970 (of an `arrival`).
+    #[serde(default)]
+    pub sent: u64,
 }
 
 /// Writes the control file: how deliveries are answered from now on.
@@ -237,6 +240,7 @@ impl Sink {
                 "legacy"
             }
             .into(),
+            sent: request.signed_at(),
         });
         let known = status == 200
             && !self
@@ -406,6 +410,15 @@ impl Incoming {
         };
         buffer.drain(..end);
         Ok(Some(request))
+    }
+
+    /// When the relay signed it, nanoseconds since 1970; 0 when it does not say.
+    fn signed_at(&self) -> u64 {
+        serde_json::from_slice::<Value>(&self.body)
+            .ok()
+            .and_then(|body| body["timestamp"].as_str()?.parse::<jiff::Timestamp>().ok())
+            .and_then(|at| u64::try_from(at.as_nanosecond()).ok())
+            .unwrap_or(0)
     }
 
     fn body_has_nonce(&self) -> bool {

@@ -64,6 +64,10 @@ fn push<T>(list: &Shared<T>, item: T) {
 /// Says when traffic ends.
 pub type Stop = Arc<AtomicBool>;
 
+/// Publishers hold it shared for each publish; whoever deletes `FED_OUT` holds it alone, so that it
+/// knows everything the stream was acknowledged to hold.
+pub type Gate = Arc<tokio::sync::RwLock<()>>;
+
 /// How one publish ended.
 enum Ack {
     Stored,
@@ -99,6 +103,7 @@ pub async fn publisher(
     name: String,
     mut rng: Rng,
     stop: Stop,
+    gate: Gate,
     out: Shared<Input>,
 ) {
     let mut index = 0;
@@ -135,7 +140,11 @@ pub async fn publisher(
             doomed,
         };
         for _ in 0..20 {
-            match publish_once(&js, subject, &input, order).await {
+            let outcome = {
+                let _open = gate.read().await;
+                publish_once(&js, subject, &input, order).await
+            };
+            match outcome {
                 Ack::Stored => {
                     input.class = Class::Ok;
                     break;
@@ -216,8 +225,9 @@ fn header(headers: &async_nats::HeaderMap, name: &str) -> String {
         .map_or(String::new(), |v| v.as_str().to_owned())
 }
 
-fn published(seq: u64, headers: &async_nats::HeaderMap, payload: &[u8]) -> Published {
+fn published(stream: i64, seq: u64, headers: &async_nats::HeaderMap, payload: &[u8]) -> Published {
     Published {
+        stream,
         seq,
         msg_id: header(headers, "Nats-Msg-Id"),
         id: header(headers, "Fed-Event-Id"),
@@ -229,8 +239,10 @@ fn published(seq: u64, headers: &async_nats::HeaderMap, payload: &[u8]) -> Publi
 pub async fn reader(js: jetstream::Context, read: Shared<Published>) {
     loop {
         // Every error here is a broker that is away: try again.
+        let mut made = 0;
         let consumer = match js.get_stream("FED_IN").await {
             Ok(stream) => {
+                made = made_at(stream.cached_info());
                 let config = jetstream::consumer::pull::Config {
                     durable_name: Some("lasting".into()),
                     ack_wait: Duration::from_secs(5),
@@ -258,7 +270,7 @@ pub async fn reader(js: jetstream::Context, read: Shared<Published>) {
                     let headers = message.headers.clone().unwrap_or_default();
                     push(
                         &read,
-                        published(info.stream_sequence, &headers, &message.payload),
+                        published(made, info.stream_sequence, &headers, &message.payload),
                     );
                     failed |= message.ack().await.is_err();
                 }
@@ -271,43 +283,54 @@ pub async fn reader(js: jetstream::Context, read: Shared<Published>) {
     }
 }
 
-/// Every message of a stream by its sequence, from `from` on, as (sequence, headers, payload).
+/// When a stream was made, nanoseconds.
+fn made_at(info: &jetstream::stream::Info) -> i64 {
+    i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(0)
+}
+
+/// Every message of a stream by its sequence, from `from` on, as (sequence, headers, payload), and
+/// when the stream was made.
 async fn by_sequence(
     js: &jetstream::Context,
     stream: &str,
     from: u64,
-) -> Vec<(u64, async_nats::HeaderMap, Vec<u8>)> {
-    let Ok(mut stream) = js.get_stream(stream).await else {
-        return Vec::new();
+) -> (i64, Vec<(u64, async_nats::HeaderMap, Vec<u8>)>) {
+    let Ok(stream) = js.get_stream(stream).await else {
+        return (0, Vec::new());
     };
-    let state = stream
-        .info()
-        .await
-        .expect("the stream's state")
-        .state
-        .clone();
+    let info = stream.cached_info();
+    let (made, state) = (made_at(info), &info.state);
     let mut found = Vec::new();
     for seq in from.max(state.first_sequence)..=state.last_sequence {
         if let Ok(message) = stream.get_raw_message(seq).await {
             found.push((seq, message.headers, message.payload.to_vec()));
         }
     }
-    found
+    (made, found)
 }
 
-/// `FED_IN` by sequence.
-pub async fn scan(js: &jetstream::Context, from: u64) -> Vec<Published> {
-    by_sequence(js, "FED_IN", from)
-        .await
+/// `FED_IN` by sequence, and when the stream was made.
+pub async fn scan(js: &jetstream::Context, from: u64) -> (i64, Vec<Published>) {
+    let (made, found) = by_sequence(js, "FED_IN", from).await;
+    let events = found
         .iter()
-        .map(|(seq, headers, payload)| published(*seq, headers, payload))
+        .map(|(seq, headers, payload)| published(made, *seq, headers, payload));
+    (made, events.collect())
+}
+
+/// Ids of what `FED_OUT` holds.
+pub async fn waiting(js: &jetstream::Context) -> Vec<String> {
+    let (_, found) = by_sequence(js, "FED_OUT", 1).await;
+    found
+        .iter()
+        .map(|(_, headers, _)| header(headers, "Nats-Msg-Id"))
         .collect()
 }
 
 /// `FED_DEAD` by sequence: ids and reasons.
 pub async fn dead(js: &jetstream::Context) -> Vec<Dead> {
-    by_sequence(js, "FED_DEAD", 1)
-        .await
+    let (_, found) = by_sequence(js, "FED_DEAD", 1).await;
+    found
         .iter()
         .map(|(_, headers, _)| Dead {
             id: header(headers, "Fed-Msg-Id"),

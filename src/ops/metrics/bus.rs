@@ -4,20 +4,25 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
 use super::METRICS;
-use super::labels::added;
+use super::labels::{Registry, added};
 
 pub(super) struct Bus {
     connected: Gauge,
     durability: Family<ByVerdict, Gauge>,
     ops_dropped: Counter,
+    reloads: Family<ByResult, Counter>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByVerdict {
     verdict: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByResult {
+    outcome: &'static str,
 }
 
 impl Bus {
@@ -40,6 +45,12 @@ impl Bus {
                 "ops_events_dropped",
                 "Operator events dropped because their queue was full",
                 Counter::default(),
+            ),
+            reloads: added(
+                r,
+                "config_reloads",
+                "Times the configuration was read again, by what came of it",
+                Family::default(),
             ),
         }
     }
@@ -67,4 +78,11 @@ pub fn ops_dropped() {
 /// How many operator events were dropped so far.
 pub fn ops_dropped_count() -> u64 {
     METRICS.bus.ops_dropped.get()
+}
+
+/// The configuration was read again; `taken`: it is in force.
+pub fn config_reload(taken: bool) {
+    let outcome = if taken { "taken" } else { "rejected" };
+    let label = ByResult { outcome };
+    METRICS.bus.reloads.get_or_create(&label).inc();
 }

@@ -4,10 +4,9 @@ use std::sync::atomic::AtomicU64;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
 use super::METRICS;
-use super::labels::{ByOutcome, Outcomes, Reasons, added};
+use super::labels::{ByOutcome, Outcomes, Reasons, Registry, added};
 
 pub(super) struct Inbound {
     inbound: Outcomes,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::{Metric, Registry as Inner, Unit};
 
 /// Series one label of reason codes may have; later codes count as `other`. Codes are ours and few,
 /// so this only bounds what a mistake could cost.
@@ -32,6 +32,65 @@ pub(super) struct ByReason {
     pub protocol: String,
     pub reason: String,
 }
+
+/// The endings of names that are units: OpenMetrics wants them told apart from the name.
+const UNITS: [&str; 3] = ["seconds", "bytes", "rows"];
+
+/// What is registered, and what it was said to be.
+pub(super) struct Registry {
+    pub inner: Inner,
+    pub described: Vec<Described>,
+}
+
+/// One metric as it is documented: the name of its samples (a histogram's without `_bucket`),
+/// its type, its unit where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Described {
+    pub name: String,
+    pub kind: String,
+    pub unit: Option<String>,
+}
+
+impl Registry {
+    pub fn new() -> Self {
+        Self {
+            inner: Inner::with_prefix(PREFIX),
+            described: Vec::new(),
+        }
+    }
+
+    /// Registers `metric` under `drawbridge_<name>`; a unit at the end of the name is found by itself.
+    pub fn register(&mut self, name: &str, help: &str, metric: impl Metric) {
+        let kind = metric.metric_type().as_str().to_owned();
+        let ending = match kind.as_str() {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        let unit = UNITS
+            .into_iter()
+            .find_map(|unit| Some((name.strip_suffix(unit)?.strip_suffix('_')?, unit)));
+        self.described.push(Described {
+            name: format!("{PREFIX}_{name}{ending}"),
+            kind,
+            unit: unit.map(|(_, unit)| unit.to_owned()),
+        });
+        match unit {
+            None => self.inner.register(name, help, metric),
+            Some((short, unit)) => {
+                let unit = match unit {
+                    "seconds" => Unit::Seconds,
+                    "bytes" => Unit::Bytes,
+                    other => Unit::Other(other.to_owned()),
+                };
+                self.inner.register_with_unit(short, help, unit, metric);
+            }
+        }
+    }
+}
+
+/// What every name begins with.
+const PREFIX: &str = "drawbridge";
 
 pub(super) type Outcomes = Family<ByOutcome, Counter>;
 pub(super) type Protocols = Family<ByProtocol, Counter>;
@@ -110,7 +169,7 @@ mod tests {
         };
         assert_eq!(reasons.family.get(&other).map(|c| c.get()), Some(50));
         let mut text = String::new();
-        let mut registry = Registry::default();
+        let mut registry = Inner::default();
         registry.register("reasons", "By code", reasons.family.clone());
         assert!(encode(&mut text, &registry).is_ok());
         assert_eq!(text.matches("reasons_total{").count(), MAX_REASONS + 1);

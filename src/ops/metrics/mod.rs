@@ -13,6 +13,7 @@
 mod bus;
 mod inbound;
 mod labels;
+mod lanes;
 mod outbound;
 mod store;
 
@@ -21,19 +22,26 @@ use std::sync::LazyLock;
 
 use prometheus_client::encoding::text::encode as encode_text;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+
+use labels::Registry;
 
 pub use bus::*;
 pub use inbound::*;
+pub use labels::Described;
+pub use lanes::*;
 pub use outbound::*;
 pub use store::*;
 
 /// Media type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// The commit of the build, where whoever built it said so.
+const COMMIT: Option<&str> = option_env!("DRAWBRIDGE_COMMIT");
+
 struct Metrics {
     registry: Registry,
     outbound: outbound::Outbound,
+    lanes: lanes::Lanes,
     inbound: inbound::Inbound,
     store: store::Store,
     bus: bus::Bus,
@@ -43,12 +51,16 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
 impl Metrics {
     fn new() -> Self {
-        let mut registry = Registry::with_prefix("drawbridge");
+        let mut registry = Registry::new();
         let r = &mut registry;
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        let build = Info::new([
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("commit", COMMIT.unwrap_or("unknown")),
+        ]);
         r.register("build", "The version that runs", build);
         Self {
             outbound: outbound::Outbound::new(r),
+            lanes: lanes::Lanes::new(r),
             inbound: inbound::Inbound::new(r),
             store: store::Store::new(r),
             bus: bus::Bus::new(r),
@@ -63,10 +75,15 @@ pub fn init() {
     LazyLock::force(&METRICS);
 }
 
+/// Every metric there is, shown already or not, in the order of its registration.
+pub fn described() -> Vec<Described> {
+    METRICS.registry.described.clone()
+}
+
 /// Everything, in the OpenMetrics text form ([`CONTENT_TYPE`]).
 pub fn encode() -> String {
     let mut text = String::with_capacity(8 * 1024);
-    if encode_text(&mut text, &METRICS.registry).is_err() {
+    if encode_text(&mut text, &METRICS.registry.inner).is_err() {
         // Writing into a String cannot fail; were it to, half a page would read as a reset of all.
         text.clear();
         let _ = writeln!(text, "# EOF");

@@ -9,11 +9,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 
 use super::METRICS;
 use super::labels::{
-    ByOutcome, ByProtocol, ByProtocolId, Outcomes, Protocols, Reasons, added, count, gauge_value,
+    ByOutcome, ByProtocol, ByProtocolId, Outcomes, Protocols, Reasons, Registry, added, count,
+    gauge_value,
 };
 
 type FloatGauge = Gauge<f64, AtomicU64>;

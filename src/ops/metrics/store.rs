@@ -1,10 +1,9 @@
 //! The ledger: commits and how large they are.
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 
 use super::METRICS;
-use super::labels::added;
+use super::labels::{Registry, added};
 
 pub(super) struct Store {
     batch_rows: Histogram,

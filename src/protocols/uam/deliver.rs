@@ -222,6 +222,7 @@ async fn check(
             return Err(Refused::by("replay")(Rejection::replay()));
         }
     }
+    uam.peers.heard_from(ID, &relay.peer);
     verify::check_envelope(&request.envelope, request.form()).map_err(Refused::by("envelope"))?;
     agent_proof(uam, &request.envelope).await?;
     let event = event(request, headers, relay, now, replay)?;

@@ -43,6 +43,10 @@ pub trait Net: Send + Sync + 'static {
     fn get<'a>(&'a self, url: &'a str) -> BoxFuture<'a, Result<Answer, TransportError>>;
     /// SRV records, best first; empty: there is none.
     fn srv<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<SrvTarget>, TransportError>>;
+    /// The client behind it, for a probe; a stub has none.
+    fn client(&self) -> Option<&Client> {
+        None
+    }
 }
 
 impl Net for Client {
@@ -58,6 +62,10 @@ impl Net for Client {
 
     fn srv<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<SrvTarget>, TransportError>> {
         Box::pin(Client::srv(self, name))
+    }
+
+    fn client(&self) -> Option<&Client> {
+        Some(self)
     }
 }
 
@@ -211,7 +219,7 @@ async fn by_srv(net: &dyn Net, name: &PeerName, end: Instant) -> Option<Found> {
 }
 
 /// `https://target:port`; `None` for the root target (no such service) and for what is no host name.
-fn base_of(target: &SrvTarget) -> Option<String> {
+pub(super) fn base_of(target: &SrvTarget) -> Option<String> {
     let host = target.target.trim_end_matches('.').to_ascii_lowercase();
     let name = PeerName::parse(&host).ok()?;
     if name.as_str().contains(':') || target.port == 0 {
@@ -275,7 +283,7 @@ pub fn origin_of(url: &str) -> Option<String> {
 }
 
 /// An absolute URL without user name; which addresses it may lead to is the client's to say.
-fn checked_endpoint(url: &str) -> Option<String> {
+pub(super) fn checked_endpoint(url: &str) -> Option<String> {
     if url.len() > MAX_URL {
         return None;
     }

@@ -14,6 +14,7 @@
 //! | [`verify`], [`relay_request`], [`envelope`], [`canonical`], [`json`] | the pure part: what is read, signed, checked |
 //! | [`admin`], [`routes`], [`answer`] | the other routes, and refusals in the protocol's words |
 //! | [`explain`] | what is checked, step by step, for a person |
+//! | [`probe`] | examining a relay from outside |
 
 pub mod address;
 pub mod admin;
@@ -28,6 +29,7 @@ pub mod json;
 pub mod judge;
 mod number;
 pub mod payload;
+pub mod probe;
 mod proof;
 pub mod python;
 mod received;
@@ -54,13 +56,14 @@ use crate::ops::Ops;
 use crate::peers::Peers;
 use crate::protocol::{
     Answer, Judgement, OutEvent, PeerName, PeerRecord, Protocol, ProtocolId, Refusal, Request,
-    Schedule, Sealed, Targets, TransportError, TransportKind, Try,
+    Schedule, Sealed, Targets, Tell, TransportError, TransportKind, Try,
 };
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
 use agents::Agents;
 use discover::{DELIVER_PATH, Net, Pin};
+use probe::{Own, Probe};
 
 /// Its name in subjects, tables and settings.
 pub const ID: ProtocolId = "uam";
@@ -189,6 +192,18 @@ impl Uam {
         format!("uam/relay/{from_relay}")
     }
 
+    /// What the configuration pins for a relay.
+    fn pin(&self, name: &PeerName) -> Pin {
+        Pin {
+            base: self
+                .peers
+                .pin(ID, name)
+                .and_then(|pin| pin.endpoint)
+                .map(|url| url.trim_end_matches('/').to_owned()),
+            public_key: self.peers.pinned_key(ID, name),
+        }
+    }
+
     /// This value as the core holds it; `None` only while it is being dropped.
     fn shared(&self) -> Option<Arc<dyn Protocol>> {
         self.me.upgrade().map(|me| me as Arc<dyn Protocol>)
@@ -269,14 +284,7 @@ impl Protocol for Uam {
         name: &'a PeerName,
     ) -> BoxFuture<'a, Result<PeerRecord, TransportError>> {
         Box::pin(async move {
-            let pin = Pin {
-                base: self
-                    .peers
-                    .pin(ID, name)
-                    .and_then(|pin| pin.endpoint)
-                    .map(|url| url.trim_end_matches('/').to_owned()),
-                public_key: self.peers.pinned_key(ID, name),
-            };
+            let pin = self.pin(name);
             if !self.config.discovery && self.peers.pin(ID, name).is_none() {
                 return Err(TransportError {
                     kind: TransportKind::Discovery,
@@ -307,6 +315,33 @@ impl Protocol for Uam {
 
     fn routes(self: Arc<Self>) -> axum::Router {
         routes::router(self)
+    }
+
+    fn probe<'a>(
+        &'a self,
+        name: &'a PeerName,
+        tell: Tell<'a>,
+    ) -> BoxFuture<'a, Result<(), Refusal>> {
+        Box::pin(async move {
+            let client = self.net.client().cloned().ok_or_else(|| {
+                Refusal::new("no_probe", "this relay has no network to probe through")
+            })?;
+            let known = self.peers.known(ID, name);
+            let probe = Probe {
+                client,
+                clock: self.clock.clone(),
+                own: Some(Own {
+                    domain: self.domain.clone(),
+                    key: self.key.clone(),
+                }),
+                pin: self.pin(name),
+                known_key: known.and_then(|record| record.public_key),
+                max_skew_s: i64::try_from(self.config.timestamp_max_age.as_secs())
+                    .unwrap_or(i64::MAX),
+                spend: false,
+            };
+            probe.run(name, tell).await
+        })
     }
 
     fn call<'a>(

@@ -7,7 +7,6 @@ use ::http::{HeaderMap, HeaderValue, Method, header};
 use bytes::Bytes;
 
 use crate::identity::b64;
-use crate::ops::trace;
 use crate::protocol::{OutEvent, PeerName, PeerRecord, Refusal, Request, Sealed, Targets, Try};
 
 use super::envelope::Envelope;
@@ -111,8 +110,8 @@ pub fn dress(
     );
     headers.insert("x-uam-relay-signature", value(&signed.signature)?);
     headers.insert("x-uam-relay-domain", value(uam.domain())?);
-    if let Some(span) = attempt.traceparent.as_deref().and_then(trace::child) {
-        headers.insert("traceparent", value(&span)?);
+    if let Some(span) = &attempt.traceparent {
+        headers.insert("traceparent", value(span)?);
     }
     Ok(Request {
         method: Method::POST,

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::peers::health::{Change, Pause};
+use crate::protocol::Schedule;
 use crate::store::RowState;
 
 const POLICY: Policy = Policy {
@@ -46,7 +48,7 @@ pub(super) fn row(id: i64, key: &str) -> QueueRow {
 
 fn attempts(lane: &mut Lane, now: i64) -> Vec<Item> {
     let mut items = Vec::new();
-    while let Step::Attempt(item) = lane.next(&POLICY, &schedule(), now, true) {
+    while let Step::Attempt(item, _) = lane.next(&POLICY, &schedule(), now, true) {
         items.push(item);
     }
     items
@@ -109,7 +111,7 @@ fn memory_is_bounded_and_the_tail_is_read_in_order() {
     let mut seen = Vec::new();
     loop {
         match lane.next(&POLICY, &schedule(), 0, true) {
-            Step::Attempt(item) => {
+            Step::Attempt(item, _) => {
                 seen.push(item.id);
                 lane.finished(&item);
             }
@@ -155,7 +157,7 @@ fn an_open_peer_keeps_nothing_in_memory_probes_with_one_and_then_drains_all() {
     assert_eq!(first.len(), 4);
     for (n, item) in first.iter_mut().enumerate() {
         let now = i64::try_from(n).unwrap() * 10;
-        lane.failed(&POLICY, now, now + 5, "connect");
+        lane.failed(&POLICY, Cause::Due, now, now + 5, ("connect", ""));
         item.next_at_ms = 30_000;
         item.attempts = 1;
         item.peer_fault = true;
@@ -186,7 +188,10 @@ fn an_open_peer_keeps_nothing_in_memory_probes_with_one_and_then_drains_all() {
         [5],
         "the row never tried is due; the others keep their times"
     );
-    assert!(lane.succeeded(&POLICY, until));
+    assert_eq!(
+        lane.succeeded(&POLICY, Cause::Due, until),
+        Change::Recovered
+    );
     lane.finished(&probe[0]);
     assert_eq!(attempts(&mut lane, until).len(), 1, "narrow at first");
 }
@@ -208,9 +213,9 @@ fn drain(lane: &mut Lane, disk: &[(i64, &str)], now: i64) -> Vec<i64> {
     let mut seen = Vec::new();
     loop {
         match lane.next(&POLICY, &schedule(), now, true) {
-            Step::Attempt(item) => {
+            Step::Attempt(item, _) => {
                 seen.push(item.id);
-                lane.succeeded(&POLICY, now);
+                lane.succeeded(&POLICY, Cause::Due, now);
                 lane.finished(&item);
             }
             Step::Load { after, limit } => {
@@ -270,7 +275,7 @@ fn a_page_asked_for_before_everything_went_back_to_disk_strands_nothing() {
         panic!("reads on while attempts are in flight")
     };
     for n in 0..3 {
-        lane.failed(&POLICY, n * 10, n * 10 + 1, "connect");
+        lane.failed(&POLICY, Cause::Due, n * 10, n * 10 + 1, ("connect", ""));
     }
     for mut item in flying {
         item.attempts = 1;
@@ -301,4 +306,190 @@ fn a_row_that_a_page_brought_is_not_taken_again_when_its_arrival_comes() {
     assert!(drain(&mut lane, &[], 0).is_empty());
     lane.arrive(row(3, "b").into());
     assert_eq!(drain(&mut lane, &[], 0), [3]);
+}
+
+/// Five rows of five keys that failed and wait for a retry far away, their peer open.
+fn all_wait(lane: &mut Lane) -> Vec<QueueRow> {
+    for id in 1..=3 {
+        lane.arrive(row(id, &format!("k{id}")).into());
+    }
+    for (n, mut item) in attempts(lane, 0).into_iter().enumerate() {
+        let now = i64::try_from(n).unwrap() * 10;
+        lane.failed(&POLICY, Cause::Due, now, now + 5, ("connect", ""));
+        item.next_at_ms = 1_800_000;
+        item.attempts = 1;
+        item.first_failed_ms = Some(now);
+        item.peer_fault = true;
+        lane.waits(item, &POLICY);
+    }
+    (1..=3)
+        .map(|id| {
+            let mut r = row(id, &format!("k{id}"));
+            (r.attempts, r.next_at_ms, r.peer_fault) = (1, Some(1_800_000), true);
+            r.first_failed_ms = Some(0);
+            r
+        })
+        .collect()
+}
+
+/// Steps until one is an attempt; pages come from `disk`.
+fn until_attempt(lane: &mut Lane, disk: &[QueueRow], now: i64) -> Result<(Item, Cause), Step> {
+    let schedule = Schedule {
+        delays: vec![Duration::from_secs(1_800)],
+    };
+    loop {
+        match lane.next(&POLICY, &schedule, now, true) {
+            Step::Attempt(item, cause) => return Ok((item, cause)),
+            Step::Load { after, limit } => {
+                let page: Vec<_> = disk
+                    .iter()
+                    .filter(|r| r.id > after)
+                    .take(limit)
+                    .cloned()
+                    .collect();
+                let (full, last) = (page.len() >= limit, page.last().map(|r| r.id));
+                lane.loaded(page, full, last);
+            }
+            step => return Err(step),
+        }
+    }
+}
+
+#[test]
+fn an_open_peer_whose_rows_all_wait_is_probed_by_the_breaker_and_no_row_pays_for_it() {
+    let mut lane = lane();
+    let disk = all_wait(&mut lane);
+    let Err(Step::Sleep(probe_at)) = until_attempt(&mut lane, &disk, 30) else {
+        panic!("the breaker holds it back")
+    };
+    let (item, cause) = until_attempt(&mut lane, &disk, probe_at).unwrap();
+    assert_eq!((item.id, cause), (1, Cause::Probe));
+    assert_eq!(
+        lane.failed(&POLICY, cause, probe_at, probe_at + 1, ("connect", "")),
+        Change::Noted
+    );
+    lane.waits(item, &POLICY);
+    let Err(Step::Sleep(later)) = until_attempt(&mut lane, &disk, probe_at + 1) else {
+        panic!("again it waits")
+    };
+    assert_eq!(later - probe_at - 1, 10_000, "longer than before");
+    let (item, cause) = until_attempt(&mut lane, &disk, later).unwrap();
+    assert_eq!(lane.succeeded(&POLICY, cause, later), Change::Recovered);
+    lane.finished(&item);
+    let (item, cause) = until_attempt(&mut lane, &disk[1..], later).unwrap();
+    assert_eq!(
+        (item.id, cause),
+        (2, Cause::Due),
+        "the backlog goes promptly"
+    );
+}
+
+#[test]
+fn a_word_from_the_peer_earns_one_early_attempt_and_resets_nothing() {
+    let mut lane = lane();
+    let disk = all_wait(&mut lane);
+    let before = lane.facts.clone();
+    assert!(lane.heard(40));
+    assert!(!lane.heard(41), "one word is enough");
+    let (item, cause) = until_attempt(&mut lane, &disk, 50).unwrap();
+    assert_eq!((item.id, cause), (1, Cause::Early));
+    assert!(
+        matches!(until_attempt(&mut lane, &disk, 51), Err(Step::Sleep(_))),
+        "one attempt at a time"
+    );
+    let news = lane.failed(&POLICY, cause, 50, 60, ("connect", ""));
+    lane.waits(item, &POLICY);
+    assert_eq!(news, Change::None);
+    assert_eq!(lane.facts, before, "hearing of it changed nothing");
+    assert!(!lane.heard(70), "not again before the next failure");
+    let Err(Step::Sleep(probe_at)) = until_attempt(&mut lane, &disk, 70) else {
+        panic!("the breaker's time stands")
+    };
+    let (item, cause) = until_attempt(&mut lane, &disk, probe_at).unwrap();
+    lane.failed(&POLICY, cause, probe_at, probe_at + 1, ("connect", ""));
+    lane.waits(item, &POLICY);
+    assert!(
+        lane.heard(probe_at + 2),
+        "a failure later a word counts again"
+    );
+}
+
+#[test]
+fn a_peer_that_is_well_earns_nothing_by_its_words() {
+    let mut lane = lane();
+    lane.arrive(row(1, "a").into());
+    assert!(!lane.would_listen(0) && !lane.heard(0));
+}
+
+#[test]
+fn a_paused_lane_keeps_nothing_in_memory_and_goes_on_where_it_was() {
+    let mut lane = lane();
+    for id in 1..=3 {
+        lane.arrive(row(id, "a").into());
+    }
+    let first = attempts(&mut lane, 0);
+    lane.pause(Pause::default());
+    lane.arrive(row(4, "b").into());
+    assert_eq!(lane.held.len(), 1, "only what is in flight");
+    lane.finished(&first[0]);
+    assert!(matches!(
+        lane.next(&POLICY, &schedule(), 5, true),
+        Step::Rest
+    ));
+    assert!(lane.held.is_empty() && !lane.is_idle());
+    assert!(lane.resume(10));
+    assert_eq!(
+        drain(&mut lane, &[(2, "a"), (3, "a"), (4, "b")], 10),
+        [2, 4, 3]
+    );
+}
+
+#[test]
+fn a_pause_with_an_end_ends_by_itself() {
+    let mut lane = lane();
+    lane.pause(Pause {
+        until_ms: Some(100),
+        ..Pause::default()
+    });
+    lane.arrive(row(1, "a").into());
+    assert!(matches!(
+        lane.next(&POLICY, &schedule(), 5, true),
+        Step::Sleep(100)
+    ));
+    assert!(!lane.pause_ran_out(99) && lane.pause_ran_out(100));
+    assert_eq!(drain(&mut lane, &[(1, "a")], 100), [1]);
+}
+
+#[test]
+fn the_schedule_does_not_end_while_an_operator_has_paused_the_peer() {
+    let one = |paused: Option<(i64, i64)>| {
+        let mut lane = lane();
+        lane.facts.failures = 3;
+        lane.facts.pauses.extend(paused);
+        let mut item: Item = row(1, "a").into();
+        item.first_failed_ms = Some(0);
+        lane.arrive(item);
+        lane.next(&POLICY, &schedule(), 50_000, true)
+    };
+    assert!(matches!(one(None), Step::Dead(_, "peer_unreachable", _)));
+    assert!(matches!(one(Some((10_000, 40_000))), Step::Attempt(..)));
+}
+
+#[test]
+fn an_operator_s_probe_tries_any_row_and_a_flush_reads_all_again() {
+    let mut lane = lane();
+    lane.arrive(row(1, "a").into());
+    let mut item = attempts(&mut lane, 0).remove(0);
+    (item.attempts, item.next_at_ms) = (1, 30_000);
+    lane.waits(item, &POLICY);
+    lane.grant(Grant::Operator);
+    let (item, cause) = until_attempt(&mut lane, &[], 10).unwrap();
+    assert_eq!((item.id, cause), (1, Cause::Early));
+    lane.waits(item, &POLICY);
+    assert!(matches!(
+        until_attempt(&mut lane, &[], 11),
+        Err(Step::Sleep(30_000))
+    ));
+    lane.reread(1);
+    assert_eq!(drain(&mut lane, &[(1, "a")], 12), [1]);
 }

@@ -1,47 +1,93 @@
-//! Nothing is lost, nothing comes twice, and order holds, whatever is killed and whenever.
-//!
-//! The bridge, its nats-server and the receiver get SIGKILL at random points while messages go both
-//! ways; then everything is healed and drained, and `support/checker.rs` judges by what the outside
-//! saw. `DRAWBRIDGE_CRASH_ROUNDS` asks for more rounds, `DRAWBRIDGE_CRASH_SEED` for the same kills
-//! again (the machine's own timing differs all the same).
-//!
-//! With the cargo feature `faults` the tests named `seeded_…` break one promise each on purpose and
-//! expect the checker to say so: `cargo test --features faults --test crash seeded`.
+//! The processes of a run, the traffic through them, and what the outside saw of it.
 
-mod support {
-    pub mod bridge;
-    pub mod checker;
-    pub mod sink;
-    pub mod traffic;
-    pub mod uam_client;
-}
-
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
-use support::bridge::{self, Bridge, Broker};
-use support::checker::{self, Arrival, Class, Fault, History, Violation, Who};
-use support::sink::{self, SinkOptions, SinkProcess};
-use support::traffic::{self, Rng, Shared, Stop, snapshot};
-use support::uam_client::now_ns;
+use sqlx::Connection as _;
 
-/// A process of the crash test, not a test: see [`sink::main_if_asked`].
-#[test]
-#[ignore = "the receiver's process, started by the crash test itself"]
-fn sink_main() {
-    sink::main_if_asked();
+use crate::support::bridge::{self, Bridge, Broker};
+use crate::support::checker::{self, Arrival, Class, History, Violation, Who};
+use crate::support::postgres;
+use crate::support::sink::{self, SinkOptions, SinkProcess};
+use crate::support::traffic::{self, Gate, Rng, Shared, Stop, snapshot};
+
+/// How long messages keep coming in one round.
+const TRAFFIC: Duration = Duration::from_secs(6);
+
+/// The bridge's database as the test meddles with it.
+pub enum Ledger {
+    /// The file.
+    Sqlite(PathBuf),
+    /// A server of its own.
+    Postgres(postgres::Server),
 }
 
-struct World {
-    dir: tempfile::TempDir,
-    broker: Broker,
-    bridge: Bridge,
-    sink: SinkProcess,
-    js: jetstream::Context,
-    rng: Rng,
-    history: History,
+/// A lock that somebody holds until it is dropped.
+pub enum Lock {
+    Sqlite(#[allow(dead_code, reason = "dropping it ends the lock")] sqlx::SqliteConnection),
+    Postgres(#[allow(dead_code, reason = "dropping it ends the lock")] sqlx::PgConnection),
+}
+
+impl Ledger {
+    /// Locks what the bridge writes, as a backup tool or a person with a shell might.
+    pub async fn lock(&self) -> Option<Lock> {
+        match self {
+            Self::Sqlite(file) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::new()
+                    .filename(file)
+                    .busy_timeout(Duration::from_secs(2));
+                let mut conn = sqlx::SqliteConnection::connect_with(&options).await.ok()?;
+                sqlx::query("BEGIN IMMEDIATE")
+                    .execute(&mut conn)
+                    .await
+                    .ok()?;
+                Some(Lock::Sqlite(conn))
+            }
+            Self::Postgres(server) => {
+                let mut conn = sqlx::PgConnection::connect(&server.url()).await.ok()?;
+                for text in [
+                    "BEGIN",
+                    "SET LOCAL lock_timeout = '2s'",
+                    "LOCK TABLE federation_queue, federation_events IN ACCESS EXCLUSIVE MODE",
+                ] {
+                    sqlx::query(text).execute(&mut conn).await.ok()?;
+                }
+                Some(Lock::Postgres(conn))
+            }
+        }
+    }
+
+    /// SIGKILL to the server.
+    pub async fn kill9(&mut self) {
+        if let Self::Postgres(server) = self {
+            server.kill9().await;
+        }
+    }
+
+    /// Up again, with what it had.
+    pub async fn start(&mut self) {
+        if let Self::Postgres(server) = self {
+            server.start().await;
+        }
+    }
+}
+
+/// A bridge, what is around it, and what was seen.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub broker: Broker,
+    pub bridge: Bridge,
+    pub ledger: Ledger,
+    pub sink: SinkProcess,
+    pub js: jetstream::Context,
+    pub rng: Rng,
+    pub gate: Gate,
+    pub history: History,
+    /// What went wrong so far: when it ended, what, for how long.
+    pub luck: Vec<String>,
     out: Shared<checker::Input>,
     posted: Shared<checker::Input>,
     read: Shared<checker::Published>,
@@ -51,7 +97,13 @@ struct World {
 }
 
 impl World {
-    async fn new(seed: u64, fault: Option<&str>, drain: Duration) -> Self {
+    /// Everything started. `server`: the PostgreSQL to use; `None`: SQLite.
+    pub async fn new(
+        seed: u64,
+        server: Option<postgres::Server>,
+        fault: Option<&str>,
+        drain: Duration,
+    ) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("drawbridge-crash-")
             .tempdir()
@@ -68,6 +120,9 @@ impl World {
             trusts: "alpha.test".into(),
             dir: dir.path().join("sink"),
         });
+        let store = server.as_ref().map_or(String::new(), |server| {
+            format!("[store]\nurl = \"{}\"\n", server.url())
+        });
         let mut bridge = Bridge::new(
             &dir.path().join("bridge"),
             "alpha.test",
@@ -76,10 +131,16 @@ impl World {
             "discovery = false\nadmin_api_key = \"a key of this test alone\"\nrelay_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
              retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\", \"6s\"]",
             &format!(
-                "[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}",
+                "{store}[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}",
                 bridge::pin("beta.test", sink.options.address)
             ),
         );
+        let ledger = match server {
+            Some(server) => Ledger::Postgres(server),
+            None => Ledger::Sqlite(dir.path().join("bridge").join("drawbridge.db")),
+        };
+        // A write beyond the limit of `limit_files` shall fail, not end the process.
+        bridge.under(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"]);
         if let Some(fault) = fault {
             bridge.env("DRAWBRIDGE_FAULT", fault);
         }
@@ -91,10 +152,13 @@ impl World {
             dir,
             broker,
             bridge,
+            ledger,
             sink,
             js,
             rng: Rng(seed),
+            gate: Gate::default(),
             history: History::default(),
+            luck: Vec::new(),
             out: Shared::default(),
             posted: Shared::default(),
             read,
@@ -124,7 +188,8 @@ impl World {
         assert_eq!(answer.status(), 201);
     }
 
-    async fn round(&mut self, round: usize) {
+    /// Traffic and trouble, then healing.
+    pub async fn round(&mut self, round: usize) {
         let stop = Stop::default();
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..3 {
@@ -133,6 +198,7 @@ impl World {
                 format!("r{round}p{n}"),
                 Rng(self.rng.next()),
                 stop.clone(),
+                self.gate.clone(),
                 self.out.clone(),
             ));
             tasks.spawn(traffic::poster(
@@ -143,9 +209,9 @@ impl World {
                 self.posted.clone(),
             ));
         }
-        let end = Instant::now() + Duration::from_secs(8);
+        let end = Instant::now() + TRAFFIC;
         while Instant::now() < end {
-            let pause = self.rng.pause(100, 1000);
+            let pause = self.rng.pause(50, 700);
             tokio::time::sleep(pause).await;
             self.trouble().await;
         }
@@ -154,60 +220,6 @@ impl World {
         sink::set_mode(&self.sink.options.dir, "ok");
         self.bridge.ready().await;
         self.drain().await;
-    }
-
-    /// One piece of bad luck, and the end of it.
-    async fn trouble(&mut self) {
-        let dice = self.rng.within(0, 100);
-        let down = self.rng.pause(0, 900);
-        let bridge = dice < 40 || (80..90).contains(&dice);
-        let broker = (40..55).contains(&dice) || (85..90).contains(&dice);
-        let receiver = (55..80).contains(&dice) || (80..85).contains(&dice);
-        if !(bridge || broker || receiver) {
-            let modes = ["status 503", "slow 120", "status 429 1", "ok"];
-            let mode = modes[usize::try_from(self.rng.within(0, 4)).unwrap_or(0)];
-            sink::set_mode(&self.sink.options.dir, mode);
-            tokio::time::sleep(down).await;
-            sink::set_mode(&self.sink.options.dir, "ok");
-            return;
-        }
-        if bridge {
-            self.kill(Who::Bridge);
-        }
-        if broker {
-            self.kill(Who::Broker);
-        }
-        if receiver {
-            self.kill(Who::Receiver);
-        }
-        tokio::time::sleep(down).await;
-        if broker {
-            self.broker.start().await;
-        }
-        if receiver {
-            self.sink.start().await;
-        }
-        if bridge {
-            self.bridge.spawn();
-            // Now and then it is killed again before it is ready.
-            if self.rng.chance(70) {
-                self.bridge.ready().await;
-            }
-        }
-    }
-
-    fn kill(&mut self, who: Who) {
-        let from = now_ns();
-        match who {
-            Who::Bridge => self.bridge.kill9(),
-            Who::Broker => self.broker.kill9(),
-            Who::Receiver => self.sink.kill9(),
-        }
-        self.history.faults.push(Fault {
-            who,
-            from,
-            to: now_ns(),
-        });
     }
 
     /// Waits until every acknowledged message has come to its end, or patience has.
@@ -228,7 +240,10 @@ impl World {
             let left = out
                 .iter()
                 .filter(|i| {
-                    i.class == Class::Ok && !arrived.contains(&i.id) && !dead.contains(&i.id)
+                    i.class == Class::Ok
+                        && !arrived.contains(&i.id)
+                        && !dead.contains(&i.id)
+                        && !self.history.deleted.contains(&i.id)
                 })
                 .count();
             if left == 0 || Instant::now() > end {
@@ -241,16 +256,17 @@ impl World {
     }
 
     /// Stops the bridge in an orderly way, then reads what there is to see.
-    async fn judge(&mut self) -> Vec<Violation> {
+    pub async fn judge(&mut self) -> Vec<Violation> {
         self.bridge.stop().await;
         let mut arrivals: Vec<Arrival> = Vec::new();
-        let mut places = std::collections::HashMap::new();
+        let mut places = HashMap::new();
         for line in sink::read_log(&self.sink.options.dir) {
             match line.what.as_str() {
                 "arrival" => {
                     places.insert(line.token, arrivals.len());
                     arrivals.push(Arrival {
                         id: line.id,
+                        sent: line.sent,
                         t: line.t,
                         answered: None,
                         status: line.status,
@@ -268,13 +284,13 @@ impl World {
         self.history.out = snapshot(&self.out);
         self.history.posted = snapshot(&self.posted);
         self.history.dead = traffic::dead(&self.js).await;
-        let from = self.history.scan.last().map_or(1, |p| p.seq + 1);
-        self.history
-            .scan
-            .extend(traffic::scan(&self.js, from).await);
+        (self.history.stream, self.history.scan) = traffic::scan(&self.js, 1).await;
         let last = self.history.scan.last().map_or(0, |p| p.seq);
         let end = Instant::now() + Duration::from_secs(30);
-        while !snapshot(&self.read).iter().any(|p| p.seq >= last)
+        let stream = self.history.stream;
+        while !snapshot(&self.read)
+            .iter()
+            .any(|p| p.stream == stream && p.seq >= last)
             && last > 0
             && Instant::now() < end
         {
@@ -287,7 +303,7 @@ impl World {
     }
 
     /// Acknowledged messages so far: out, in.
-    fn accepted(&self) -> (usize, usize) {
+    pub fn accepted(&self) -> (usize, usize) {
         let ok = |list: &Shared<checker::Input>| {
             snapshot(list)
                 .iter()
@@ -297,7 +313,7 @@ impl World {
         (ok(&self.out), ok(&self.posted))
     }
 
-    fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         let h = &self.history;
         let class =
             |inputs: &[checker::Input], class| inputs.iter().filter(|i| i.class == class).count();
@@ -325,7 +341,7 @@ impl World {
     }
 
     /// Everything the outside saw of one id, for whoever has to find out.
-    fn story(&self, id: &str) -> String {
+    pub fn story(&self, id: &str) -> String {
         let h = &self.history;
         let mut lines = Vec::new();
         for input in h.out.iter().chain(&h.posted).filter(|i| i.id == id) {
@@ -358,114 +374,5 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.reader.abort();
-    }
-}
-
-/// Runs up to `rounds` rounds; stops at the first that breaks a promise.
-async fn run(rounds: usize, seed: u64, fault: Option<&str>, drain: Duration) -> Result<(), String> {
-    let mut world = World::new(seed, fault, drain).await;
-    for round in 1..=rounds {
-        let before = world.accepted();
-        world.round(round).await;
-        let now = world.accepted();
-        assert!(
-            now.0 > before.0 + 50 && now.1 > before.1 + 20,
-            "too little traffic to prove anything: {before:?} to {now:?}"
-        );
-        let found = world.judge().await;
-        eprintln!(
-            "round {round} of {rounds}, seed {seed}: {}",
-            world.summary()
-        );
-        if !found.is_empty() {
-            let mut text = format!(
-                "{} promises broken, seed {seed}, {}\n",
-                found.len(),
-                world.summary()
-            );
-            for violation in found.iter().take(8) {
-                let id = match violation {
-                    Violation::OutOfOrder { id, .. }
-                    | Violation::OutLost(id)
-                    | Violation::DeadWithoutReason(id)
-                    | Violation::DeadAfterArrival(id)
-                    | Violation::NotDead(id)
-                    | Violation::OutPhantom(id)
-                    | Violation::OutRepeated(id)
-                    | Violation::InLost(id)
-                    | Violation::InRepeated(id)
-                    | Violation::InPhantom(id)
-                    | Violation::InChanged(id)
-                    | Violation::ReaderDiffers(id) => id.as_str(),
-                    Violation::Forged(_) => "",
-                };
-                text.push_str(&format!("{violation}\n{}\n", world.story(id)));
-            }
-            if std::env::var_os("DRAWBRIDGE_CRASH_KEEP").is_some() {
-                world.dir.disable_cleanup(true);
-                text.push_str(&format!("files: {}\n", world.dir.path().display()));
-            }
-            return Err(text);
-        }
-        if round < rounds {
-            world.bridge.start().await;
-        }
-    }
-    Ok(())
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_or_repeated_when_anything_is_killed_at_any_moment() {
-    let rounds = number("DRAWBRIDGE_CRASH_ROUNDS").unwrap_or(3);
-    let seed = number("DRAWBRIDGE_CRASH_SEED").unwrap_or_else(now_ns);
-    eprintln!("seed {seed}: DRAWBRIDGE_CRASH_SEED={seed} asks for it again");
-    let rounds = usize::try_from(rounds).unwrap_or(usize::MAX);
-    if let Err(text) = run(rounds, seed, None, Duration::from_secs(90)).await {
-        panic!("{text}");
-    }
-}
-
-/// The faults of `src/faults.rs`: each has to be noticed, by the violation that it is.
-#[cfg(feature = "faults")]
-mod seeded {
-    use super::{Duration, now_ns, number, run};
-
-    /// One world at a time: the machine's load is part of the timing.
-    static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-    async fn noticed(fault: &str, drain: u64, by: &str) {
-        let _one = ONE.lock().await;
-        let seed = number("DRAWBRIDGE_CRASH_SEED").unwrap_or_else(now_ns);
-        let found = run(6, seed, Some(fault), Duration::from_secs(drain)).await;
-        let text = found.expect_err("the fault was not noticed in 6 rounds");
-        eprintln!("{fault} noticed: {text}");
-        assert!(
-            text.contains(by),
-            "{fault} was noticed, but not as {by}: {text}"
-        );
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn seeded_acknowledging_before_the_commit_loses_messages() {
-        noticed("ack_before_commit", 45, "OutLost").await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn seeded_shuffled_keys_are_out_of_order() {
-        noticed("shuffle_keys", 45, "OutOfOrder").await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn seeded_missing_deduplication_repeats_events() {
-        noticed("dedup_off", 45, "InRepeated").await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn seeded_a_consumer_that_is_not_renewed_breaks_the_order() {
-        noticed("stale_consumer", 60, "OutOfOrder").await;
     }
 }

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 
 use super::tests::row;
 use super::*;
+use crate::peers::health::Pause;
+use crate::protocol::Schedule;
 
 const POLICY: Policy = Policy {
     threshold: 3,
@@ -26,10 +28,17 @@ enum Act {
     Pass(u16),
     /// A row, already met, comes back (its outcome was on its way when it was read).
     Back(u8),
+    /// An operator pauses the peer, with or without an end; or resumes it.
+    Pause(Option<u16>),
+    Resume,
+    /// The peer is heard of, or an operator wants it tried, or everything at once.
+    Heard,
+    Probe,
+    Flush,
 }
 
 enum Under {
-    Attempt(Item, i64),
+    Attempt(Item, Cause, i64),
     Page(usize, Vec<QueueRow>),
     Key(Arc<str>, usize, Vec<QueueRow>),
 }
@@ -47,10 +56,11 @@ struct World {
 
 impl World {
     fn poke(&mut self) {
+        self.lane.pause_ran_out(self.now);
         for turn in 0.. {
             assert!(turn < 10_000, "the lane asks for ever");
             match self.lane.next(&POLICY, &self.schedule, self.now, true) {
-                Step::Attempt(item) => self.begin(item),
+                Step::Attempt(item, cause) => self.begin(item, cause),
                 Step::Dead(item, ..) => {
                     self.disk.remove(&item.id);
                     self.lane.finished(&item);
@@ -66,17 +76,22 @@ impl World {
                     let rows = rows.cloned().collect();
                     self.under.push(Under::Key(key, limit, rows));
                 }
-                Step::Sleep(_) | Step::Rest => break,
+                Step::Sleep(at) => {
+                    assert!(at > self.now, "a wake that makes no progress");
+                    break;
+                }
+                Step::Rest => break,
             }
         }
         let most = 2 * HEAD + self.lane.limits.window;
         assert!(self.lane.active() <= most, "{}", self.lane.active());
     }
 
-    fn begin(&mut self, item: Item) {
+    fn begin(&mut self, item: Item, cause: Cause) {
+        assert!(!self.paused(), "{} goes to a paused peer", item.id);
         assert!(self.disk.contains_key(&item.id), "{} was settled", item.id);
         for other in &self.under {
-            if let Under::Attempt(o, _) = other {
+            if let Under::Attempt(o, ..) = other {
                 assert_ne!(o.id, item.id, "in flight twice");
                 assert_ne!(o.key, item.key, "one key at a time");
             }
@@ -89,7 +104,12 @@ impl World {
                 item.id
             );
         }
-        self.under.push(Under::Attempt(item, self.now));
+        self.under.push(Under::Attempt(item, cause, self.now));
+    }
+
+    fn paused(&self) -> bool {
+        let pause = self.lane.facts.pause.as_ref();
+        pause.is_some_and(|p| p.until_ms.is_none_or(|t| t > self.now))
     }
 
     /// What a shard does with rows whose outcome came while they were read.
@@ -114,12 +134,21 @@ impl World {
                 let rows = self.current(rows);
                 self.lane.loaded_key(&key, rows, limit, full, last);
             }
-            Under::Attempt(item, _) if how.is_multiple_of(3) => {
+            Under::Attempt(item, cause, _) if how.is_multiple_of(3) => {
                 self.disk.remove(&item.id);
-                self.lane.succeeded(&POLICY, self.now);
+                self.lane.succeeded(&POLICY, cause, self.now);
                 self.lane.finished(&item);
             }
-            Under::Attempt(mut item, started) => {
+            Under::Attempt(item, cause, started) if cause != Cause::Due => {
+                if how % 3 == 1 {
+                    self.lane
+                        .failed(&POLICY, cause, started, self.now, ("connect", ""));
+                } else {
+                    self.lane.succeeded(&POLICY, cause, self.now);
+                }
+                self.lane.waits(item, &POLICY);
+            }
+            Under::Attempt(mut item, cause, started) => {
                 item.peer_fault = how % 3 == 1;
                 item.attempts += 1;
                 item.first_failed_ms.get_or_insert(self.now);
@@ -131,7 +160,8 @@ impl World {
                     r.next_at_ms = Some(item.next_at_ms);
                 }
                 if item.peer_fault {
-                    self.lane.failed(&POLICY, started, self.now, "connect");
+                    self.lane
+                        .failed(&POLICY, cause, started, self.now, ("connect", ""));
                 }
                 self.lane.waits(item, &POLICY);
             }
@@ -146,6 +176,11 @@ fn act() -> impl Strategy<Value = Act> {
         6 => (any::<u8>(), 0..3u8).prop_map(|(n, how)| Act::End(n, how)),
         2 => (0..6_000u16).prop_map(Act::Pass),
         1 => any::<u8>().prop_map(Act::Back),
+        1 => prop::option::of(1..9_000u16).prop_map(Act::Pause),
+        1 => Just(Act::Resume),
+        1 => Just(Act::Heard),
+        1 => Just(Act::Probe),
+        1 => Just(Act::Flush),
     ]
 }
 
@@ -170,6 +205,20 @@ proptest! {
                 },
                 Act::End(n, how) => world.end(usize::from(n), how),
                 Act::Pass(ms) => world.now += i64::from(ms),
+                Act::Pause(ms) => world.lane.pause(Pause {
+                    since_ms: world.now,
+                    until_ms: ms.map(|ms| world.now + i64::from(ms)),
+                    reason: None,
+                }),
+                Act::Resume => { world.lane.resume(world.now); },
+                Act::Heard => { world.lane.heard(world.now); },
+                Act::Probe => world.lane.grant(Grant::Operator),
+                Act::Flush => {
+                    for row in world.disk.values_mut() {
+                        row.next_at_ms = row.next_at_ms.map(|t| t.min(world.now));
+                    }
+                    world.lane.reread(1);
+                },
                 Act::Back(n) => {
                     let tried: Vec<i64> = world.disk.keys().copied().filter(|i| world.tried.contains(i)).collect();
                     if !tried.is_empty() {
@@ -179,6 +228,8 @@ proptest! {
             }
             world.poke();
         }
+        world.lane.resume(world.now);
+        world.poke();
         for turn in 0.. {
             if world.disk.is_empty() && world.under.is_empty() {
                 break;

@@ -1,0 +1,116 @@
+//! `drawbridge probe`: would a delivery reach a remote server, and would it be believed?
+//!
+//! Each step is shown as it is done, then the fault in one sentence; the exit code is 0 only without
+//! one. No bridge needs to run: configuration and key file are enough, and nothing is written.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{ConfigArgs, Outcome, steps};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::http::client::Client;
+use crate::identity::SigningKey;
+use crate::peers::Peers;
+use crate::protocol::PeerName;
+use crate::protocols::uam;
+use crate::protocols::uam::discover::Pin;
+use crate::protocols::uam::probe::{Own, Probe};
+use crate::store::Store;
+
+/// Which protocol.
+#[derive(Debug, Subcommand)]
+pub enum ProbeCommand {
+    /// A UAM relay, by its domain.
+    Uam(UamArgs),
+}
+
+/// Whom to examine.
+#[derive(Debug, Args)]
+pub struct UamArgs {
+    /// The domain behind `::` in its agents' addresses.
+    #[arg(value_name = "DOMAIN")]
+    name: String,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Prove our signature even to a relay of 0.2 or 0.3, where that costs 5 points of reputation.
+    #[arg(long)]
+    spend: bool,
+    /// One JSON object a step, then one with the fault.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Examines; exit code 0 only without a fault.
+pub async fn probe(command: ProbeCommand) -> Outcome {
+    let ProbeCommand::Uam(args) = command;
+    let config = args.config.load()?;
+    let name =
+        PeerName::parse(&args.name.trim().to_ascii_lowercase()).map_err(|e| e.to_string())?;
+    let probe = uam_probe(&config, &name, args.spend).await?;
+    let found = probe
+        .run(&name, &mut |step| steps::print(&step, args.json))
+        .await;
+    let fault = found.as_ref().err();
+    if args.json {
+        let fault = fault.map(|f| json!({"code": f.code, "detail": f.detail}));
+        let ok = fault.is_none();
+        println!("{}", json!({"peer": name, "ok": ok, "fault": fault}));
+    } else {
+        match fault {
+            None => println!("\nNo fault found: messages can pass."),
+            Some(fault) => println!("\nFault: {} ({})", fault.detail, fault.code),
+        }
+    }
+    Ok(match fault {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    })
+}
+
+async fn uam_probe(config: &Config, name: &PeerName, spend: bool) -> Result<Probe, String> {
+    let clock = Clock::system();
+    let peers = Peers::in_memory(&config.peers, clock.clone());
+    let pin = Pin {
+        base: peers
+            .pin(uam::ID, name)
+            .and_then(|pin| pin.endpoint.clone())
+            .map(|url| url.trim_end_matches('/').to_owned()),
+        public_key: peers.pinned_key(uam::ID, name),
+    };
+    let key = SigningKey::load(&config.uam.key_path).map_err(|e| e.to_string())?;
+    let own = match (&config.uam.domain, key) {
+        (Some(domain), Some(key)) => Some(Own {
+            domain: PeerName::parse(domain).map_err(|e| format!("uam.domain: {e}"))?,
+            key,
+        }),
+        _ => None,
+    };
+    Ok(Probe {
+        client: Client::new(&config.http)?,
+        clock,
+        own,
+        pin,
+        known_key: known_key(config, name).await,
+        max_skew_s: i64::try_from(config.uam.timestamp_max_age.as_secs()).unwrap_or(i64::MAX),
+        spend,
+    })
+}
+
+/// The key in the bridge's own ledger, if that can be read beside a running bridge; a probe without
+/// it says less, so nothing about it is an error.
+async fn known_key(config: &Config, name: &PeerName) -> Option<[u8; 32]> {
+    let path = config.data_dir.join("drawbridge.db");
+    if !path.exists() {
+        return None;
+    }
+    let store = Store::open_read_only(&path).await.ok()?;
+    let known = store.peers().await.ok();
+    store.close().await;
+    known?
+        .into_iter()
+        .find(|record| record.protocol == uam::ID && record.name == *name)?
+        .public_key
+}

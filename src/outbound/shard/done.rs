@@ -1,0 +1,187 @@
+//! What came of a task.
+
+use std::sync::Arc;
+
+use super::super::attempt::Finished;
+use super::super::lane::{Cause, Item};
+use super::super::outcome::{Fate, HealthNews};
+use super::room::Pace;
+use super::{LaneKey, Shard};
+use crate::ops::metrics;
+use crate::peers::health::Change;
+use crate::store::{Commit, QueueRow, StoreError};
+
+/// What came of a task.
+pub(super) enum Done {
+    Attempted {
+        lane: LaneKey,
+        item: Item,
+        pace: Pace,
+        cause: Cause,
+        finished: Finished,
+        fate: Box<Fate>,
+        /// `None`: there was nothing to write.
+        commit: Option<Result<Commit, StoreError>>,
+    },
+    /// The row could not be read back or is no longer pending.
+    Gone {
+        lane: LaneKey,
+        item: Item,
+        pace: Pace,
+    },
+    Page {
+        read: u64,
+        lane: LaneKey,
+        rows: Vec<QueueRow>,
+        asked: usize,
+    },
+    KeyPage {
+        read: u64,
+        lane: LaneKey,
+        key: Arc<str>,
+        rows: Vec<QueueRow>,
+        asked: usize,
+    },
+    /// Rows that were past their time and pending when they were read.
+    Expired {
+        read: u64,
+        rows: Vec<(LaneKey, Item)>,
+    },
+    Settled(i64),
+    Saved(LaneKey),
+}
+
+impl Shard {
+    pub(super) fn done(&mut self, done: Option<Done>) {
+        match done {
+            Some(Done::Attempted {
+                lane,
+                item,
+                pace,
+                cause,
+                finished,
+                fate,
+                commit,
+            }) => {
+                self.left_flight(pace);
+                self.attempted(&lane, item, cause, &finished, *fate, commit);
+            }
+            Some(Done::Gone { lane, item, pace }) => {
+                self.left_flight(pace);
+                if let Some(entry) = self.lanes.get_mut(&lane) {
+                    entry.lane.finished(&item);
+                }
+                self.poke(&lane);
+            }
+            Some(Done::Page {
+                read,
+                lane,
+                mut rows,
+                asked,
+            }) => {
+                let full = rows.len() >= asked;
+                let last = rows.last().map(|r| r.id);
+                rows.retain(|r| !self.ended.has(r.id));
+                self.ended.read_ends(read);
+                if let Some(entry) = self.lanes.get_mut(&lane) {
+                    entry.lane.loaded(rows, full, last);
+                }
+                self.poke(&lane);
+            }
+            Some(Done::KeyPage {
+                read,
+                lane,
+                key,
+                mut rows,
+                asked,
+            }) => {
+                let full = rows.len() >= asked;
+                let last = rows.last().map(|r| r.id);
+                rows.retain(|r| !self.ended.has(r.id));
+                self.ended.read_ends(read);
+                if let Some(entry) = self.lanes.get_mut(&lane) {
+                    entry.lane.loaded_key(&key, rows, asked, full, last);
+                }
+                self.poke(&lane);
+            }
+            Some(Done::Expired { read, rows }) => self.expired(read, rows),
+            Some(Done::Settled(id)) => self.ended.committed(id),
+            Some(Done::Saved(key)) => self.saved(&key),
+            None => tracing::error!("a delivery task ended abnormally"),
+        }
+        self.feed();
+    }
+
+    fn left_flight(&mut self, pace: Pace) {
+        self.room.leave(pace);
+        metrics::in_flight_add(-1);
+    }
+
+    fn expired(&mut self, read: u64, mut rows: Vec<(LaneKey, Item)>) {
+        rows.retain(|(_, item)| !self.ended.has(item.id));
+        self.ended.read_ends(read);
+        if !self.tools.clock.steady() {
+            return; // they may not be old at all; the next sweep finds them again
+        }
+        for (key, item) in rows {
+            if !self.entry(&key).lane.forget(item.id) {
+                let why = "the time given in Fed-Expires is over".to_owned();
+                self.bury(key.clone(), item, "expired", why, false);
+            }
+            self.poke(&key); // its key may be free now
+        }
+    }
+
+    fn attempted(
+        &mut self,
+        lane: &LaneKey,
+        item: Item,
+        cause: Cause,
+        finished: &Finished,
+        fate: Fate,
+        commit: Option<Result<Commit, StoreError>>,
+    ) {
+        let now = self.tools.clock.now_ms();
+        if fate.waits.is_none() {
+            self.ended.add(item.id);
+        }
+        self.report(lane, &item, finished, &fate);
+        if let Some(settle) = fate.settle {
+            self.settled(settle, commit);
+        }
+        let policy = self.shared.policy;
+        let (mut change, mut throttled) = (Change::None, false);
+        if let Some(entry) = self.lanes.get_mut(lane) {
+            let average = entry.average_ms.unwrap_or(0.0);
+            entry.average_ms = Some(average * 0.8 + finished.elapsed.as_secs_f64() * 200.0);
+            match fate.health {
+                HealthNews::Good => change = entry.lane.succeeded(&policy, cause, now),
+                HealthNews::Bad => {
+                    let why = fate.reason.as_ref();
+                    let why = why.map_or(("", ""), |r| (r.code, r.detail.as_str()));
+                    let began = finished.started_ms;
+                    change = entry.lane.failed(&policy, cause, began, now, why);
+                }
+                HealthNews::Patience(until) => {
+                    entry.lane.facts.throttled(until);
+                    throttled = true;
+                }
+                HealthNews::None => {}
+            }
+            match fate.waits {
+                Some(next) => entry.lane.waits(next, &policy),
+                None => entry.lane.finished(&item),
+            }
+        }
+        match change {
+            Change::None => {}
+            Change::Noted => self.save(lane),
+            Change::Opened => self.health_changed(lane, "open"),
+            Change::Recovered => self.health_changed(lane, "recovered"),
+        }
+        if throttled {
+            self.health_changed(lane, "throttled");
+        }
+        self.poke(lane);
+    }
+}

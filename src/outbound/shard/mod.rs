@@ -1,0 +1,249 @@
+//! A shard: a plain thread with its own runtime and HTTP pool that owns the lanes of its peers.
+//!
+//! Its heart is one `select!` over finished work, new work and due wakes. Lanes are entries of a
+//! map; only an attempt or a read in progress is a task, and their number is bounded.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `work` | what the rest of the bridge tells a shard, and what it does about it |
+//! | `queue` | asking a lane what to do; who waits for a place in the window |
+//! | `attempts` | the tasks: attempts, rows buried without one, outcomes on their way to the store |
+//! | `done` | what came of a task |
+//! | `ask` | an operator's questions and orders |
+//! | `saving` | health facts on their way to the store |
+//! | `report` | operator events and the log |
+//! | [`room`] | who may take a place in the window |
+
+mod ask;
+mod attempts;
+mod done;
+mod queue;
+mod report;
+pub mod room;
+mod saving;
+mod work;
+pub use work::{Ask, Replied, Reply, Work};
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::Tools;
+use super::ended::Ended;
+use super::heard::Listening;
+use super::lane::{Lane, Limits};
+use crate::ops::{Ops, metrics};
+use crate::peers::health::{Facts, Policy};
+use crate::protocol::{PeerName, Protocol, ProtocolId};
+use crate::store::Store;
+use done::Done;
+use room::{Pace, Room};
+use saving::Saving;
+
+/// Whose lane.
+pub type LaneKey = (ProtocolId, PeerName);
+
+/// What every shard shares.
+#[derive(Clone)]
+pub struct Shared {
+    pub store: Store,
+    pub ops: Ops,
+    pub protocols: Arc<HashMap<ProtocolId, Arc<dyn Protocol>>>,
+    /// Wakes the publisher of dead letters.
+    pub dead: Arc<tokio::sync::Notify>,
+    /// Peers of whom a word would earn an early attempt.
+    pub listening: Listening,
+    pub policy: Policy,
+    pub limits: Limits,
+    /// Attempts in flight in this shard at most, see [`room`].
+    pub window: usize,
+    pub jitter: f64,
+    pub throttle_pause: Duration,
+    pub drain: Duration,
+}
+
+/// An average above which a peer counts as slow, milliseconds.
+const SLOW_MS: f64 = 1_000.0;
+
+struct Entry {
+    lane: Lane,
+    /// Exponential average of attempt times, milliseconds; `None`: no attempt has ended yet.
+    average_ms: Option<f64>,
+    armed: Option<i64>,
+    /// Waits in one of the queues for a place in the window.
+    starved: bool,
+    /// Noted as a peer of whom a word would earn an early attempt.
+    listening: bool,
+    state: metrics::LaneState,
+    saving: Saving,
+}
+
+impl Entry {
+    fn pace(&self) -> Pace {
+        match self.average_ms {
+            _ if self.lane.facts.failures > 0 => Pace::Slow,
+            None => Pace::Unknown,
+            Some(ms) if ms > SLOW_MS => Pace::Slow,
+            Some(_) => Pace::Fast,
+        }
+    }
+}
+
+/// What is remembered of a peer that has no lane.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub facts: Facts,
+    average_ms: Option<f64>,
+}
+
+impl From<Facts> for Known {
+    fn from(facts: Facts) -> Self {
+        Self {
+            facts,
+            average_ms: None,
+        }
+    }
+}
+
+/// The shard's state.
+pub struct Shard {
+    shared: Shared,
+    tools: Tools,
+    lanes: HashMap<LaneKey, Entry>,
+    /// Peers without a lane, as they are now.
+    known: HashMap<LaneKey, Known>,
+    wakes: BTreeSet<(i64, LaneKey)>,
+    /// Lanes that found no place in the window: slow ones, and the others.
+    starved_slow: VecDeque<LaneKey>,
+    starved: VecDeque<LaneKey>,
+    tasks: JoinSet<Done>,
+    /// Rows that came to their end, which a page read before the commit still shows as pending.
+    ended: Ended,
+    /// Highest number whose arrival was taken (they come ascending). A lane that read further from
+    /// disk must stay to know those rows when they arrive.
+    arrived_to: i64,
+    room: Room,
+}
+
+impl Shard {
+    /// A shard without lanes; `known`: health facts of earlier runs.
+    pub fn new(shared: Shared, tools: Tools, known: HashMap<LaneKey, Known>) -> Self {
+        Self {
+            arrived_to: shared.store.reserve_rows(0).start - 1,
+            room: Room::new(shared.window),
+            shared,
+            tools,
+            lanes: HashMap::new(),
+            known,
+            wakes: BTreeSet::new(),
+            starved_slow: VecDeque::new(),
+            starved: VecDeque::new(),
+            tasks: JoinSet::new(),
+            ended: Ended::default(),
+        }
+    }
+
+    /// Runs until `stop`, then lets attempts in flight end, at most `drain` long.
+    pub async fn run(mut self, mut work: mpsc::Receiver<Work>, stop: CancellationToken) {
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.done(done.ok()),
+                Some(w) = work.recv() => self.take(w),
+                () = tokio::time::sleep(wake.unwrap_or(Duration::MAX)), if wake.is_some() => self.wake(),
+            }
+        }
+        drop(work); // whoever asks something now is told that we stop
+        let drained = tokio::time::timeout(self.shared.drain, async {
+            while let Some(done) = self.tasks.join_next().await {
+                if let Ok(Done::Attempted {
+                    commit: Some(Ok(commit)),
+                    ..
+                }) = done
+                    && let Err(error) = commit.await
+                {
+                    tracing::warn!(%error, "an outcome could not be recorded while stopping");
+                }
+            }
+        });
+        if drained.await.is_err() {
+            tracing::warn!(
+                "attempts still in flight at the end of the drain time will be repeated"
+            );
+        }
+    }
+
+    fn next_wake(&self) -> Option<Duration> {
+        let (at, _) = self.wakes.first()?;
+        let ms = at
+            .saturating_sub(self.tools.clock.now_ms())
+            .clamp(0, 60_000); // no longer: the wall clock may jump meanwhile
+        Some(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+    }
+
+    fn wake(&mut self) {
+        let now = self.tools.clock.now_ms();
+        while let Some((at, _)) = self.wakes.first() {
+            if *at > now {
+                break;
+            }
+            if let Some((_, key)) = self.wakes.pop_first() {
+                if let Some(entry) = self.lanes.get_mut(&key) {
+                    entry.armed = None;
+                }
+                self.poke(&key);
+            }
+        }
+    }
+
+    fn entry(&mut self, key: &LaneKey) -> &mut Entry {
+        let (limits, known, lanes) = (self.shared.limits, &mut self.known, &mut self.lanes);
+        lanes.entry(key.clone()).or_insert_with(|| {
+            let known = known.remove(key).unwrap_or_default();
+            metrics::lane_state(None, Some(metrics::LaneState::Healthy));
+            Entry {
+                lane: Lane::new(limits, known.facts),
+                average_ms: known.average_ms,
+                armed: None,
+                starved: false,
+                listening: false,
+                state: metrics::LaneState::Healthy,
+                saving: Saving::default(),
+            }
+        })
+    }
+
+    /// Takes a lane without work out of the map; what is known of its peer stays.
+    fn retire(&mut self, key: &LaneKey) {
+        let Some(entry) = self.lanes.remove(key) else {
+            return;
+        };
+        if let Some(at) = entry.armed {
+            self.wakes.remove(&(at, key.clone()));
+        }
+        if entry.listening {
+            self.shared.listening.forget(key);
+        }
+        metrics::lane_state(Some(entry.state), None);
+        let known = Known {
+            facts: entry.lane.facts,
+            average_ms: entry.average_ms,
+        };
+        self.known.insert(key.clone(), known);
+    }
+}
+
+/// A random share from 0 to 1.
+fn random_share() -> f64 {
+    let mut bytes = [0u8; 2];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => f64::from(u16::from_le_bytes(bytes)) / f64::from(u16::MAX),
+        Err(_) => 0.5,
+    }
+}

@@ -1,0 +1,196 @@
+//! Asking a lane what to do, and who waits for a place in the window.
+
+use std::time::Duration;
+
+use super::super::lane::Step;
+use super::done::Done;
+use super::room::Pace;
+use super::{Entry, LaneKey, Shard};
+use crate::ops::metrics::{self, LaneState};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Lanes asked in vain for each place that becomes free, while other attempts are in flight.
+const TRIES: usize = 16;
+
+impl Shard {
+    /// Does what the lane asks for until it rests.
+    pub(super) fn poke(&mut self, key: &LaneKey) {
+        let Some(protocol) = self.shared.protocols.get(key.0).cloned() else {
+            return;
+        };
+        let mut resumed = false;
+        loop {
+            let now = self.tools.clock.now_ms();
+            let steady = self.tools.clock.steady();
+            let Some(entry) = self.lanes.get_mut(key) else {
+                return;
+            };
+            entry.lane.unsteady = !steady;
+            resumed |= entry.lane.pause_ran_out(now);
+            let room = self.room.admits(entry.pace(), entry.lane.in_flight());
+            match entry
+                .lane
+                .next(&self.shared.policy, protocol.schedule(), now, room)
+            {
+                Step::Attempt(item, cause) => {
+                    self.attempt(key.clone(), protocol.clone(), item, cause);
+                }
+                Step::Dead(item, code, why) => self.bury(key.clone(), item, code, why, true),
+                Step::Load { after, limit } => {
+                    let (store, lane) = (self.shared.store.clone(), key.clone());
+                    let read = self.ended.read_begins();
+                    self.tasks.spawn(async move {
+                        let rows =
+                            read_until(|| store.pending(lane.0, &lane.1, after, limit)).await;
+                        Done::Page {
+                            read,
+                            lane,
+                            rows,
+                            asked: limit,
+                        }
+                    });
+                }
+                Step::LoadKey {
+                    key: name,
+                    from,
+                    limit,
+                } => {
+                    let (store, lane) = (self.shared.store.clone(), key.clone());
+                    let read = self.ended.read_begins();
+                    self.tasks.spawn(async move {
+                        let rows = read_until(|| {
+                            store.pending_of_key(lane.0, &lane.1, &name, from, limit)
+                        })
+                        .await;
+                        Done::KeyPage {
+                            read,
+                            lane,
+                            key: name,
+                            rows,
+                            asked: limit,
+                        }
+                    });
+                }
+                Step::Sleep(at) => {
+                    if entry.armed.is_none_or(|t| t > at) {
+                        if let Some(old) = entry.armed.replace(at) {
+                            self.wakes.remove(&(old, key.clone()));
+                        }
+                        self.wakes.insert((at, key.clone()));
+                    }
+                    break;
+                }
+                Step::Rest => {
+                    let over = entry.lane.is_idle() && entry.saving.is_idle() && !resumed;
+                    if over && entry.lane.loaded_to() <= self.arrived_to {
+                        return self.retire(key);
+                    }
+                    break;
+                }
+            }
+        }
+        self.settle_in(key);
+        if resumed {
+            self.health_changed(key, "resumed");
+        }
+    }
+
+    /// Notes what a lane waits for besides the time.
+    fn settle_in(&mut self, key: &LaneKey) {
+        let now = self.tools.clock.now_ms();
+        let Some(entry) = self.lanes.get_mut(key) else {
+            return;
+        };
+        let pace = entry.pace();
+        if entry.lane.has_runnable()
+            && !entry.starved
+            && !self.room.admits(pace, entry.lane.in_flight())
+            && entry.lane.in_flight() < entry.lane.window()
+        {
+            entry.starved = true;
+            match pace {
+                Pace::Slow => self.starved_slow.push_back(key.clone()),
+                Pace::Unknown | Pace::Fast => self.starved.push_back(key.clone()),
+            }
+        }
+        let listens = entry.lane.would_listen(now);
+        if listens != entry.listening {
+            entry.listening = listens;
+            if listens {
+                self.shared.listening.note(key);
+            } else {
+                self.shared.listening.forget(key);
+            }
+        }
+        let state = state_of(entry, &self.shared.policy);
+        if state != entry.state {
+            metrics::lane_state(Some(entry.state), Some(state));
+            entry.state = state;
+        }
+    }
+
+    /// Gives free places to those who have waited longest.
+    pub(super) fn feed(&mut self) {
+        let mut in_vain = 0;
+        for slow in [false, true] {
+            let waiting = if slow {
+                self.starved_slow.len()
+            } else {
+                self.starved.len()
+            };
+            for _ in 0..waiting {
+                if self.room.is_full() || slow && self.room.slow_is_full() {
+                    break;
+                }
+                // While attempts are in flight, their ends bring further tries.
+                if in_vain >= TRIES && self.room.in_flight() > 0 {
+                    return;
+                }
+                let next = if slow {
+                    self.starved_slow.pop_front()
+                } else {
+                    self.starved.pop_front()
+                };
+                let Some(key) = next else { break };
+                let before = self.room.in_flight();
+                if let Some(entry) = self.lanes.get_mut(&key) {
+                    entry.starved = false;
+                    self.poke(&key);
+                }
+                in_vain += usize::from(self.room.in_flight() <= before);
+            }
+        }
+    }
+}
+
+fn state_of(entry: &Entry, policy: &crate::peers::health::Policy) -> LaneState {
+    let facts = &entry.lane.facts;
+    if facts.pause.is_some() {
+        LaneState::Paused
+    } else if facts.tripped(policy) {
+        LaneState::Open
+    } else if facts.failures > 0 {
+        LaneState::BackingOff
+    } else {
+        LaneState::Healthy
+    }
+}
+
+/// Reads, trying again each second while the store cannot answer; a closed store answers nothing.
+pub(super) async fn read_until<T, F, R>(mut read: F) -> T
+where
+    T: Default,
+    F: FnMut() -> R,
+    R: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match read().await {
+            Ok(value) => return value,
+            Err(e) if e.kind == StoreErrorKind::Closed => return T::default(),
+            Err(error) => {
+                tracing::warn!(%error, "the queue cannot be read");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What is PostgreSQL's own: connecting, the settings of a session, and the lock against a second
+//! process.
+//!
+//! The lock is an advisory one, held by the writer's own session: it ends with the connection, and a
+//! connection without it never writes. Each opening also leaves a count behind. A writer that lost
+//! its connection takes the lock again and finds the count as it left it, or another process has had
+//! the database meanwhile; then nothing is written any more, since ledger numbers handed out here
+//! may have been handed out there too.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+
+use super::db::{Conn, Db};
+use super::errors::{meaning, unavailable};
+use super::schema::{self, opening};
+use super::single;
+use super::types::{StoreError, StoreErrorKind};
+use crate::config::PostgresUrl;
+
+/// Readers at most.
+const READERS: u32 = 4;
+/// Texts kept prepared on a connection.
+const STATEMENTS: usize = 256;
+/// First half of the advisory lock's key ("drwb"); the second is the schema's.
+const LOCK: i32 = 0x6472_7762;
+/// The mark in `meta` that counts openings.
+const OPENINGS: &str = "openings";
+
+/// Where the database is, and how patient to be with it.
+#[derive(Clone)]
+pub(super) struct Place {
+    options: PgConnectOptions,
+    /// The address for logs and errors, without its password.
+    pub shown: String,
+    /// The longest that one transaction, or connecting, may take.
+    pub patience: Duration,
+}
+
+impl Place {
+    pub fn new(url: &PostgresUrl, patience: Duration) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url.0.0.parse().map_err(meaning)?;
+        let options = options
+            .application_name("drawbridge")
+            .statement_cache_capacity(STATEMENTS)
+            .disable_statement_logging();
+        Ok(Self {
+            options,
+            shown: url.shown(),
+            patience,
+        })
+    }
+
+    /// Runs `work`, at most as long as patience lasts.
+    pub async fn within<T>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.patience, work).await {
+            Ok(result) => result,
+            Err(_) => Err(unavailable(format!(
+                "{}: no answer within {:?}",
+                self.shown, self.patience
+            ))),
+        }
+    }
+
+    /// Opens the database for writing: takes the lock, brings the schema up to date. Answers the
+    /// connection and the count of openings, this one included.
+    pub async fn open(&self) -> Result<(Conn, i64), StoreError> {
+        let mut conn = self
+            .within(async {
+                let mut conn = Conn::Postgres(self.connect().await?);
+                self.set_up(&mut conn).await?;
+                self.lock(&mut conn).await?;
+                self.warn(&mut conn).await?;
+                Ok(conn)
+            })
+            .await?;
+        // A migration of a large table may take its time.
+        conn.exec("SET statement_timeout = 0")
+            .await
+            .map_err(meaning)?;
+        schema::migrate(&mut conn, &self.shown).await?;
+        self.within(async {
+            self.set_up(&mut conn).await?;
+            let openings = single::mark(&mut conn, OPENINGS).await.map_err(meaning)?;
+            let openings = openings.unwrap_or(0).saturating_add(1);
+            single::put_mark(&mut conn, OPENINGS, openings)
+                .await
+                .map_err(meaning)?;
+            Ok(openings)
+        })
+        .await
+        .map(|openings| (conn, openings))
+    }
+
+    /// A new connection for a writer whose last one is gone, with the lock taken again.
+    pub async fn reopen(&self, openings: i64) -> Result<Conn, StoreError> {
+        self.within(async {
+            let mut conn = Conn::Postgres(self.connect().await?);
+            self.set_up(&mut conn).await?;
+            self.lock(&mut conn).await.map_err(|e| unavailable(e.detail))?;
+            let now = single::mark(&mut conn, OPENINGS).await.map_err(meaning)?;
+            if now != Some(openings) {
+                return Err(unavailable(format!(
+                    "{}: another drawbridge used this database while the connection was gone; restart this one",
+                    self.shown
+                )));
+            }
+            Ok(conn)
+        })
+        .await
+    }
+
+    async fn connect(&self) -> Result<PgConnection, StoreError> {
+        PgConnection::connect_with(&self.options)
+            .await
+            .map_err(|e| opening(&self.shown, e))
+    }
+
+    /// The settings of the writer's session.
+    async fn set_up(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        let Conn::Postgres(conn) = conn else {
+            return Ok(());
+        };
+        let patience = self.patience.as_millis();
+        // The server gives up before we do, and on its own if we vanish: a session that lingers
+        // keeps the lock. Plans: every statement of the writer finds its rows by an index, whatever
+        // the statistics of a table that was empty a moment ago say.
+        let sql = format!(
+            "SELECT set_config('synchronous_commit', 'on', false) \
+               WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply'); \
+             SET statement_timeout = {patience}; SET lock_timeout = {patience}; \
+             SET idle_in_transaction_session_timeout = {patience}; \
+             SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
+             SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+             SET plan_cache_mode = force_generic_plan; SET client_min_messages = warning"
+        );
+        // Numbers are all that is put in.
+        conn.execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+            .await
+            .map(drop)
+            .map_err(|e| opening(&self.shown, e))
+    }
+
+    async fn lock(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        let schema: Option<String> = conn
+            .query("SELECT current_schema()::text")
+            .scalar()
+            .await
+            .map_err(|e| opening(&self.shown, e))?;
+        if schema.is_none() {
+            return Err(unavailable(format!(
+                "{}: the search_path names no schema that exists; create it",
+                self.shown
+            )));
+        }
+        let taken: bool = conn
+            .query("SELECT pg_try_advisory_lock($1::bigint::int, hashtext(current_schema()::text))")
+            .bind(i64::from(LOCK))
+            .scalar()
+            .await
+            .map_err(|e| opening(&self.shown, e))?;
+        if taken {
+            return Ok(());
+        }
+        Err(StoreError {
+            kind: StoreErrorKind::InUse,
+            detail: format!(
+                "{} is in use by another drawbridge process; stop that one, or give this one a database of its own",
+                self.shown
+            ),
+        })
+    }
+
+    /// Says what of the server's settings weakens our promises.
+    async fn warn(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        for setting in ["fsync", "full_page_writes"] {
+            let value: String = conn
+                .query("SELECT current_setting($1)")
+                .bind(setting)
+                .scalar()
+                .await
+                .map_err(|e| opening(&self.shown, e))?;
+            if value == "off" {
+                tracing::warn!(
+                    database = self.shown,
+                    "PostgreSQL runs with {setting} = off: a power cut can lose or damage what was acknowledged"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The pool of readers. No connection is made before one is needed.
+    pub fn readers(&self) -> Db {
+        let patience = self.patience.as_millis();
+        let pool = PgPoolOptions::new()
+            .max_connections(READERS)
+            .min_connections(0)
+            .acquire_timeout(self.patience)
+            .idle_timeout(Duration::from_secs(300))
+            // A server that was restarted leaves dead connections behind.
+            .test_before_acquire(true)
+            .after_connect(move |conn, _| {
+                let sql = format!(
+                    "SET default_transaction_read_only = on; SET statement_timeout = {}; \
+                     SET lock_timeout = {patience}; SET tcp_keepalives_idle = 10; \
+                     SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
+                     SET client_min_messages = warning",
+                    patience * 3
+                );
+                Box::pin(async move {
+                    conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+                    Ok(())
+                })
+            })
+            .connect_lazy_with(self.options.clone());
+        Db::Postgres(pool)
+    }
+
+    /// One connection that only reads, of a database whose version was checked with it.
+    pub async fn reader(&self) -> Result<Conn, StoreError> {
+        self.within(async {
+            let mut conn = Conn::Postgres(self.connect().await?);
+            conn.exec("SET default_transaction_read_only = on")
+                .await
+                .map_err(meaning)?;
+            schema::check_readable(&mut conn, &self.shown).await?;
+            Ok(conn)
+        })
+        .await
+    }
+}

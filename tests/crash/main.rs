@@ -1,0 +1,168 @@
+//! Nothing is lost, nothing comes twice, and order holds, whatever fails and whenever.
+//!
+//! The bridge, its nats-server, its database and the receiver are killed, restarted, locked, filled
+//! and robbed of streams and consumers at random points while messages go both ways ([`trouble`]);
+//! then everything is healed and drained, and `support/checker.rs` judges by what the outside saw.
+//! `DRAWBRIDGE_CRASH_ROUNDS` asks for more rounds over each store, `DRAWBRIDGE_CRASH_SEED` for the
+//! same misfortunes again (the machine's own timing differs all the same), `DRAWBRIDGE_CRASH_ONLY`
+//! for some kinds of them (`BridgeKilled,PeerUnwell`), `DRAWBRIDGE_CRASH_KEEP` keeps the files.
+//!
+//! With the cargo feature `faults` the tests named `seeded_…` break one promise each on purpose and
+//! expect the checker to say so: `cargo test --features faults --test crash seeded`.
+
+mod trouble;
+mod world;
+
+#[path = "../support"]
+mod support {
+    pub mod bridge;
+    pub mod checker;
+    pub mod postgres;
+    pub mod sink;
+    pub mod traffic;
+    pub mod uam_client;
+}
+
+use std::time::Duration;
+
+use support::checker::Violation;
+use support::uam_client::now_ns;
+use support::{postgres, sink};
+use world::World;
+
+/// A process of the crash test, not a test: see [`sink::main_if_asked`].
+#[test]
+#[ignore = "the receiver's process, started by the crash test itself"]
+fn sink_main() {
+    sink::main_if_asked();
+}
+
+/// Runs up to `rounds` rounds; stops at the first that breaks a promise.
+async fn run(
+    rounds: usize,
+    seed: u64,
+    server: Option<postgres::Server>,
+    fault: Option<&str>,
+    drain: Duration,
+) -> Result<(), String> {
+    let mut world = World::new(seed, server, fault, drain).await;
+    for round in 1..=rounds {
+        let before = world.accepted();
+        world.round(round).await;
+        let now = world.accepted();
+        assert!(
+            now.0 > before.0 + 50 && now.1 > before.1 + 20,
+            "too little traffic to prove anything: {before:?} to {now:?}"
+        );
+        let found = world.judge().await;
+        eprintln!(
+            "round {round} of {rounds}, seed {seed}: {}",
+            world.summary()
+        );
+        if !found.is_empty() {
+            let mut text = format!(
+                "{} promises broken, seed {seed}, {}\n",
+                found.len(),
+                world.summary()
+            );
+            for violation in found.iter().take(8) {
+                let id = match violation {
+                    Violation::OutOfOrder { id, .. }
+                    | Violation::OutLost(id)
+                    | Violation::DeadWithoutReason(id)
+                    | Violation::DeadAfterArrival(id)
+                    | Violation::NotDead(id)
+                    | Violation::OutPhantom(id)
+                    | Violation::OutRepeated(id)
+                    | Violation::InLost(id)
+                    | Violation::InRepeated(id)
+                    | Violation::InPhantom(id)
+                    | Violation::InChanged(id)
+                    | Violation::ReaderDiffers(id) => id.as_str(),
+                    Violation::Forged(_) => "",
+                };
+                text.push_str(&format!("{violation}\n{}\n", world.story(id)));
+            }
+            text.push_str(&format!("{}\n", world.luck.join("\n")));
+            if std::env::var_os("DRAWBRIDGE_CRASH_KEEP").is_some() {
+                world.dir.disable_cleanup(true);
+                text.push_str(&format!("files: {}\n", world.dir.path().display()));
+            }
+            return Err(text);
+        }
+        if round < rounds {
+            world.bridge.start().await;
+        }
+    }
+    Ok(())
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Rounds over one store: half of what was asked for, and the other store has the other half.
+async fn rounds_over(name: &str, server: Option<postgres::Server>, share: u64) {
+    let seed = number("DRAWBRIDGE_CRASH_SEED").unwrap_or_else(now_ns);
+    eprintln!("{name}: DRAWBRIDGE_CRASH_SEED={seed} asks for the same again");
+    let rounds = usize::try_from(share).unwrap_or(usize::MAX);
+    if let Err(text) = run(rounds, seed, server, None, Duration::from_secs(90)).await {
+        panic!("{name}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_repeated_over_sqlite_when_anything_fails_at_any_moment() {
+    let rounds = number("DRAWBRIDGE_CRASH_ROUNDS").unwrap_or(4);
+    rounds_over("sqlite", None, rounds.div_ceil(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_repeated_over_postgresql_when_anything_fails_at_any_moment() {
+    let rounds = number("DRAWBRIDGE_CRASH_ROUNDS").unwrap_or(4);
+    let Some(server) = postgres::Server::start_own().await else {
+        return;
+    };
+    rounds_over("postgresql", Some(server), rounds / 2).await;
+}
+
+/// The faults of `src/faults.rs`: each has to be noticed, by the violation that it is.
+#[cfg(feature = "faults")]
+mod seeded {
+    use super::{Duration, now_ns, number, run};
+
+    /// One world at a time: the machine's load is part of the timing.
+    static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    async fn noticed(fault: &str, drain: u64, by: &str) {
+        let _one = ONE.lock().await;
+        let seed = number("DRAWBRIDGE_CRASH_SEED").unwrap_or_else(now_ns);
+        let found = run(6, seed, None, Some(fault), Duration::from_secs(drain)).await;
+        let text = found.expect_err("the fault was not noticed in 6 rounds");
+        eprintln!("{fault} noticed: {text}");
+        assert!(
+            text.contains(by),
+            "{fault} was noticed, but not as {by}: {text}"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_acknowledging_before_the_commit_loses_messages() {
+        noticed("ack_before_commit", 45, "OutLost").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_shuffled_keys_are_out_of_order() {
+        noticed("shuffle_keys", 45, "OutOfOrder").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_missing_deduplication_repeats_events() {
+        noticed("dedup_off", 45, "InRepeated").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_a_consumer_that_is_not_renewed_breaks_the_order() {
+        noticed("stale_consumer", 60, "OutOfOrder").await;
+    }
+}
