@@ -41,7 +41,10 @@ fn main() -> Result<(), Fault> {
         let one = begun.elapsed() / runs / u32::try_from(each).unwrap_or(1);
         println!("{name:<44} {:>10.2} us", one.as_secs_f64() * 1e6);
     };
-    let (relay_key, agent_key) = (SigningKey::from_seed([1; 32]), SigningKey::from_seed([2; 32]));
+    let (relay_key, agent_key) = (
+        SigningKey::from_seed([1; 32]),
+        SigningKey::from_seed([2; 32]),
+    );
     let text = envelope_text(&agent_key)?;
     let envelope = Envelope::parse(text.clone())?;
     let via = [RELAY.to_owned()];
@@ -68,13 +71,19 @@ fn main() -> Result<(), Fault> {
         black_box(RelayRequest::parse(&signed.body, WireForms::Nonce).is_ok());
     });
     measure("verify relay and agent of a request", 1, &mut || {
-        let relay = check_relay_signature(&request.signing_bytes(), &signed.signature, &relay_key.public());
+        let relay = check_relay_signature(
+            &request.signing_bytes(),
+            &signed.signature,
+            &relay_key.public(),
+        );
         let agent = check_agent_signature(&request.envelope, &agent_key.public());
         assert!(relay.is_ok() && agent.is_ok());
     });
     measure("lane: arrive, attempt, finished", ROWS, &mut || lane());
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let dir = std::env::temp_dir().join(format!("drawbridge-bench-store-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
     let store = runtime.block_on(Store::open(&dir.join("bench.db"), Clock::system()))?;
