@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminState, KeyInfo};
+use crate::admin::{self, AdminState};
 use crate::bus::{Bus, BusError, ManagedServer, durability};
 use crate::clock::Clock;
 use crate::config::{Config, ListenConfig, Secret};
@@ -30,7 +30,7 @@ use crate::trust::Trust;
 use reload::Reloadable;
 pub use reload::Reloaded;
 
-/// How often gauges are read and old rows are pruned.
+/// How often gauges are read and old rows are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(15);
 
 /// What closing ledger and broker may take after the drain.
@@ -114,7 +114,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let client = Client::new(&config.http).map_err(StartError::Setting)?;
     let mut protocols: HashMap<ProtocolId, Arc<dyn Protocol>> = HashMap::new();
-    let mut keys = Vec::new();
     let mut routes = axum::Router::new();
     if config.uam.domain.is_some() {
         let uam = Uam::new(UamParts {
@@ -128,13 +127,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             clock: clock.clone(),
         })
         .await?;
-        let public = uam.public_key();
-        keys.push(KeyInfo {
-            protocol: uam.id().to_owned(),
-            name: uam.domain().to_owned(),
-            fingerprint: public.fingerprint(),
-            public_key: public.to_base64(),
-        });
         routes = routes.merge(uam.clone().routes());
         protocols.insert(uam.id(), uam);
     } else {
@@ -175,7 +167,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         ops: ops.clone(),
         clock: clock.clone(),
         protocols: spoken,
-        keys,
+        speakers: protocols.values().cloned().collect(),
         token: admin_token.clone(),
         metrics_open: AdminState::metrics_open(&config),
         loopback_only: config.admin.address.ip().is_loopback(),
@@ -186,9 +178,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             store.clone(),
             bus.clone(),
             health.clone(),
-            clock,
+            clock.clone(),
             stop_rest.clone(),
         )),
+        tokio::spawn(retention(store.clone(), clock, stop_rest.clone())),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
     let routes = unrouted::answered(routes);
@@ -350,7 +343,7 @@ async fn serve_calls(
     .await
 }
 
-/// Gauges, readiness of store and broker, retention.
+/// Gauges, readiness of store and broker.
 async fn housekeeping(
     store: Store,
     bus: Bus,
@@ -391,12 +384,32 @@ async fn housekeeping(
                     },
                     Err(error) => tracing::debug!(%error, "the queue could not be counted"),
                 }
-                if clock.steady()
-                    && let Err(error) = store.prune(now).await
-                {
-                    tracing::debug!(%error, "old rows could not be pruned");
-                }
             }
+        }
+    }
+}
+
+/// Retention, beside everything else: an arrear is worked off without a pause, in steps that leave
+/// the writer to others; nothing goes while the clock is not to be trusted.
+async fn retention(store: Store, clock: Clock, stop: CancellationToken) {
+    loop {
+        let mut pause = HOUSEKEEPING;
+        if clock.steady() && store.healthy() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                gone = store.prune(clock.now_ms()) => match gone {
+                    Ok(0) => {}
+                    Ok(rows) => {
+                        tracing::debug!(rows, "old rows were pruned");
+                        pause = Duration::from_secs(1);
+                    }
+                    Err(error) => tracing::debug!(%error, "old rows could not be pruned"),
+                },
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

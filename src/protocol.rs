@@ -337,7 +337,7 @@ pub enum Verdict {
     /// At once in another form (what was learned says which). At most twice an attempt.
     Again,
     /// Look endpoint and key up anew, then as `Retry` if that changed nothing.
-    Rediscover(Refusal),
+    Rediscover { fault: Fault, reason: Refusal },
     /// Wait for an operator.
     Hold(Refusal),
 }

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
-use drawbridge::admin::{AdminState, KeyInfo, router};
+use drawbridge::admin::{AdminState, router};
 use drawbridge::clock::Clock;
 use drawbridge::config::{PeerPin, Secret};
 use drawbridge::ops::Ops;
@@ -53,12 +53,7 @@ impl Bridge {
             ops: Ops::silent(),
             clock,
             protocols: vec!["uam"],
-            keys: vec![KeyInfo {
-                protocol: "uam".into(),
-                name: "alpha.com".into(),
-                fingerprint: "ab".repeat(32),
-                public_key: "key".into(),
-            }],
+            speakers: Vec::new(),
             token: Secret(TOKEN.to_owned().into()),
             metrics_open: true,
             loopback_only: true,
@@ -178,8 +173,6 @@ async fn peers_are_listed_with_their_standing_and_score() {
     assert_eq!(peer["name"], "beta.com");
     assert_eq!(peer["standing"], "blocked");
     assert_eq!(peer["score"], 50);
-    let (_, keys) = b.json("/api/v1/keys").await;
-    assert_eq!(keys["keys"][0]["name"], "alpha.com");
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! The admin API held against its OpenAPI document, and its token against those without it.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use drawbridge::admin::routes::table;
-use drawbridge::admin::{Access, AdminState, KeyInfo, OPENAPI, router};
+use drawbridge::admin::{Access, AdminState, OPENAPI, router};
 use drawbridge::clock::Clock;
 use drawbridge::config::{PeerPin, Secret};
 use drawbridge::ops::Ops;
@@ -19,6 +21,7 @@ use tower::ServiceExt as _;
 
 mod support {
     pub mod openapi;
+    pub mod speaker;
 }
 
 use support::openapi::check;
@@ -60,12 +63,7 @@ impl Bridge {
             ops: Ops::silent(),
             clock: clock.clone(),
             protocols: vec!["uam"],
-            keys: vec![KeyInfo {
-                protocol: "uam".into(),
-                name: "alpha.com".into(),
-                fingerprint: "ab".repeat(32),
-                public_key: "key".into(),
-            }],
+            speakers: vec![Arc::new(support::speaker::Speaker::new())],
             token: Secret(TOKEN.to_owned().into()),
             metrics_open: true,
             loopback_only: true,

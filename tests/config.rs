@@ -43,6 +43,7 @@ fn the_defaults_are_the_documents() {
     assert_eq!(c.uam.relay_rate_limit, 1000);
     assert_eq!(c.uam.timestamp_max_age, Duration::from_secs(300));
     assert_eq!(c.uam.discovery_ttl, Duration::from_secs(3600));
+    assert_eq!(c.uam.key_overlap, Duration::from_secs(7 * 86_400));
     assert!(c.uam.enabled && !c.uam.charge_unproven && !c.ops_single);
     assert!(c.uam.running().is_none(), "no domain, no protocol");
     assert!(c.peers.is_empty());

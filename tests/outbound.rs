@@ -16,9 +16,13 @@ mod world;
 
 #[path = "outbound/answers.rs"]
 mod answers;
+#[path = "outbound/control.rs"]
+mod control;
 #[path = "outbound/intake.rs"]
 mod intake;
 #[path = "outbound/order.rs"]
 mod order;
+#[path = "outbound/rolled_back.rs"]
+mod rolled_back;
 #[path = "outbound/schedule.rs"]
 mod schedule;

@@ -10,7 +10,7 @@
 //! | `queue` | rows of the outbound queue and dead letters; [`select`] says which, `bulk` changes many |
 //! | `peers`, `lanes` | what is known of each peer; pause, resume, probe, reset, flush |
 //! | `trust` | allow, block and quarantine rules; what is held of quarantined peers |
-//! | `identity` | our public keys |
+//! | `keys` | our public keys; rotation |
 //!
 //! A refusal is `{"error": code, "detail": sentence}`: 400 for a request that cannot be read, 404 for
 //! what is not there, 409 for what its state forbids, 422 for what names something unknown, 503 while
@@ -20,9 +20,8 @@ mod access;
 mod bulk;
 mod end;
 mod explain;
-mod identity;
+mod keys;
 mod lanes;
-
 mod openapi;
 pub mod params;
 mod peers;
@@ -42,7 +41,6 @@ use serde_json::{Value, json};
 
 pub use access::Access;
 pub use explain::span;
-pub use identity::KeyInfo;
 pub use openapi::DOCUMENT as OPENAPI;
 pub use routes::router;
 
@@ -53,7 +51,7 @@ use crate::ops::Ops;
 use crate::ops::health::Health;
 use crate::outbound::{Control, ControlError};
 use crate::peers::Peers;
-use crate::protocol::{PeerName, ProtocolId};
+use crate::protocol::{PeerName, Protocol, ProtocolId};
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
@@ -72,8 +70,8 @@ pub struct AdminState {
     pub clock: Clock,
     /// Protocols this bridge speaks.
     pub protocols: Vec<ProtocolId>,
-    /// Our own keys, for `keys show`.
-    pub keys: Vec<KeyInfo>,
+    /// The same by value, for what only they know (keys).
+    pub speakers: Vec<Arc<dyn Protocol>>,
     /// The bearer token of `/api/v1`.
     pub token: Secret,
     /// `/metrics` needs no token.
@@ -136,6 +134,11 @@ impl Fail {
     /// 400: it cannot be read.
     pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// 409: its state forbids it.
+    pub(super) fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, detail)
     }
 
     /// 404: it is not there.

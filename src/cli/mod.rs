@@ -1,9 +1,11 @@
 //! The command line: one file per command.
 
 pub mod bench;
+pub mod check;
 pub mod client;
 pub mod demo;
-pub mod lists;
+pub mod health;
+pub mod keys;
 pub mod peers;
 pub mod probe;
 pub mod queue;
@@ -42,6 +44,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run the bridge.
     Run(ConfigArgs),
+    /// Ask a running bridge how it is; the exit code says.
+    Health(health::HealthArgs),
+    /// Look at everything the bridge needs, whether it runs or not; changes nothing.
+    Check(check::CheckArgs),
     /// Publish an outbound event.
     Send(send::SendArgs),
     /// Show events as they arrive.
@@ -62,7 +68,7 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Our own keys.
     #[command(subcommand)]
-    Keys(lists::KeysCommand),
+    Keys(keys::KeysCommand),
     /// The broker's streams.
     #[command(subcommand)]
     Streams(streams::StreamsCommand),
@@ -121,6 +127,8 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Demo(args) => demo::demo(args).await,
             Command::Run(args) => run::run(&args).await,
+            Command::Health(args) => health::health(args).await,
+            Command::Check(args) => check::check(args).await,
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
             Command::Queue(command) => queue::queue(command).await,
@@ -128,7 +136,7 @@ pub fn main() -> ExitCode {
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
             Command::Replay(args) => replay::replay(args).await,
-            Command::Keys(command) => lists::keys(command),
+            Command::Keys(command) => keys::keys(command).await,
             Command::Streams(command) => streams::streams(command).await,
             Command::Probe(command) => probe::probe(command).await,
             Command::Verify(command) => verify::verify(command),

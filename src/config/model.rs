@@ -133,6 +133,8 @@ pub struct UamConfig {
     /// Public base URL, `https://relay.example.org`.
     pub http_url: Option<String>,
     pub key_path: PathBuf,
+    /// How long the replaced key serves peers that have not noticed a rotation.
+    pub key_overlap: Duration,
     pub max_hops: i64,
     pub relay_rate_limit: u32,
     pub timestamp_max_age: Duration,

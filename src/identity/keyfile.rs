@@ -1,6 +1,6 @@
 //! The key file: one line, base64 of a 32-byte seed, mode 0600.
 //!
-//! It is made once and never overwritten: the seed goes to a temporary name in the same directory,
+//! It is made once and overwritten by a rotation only ([`super::ring`]): the seed goes to a temporary name in the same directory,
 //! is fsynced, and gets its real name by a hard link, which fails if the name exists. So a crash
 //! leaves either no key or a whole one, and of two processes that start together one key wins.
 
@@ -78,7 +78,13 @@ pub(super) fn load(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileEr
     };
     let meta = file.metadata().map_err(cannot)?;
     let mode = meta.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    // A container engine's own mount is for this container alone, whatever its mode for reading.
+    let others = if crate::config::mounted(path) {
+        0o022
+    } else {
+        0o077
+    };
+    if mode & others != 0 {
         return Err(KeyFileError(format!(
             "the key file {shown} has mode {mode:04o}, so other users can read the relay's \
              identity; run: chmod 600 {shown}"
@@ -119,51 +125,80 @@ fn bad_content(path: &Path, what: &str) -> KeyFileError {
     ))
 }
 
-/// `false`: somebody else made it meanwhile.
-fn create(path: &Path) -> Result<bool, KeyFileError> {
+/// Makes the file with a fresh seed. `false`: there was one already, or somebody else made it meanwhile.
+pub(super) fn create(path: &Path) -> Result<bool, KeyFileError> {
     let shown = path.display();
     let failed =
         |e: io::Error| KeyFileError(format!("the key file {shown} cannot be created: {e}"));
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(false);
+    }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&dir)
+        .create(folder(path))
         .map_err(failed)?;
     let mut seed = Zeroizing::new([0u8; 32]);
-    let mut tag = [0u8; 8];
     getrandom::fill(&mut seed[..])
-        .and_then(|()| getrandom::fill(&mut tag))
         .map_err(|e| KeyFileError(format!("the system gives no random bytes for a key: {e}")))?;
-    let temporary = dir.join(format!(".drawbridge-key-{}.tmp", b64::encode(tag)));
-    let mut line = Zeroizing::new(b64::encode(&seed[..]));
-    line.push('\n');
-    let made = write_and_link(&temporary, path, line.as_bytes());
-    let removed = fs::remove_file(&temporary);
-    let made = made.map_err(failed)?;
-    removed.map_err(failed)?;
-    File::open(&dir)
-        .and_then(|d| d.sync_all())
-        .map_err(failed)?;
-    Ok(made)
+    write_beside(path, &seed, |temporary| {
+        match fs::hard_link(temporary, path) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e),
+        }
+    })
+    .map_err(failed)
 }
 
-fn write_and_link(temporary: &Path, path: &Path, line: &[u8]) -> io::Result<bool> {
+/// Puts a file with this seed in place of the one there is, at one instant.
+pub(super) fn replace(path: &Path, seed: &[u8; 32]) -> io::Result<()> {
+    write_beside(path, seed, |temporary| fs::rename(temporary, path))
+}
+
+/// Writes a seed to a temporary file in the same folder (0600, fsynced), lets `place` give it its
+/// name, and fsyncs the folder. The temporary name is gone afterwards, whatever happened.
+fn write_beside<T>(
+    path: &Path,
+    seed: &[u8; 32],
+    place: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut tag = [0u8; 8];
+    getrandom::fill(&mut tag).map_err(io::Error::other)?;
+    let temporary = folder(path).join(format!(".drawbridge-key-{}.tmp", b64::encode(tag)));
+    let mut line = Zeroizing::new(b64::encode(&seed[..]));
+    line.push('\n');
+    let placed = write(&temporary, line.as_bytes()).and_then(|()| place(&temporary));
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let placed = placed?;
+    sync_folder(path)?;
+    Ok(placed)
+}
+
+fn write(temporary: &Path, line: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(temporary)?;
     file.write_all(line)?;
-    file.sync_all()?;
-    match fs::hard_link(temporary, path) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(e),
+    file.sync_all()
+}
+
+/// The folder of a key file.
+pub(super) fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+        _ => PathBuf::from("."),
     }
+}
+
+/// Makes names in the folder of a key file durable.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder(path))?.sync_all()
 }
 
 #[cfg(test)]

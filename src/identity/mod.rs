@@ -7,6 +7,7 @@
 
 pub mod b64;
 mod keyfile;
+pub mod ring;
 
 use std::fmt;
 use std::path::Path;

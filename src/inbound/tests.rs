@@ -128,8 +128,7 @@ impl Outlet for Fake {
     fn holds(&self, way: Way, _from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
         let mut held = Held::default();
         for (seq, id) in self.on(way) {
-            held.sequences.push(seq);
-            held.ids.insert(id.into_boxed_str());
+            held.add(seq, &id);
         }
         Box::pin(std::future::ready(Ok(held)))
     }
@@ -383,6 +382,33 @@ async fn what_the_stream_has_already_is_not_published_again_after_a_long_outage(
     assert_eq!(bus.payloads(), ["1"]);
     assert_eq!(door.enter(event("m1", "1")).await, Entry::Duplicate);
     assert_eq!(bus.payloads(), ["1"]);
+}
+
+#[tokio::test]
+async fn a_look_finds_a_silent_loss_and_has_it_mended() {
+    let b = bench().await;
+    for id in ["m1", "m2", "m3"] {
+        assert_eq!(b.door.enter(event(id, id)).await, Entry::New);
+    }
+    settled(&b.store).await;
+    let guard = super::Guard {
+        store: b.store.clone(),
+        outlet: b.bus.clone(),
+        state: b.door.inner.state.clone(),
+        clock: Clock::fixed(NOW),
+        losses: 0,
+    };
+    guard.look().await.unwrap();
+    assert!(b.door.is_open());
+    b.bus.seen.lock().unwrap().truncate(1);
+    guard.look().await.unwrap();
+    while b.bus.payloads().len() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(b.bus.payloads(), ["m1", "m2", "m3"]);
+    let seen = b.bus.seen.lock().unwrap();
+    let again = |n: usize| seen[n].headers.iter().any(|(h, _)| h == "Fed-Republished");
+    assert_eq!([again(0), again(1), again(2)], [false, true, true]);
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! One attempt: resolve → dress → send → judge, and the one log line it leaves.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
 
 use crate::clock::{Clock, UnixMs};
 use crate::http::client::Client;
@@ -55,7 +58,12 @@ pub async fn run(
         expires_ms: item.expires_ms,
         records: Vec::new(),
     };
-    let (verdict, status) = verdict(tools, protocol, peer, item, &sealed).await;
+    // A defect of ours must not cost the place in the window, nor the row.
+    let work = AssertUnwindSafe(verdict(tools, protocol, peer, item, &sealed));
+    let (verdict, status) = work.catch_unwind().await.unwrap_or_else(|_| {
+        let detail = "the attempt ended in a defect of the bridge; its log says where";
+        (retry_message("internal_error", detail.into()), None)
+    });
     let finished = Finished {
         verdict,
         status,
@@ -112,7 +120,7 @@ async fn verdict(
                     status,
                 );
             }
-            Verdict::Rediscover(_) if !rediscovered => {
+            Verdict::Rediscover { .. } if !rediscovered => {
                 rediscovered = true;
                 again += 1;
                 match tools.peers.refresh(protocol, peer).await {
@@ -123,10 +131,10 @@ async fn verdict(
                     }
                 }
             }
-            Verdict::Rediscover(reason) => {
+            Verdict::Rediscover { fault, reason } => {
                 return (
                     Verdict::Retry {
-                        fault: Fault::Message,
+                        fault,
                         reason,
                         after: None,
                     },
@@ -201,7 +209,7 @@ fn log(protocol: &'static str, peer: &PeerName, item: &Item, finished: &Finished
         Verdict::Throttled { reason, .. } => ("throttled", Some(reason)),
         Verdict::Refused(reason) => ("refused", Some(reason)),
         Verdict::Hold(reason) => ("held", Some(reason)),
-        Verdict::Again | Verdict::Rediscover(_) => ("again", None),
+        Verdict::Again | Verdict::Rediscover { .. } => ("again", None),
     };
     let trace_id = item.traceparent.as_deref().and_then(trace::id);
     metrics::attempt(protocol, outcome, finished.elapsed.as_secs_f64());

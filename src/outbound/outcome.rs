@@ -92,7 +92,7 @@ pub fn decide(item: &Item, finished: &Finished, now: UnixMs, terms: &Terms<'_>) 
             is_put_off(item, finished, now, terms, reason, Fault::Peer, patience)
         }
         // `attempt::run` resolves these two.
-        Verdict::Again | Verdict::Rediscover(_) => {
+        Verdict::Again | Verdict::Rediscover { .. } => {
             let why = Refusal::new("undecided", "the attempt ended without a verdict");
             let fault = Fault::Message;
             fails(item, finished, now, terms, &why, fault, HealthNews::None)

@@ -61,6 +61,8 @@ pub enum Say {
     Hang,
     /// `delivered`, once that many deliveries are held.
     HoldUntil(usize),
+    /// `delivered`, after this time.
+    After(Duration),
 }
 
 type Script = Box<dyn Fn(&Seen, usize) -> Say + Send + Sync>;
@@ -221,6 +223,10 @@ async fn connection(shared: Arc<Shared>, mut socket: TcpStream) -> std::io::Resu
                 }
             }
             Say::Hang => std::future::pending().await,
+            Say::After(time) => {
+                tokio::time::sleep(time).await;
+                taken(&mut socket, "delivered").await?;
+            }
             Say::HoldUntil(n) => {
                 let mut count = shared.count.subscribe();
                 let _ = count.wait_for(|c| *c >= n).await;

@@ -7,6 +7,8 @@ use async_nats::HeaderMap;
 use async_nats::jetstream;
 use drawbridge::app::{self, Running};
 use drawbridge::config::Config;
+use drawbridge::outbound::{Control, PeerOutlook};
+use drawbridge::protocol::PeerName;
 use futures_util::StreamExt as _;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -246,6 +248,16 @@ impl World {
             .unwrap_or_else(|_| panic!("no {what} in time"))
     }
 
+    /// Orders to the lanes of the running bridge.
+    pub fn lanes(&self) -> Control {
+        self.bridge.as_ref().unwrap().lanes()
+    }
+
+    /// How a peer is doing.
+    pub async fn look(&self, peer: &str) -> PeerOutlook {
+        self.lanes().look("uam", &name(peer)).await.unwrap()
+    }
+
     /// Dead letters that came so far, none awaited: the broker has said everything it had.
     pub async fn no_dead(&mut self) {
         round_trip(&self.client).await;
@@ -290,6 +302,11 @@ impl World {
             .await
             .expect("all acknowledged");
     }
+}
+
+/// A peer's name.
+pub fn name(peer: &str) -> PeerName {
+    PeerName::parse(peer).unwrap()
 }
 
 /// One exchange over a connection that the server closes.

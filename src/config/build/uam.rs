@@ -38,6 +38,7 @@ pub(super) fn uam(s: &Section<'_>) -> Result<UamConfig, ConfigError> {
         domain,
         http_url,
         key_path: s.file("key_path")?,
+        key_overlap: s.duration("key_overlap", "1m", "90d")?,
         max_hops: s.int("max_hops", 1, 16)?,
         relay_rate_limit: s.int("relay_rate_limit", 1, 10_000_000)?,
         timestamp_max_age: s.duration("timestamp_max_age", "1s", "1d")?,

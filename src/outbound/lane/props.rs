@@ -60,31 +60,39 @@ impl World {
         for turn in 0.. {
             assert!(turn < 10_000, "the lane asks for ever");
             match self.lane.next(&POLICY, &self.schedule, self.now, true) {
-                Step::Attempt(item, cause) => self.begin(item, cause),
-                Step::Dead(item, ..) => {
-                    self.disk.remove(&item.id);
-                    self.lane.finished(&item);
-                }
-                Step::Load { after, limit } => {
-                    let rows = self.disk.range(after + 1..).take(limit);
-                    let rows = rows.map(|(_, r)| r.clone()).collect();
-                    self.under.push(Under::Page(limit, rows));
-                }
-                Step::LoadKey { key, from, limit } => {
-                    let rows = self.disk.range(from..).map(|(_, r)| r);
-                    let rows = rows.filter(|r| *r.order_key == *key).take(limit);
-                    let rows = rows.cloned().collect();
-                    self.under.push(Under::Key(key, limit, rows));
-                }
                 Step::Sleep(at) => {
                     assert!(at > self.now, "a wake that makes no progress");
                     break;
                 }
                 Step::Rest => break,
+                step => self.step(step),
             }
         }
         let most = 2 * HEAD + self.lane.limits.window;
         assert!(self.lane.active() <= most, "{}", self.lane.active());
+    }
+
+    /// Does what the lane asks for.
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Attempt(item, cause) => self.begin(item, cause),
+            Step::Dead(item, ..) => {
+                self.disk.remove(&item.id);
+                self.lane.finished(&item);
+            }
+            Step::Load { after, limit } => {
+                let rows = self.disk.range(after + 1..).take(limit);
+                let rows = rows.map(|(_, r)| r.clone()).collect();
+                self.under.push(Under::Page(limit, rows));
+            }
+            Step::LoadKey { key, from, limit } => {
+                let rows = self.disk.range(from..).map(|(_, r)| r);
+                let rows = rows.filter(|r| *r.order_key == *key).take(limit);
+                let rows = rows.cloned().collect();
+                self.under.push(Under::Key(key, limit, rows));
+            }
+            Step::Sleep(_) | Step::Rest => {}
+        }
     }
 
     fn begin(&mut self, item: Item, cause: Cause) {
@@ -242,5 +250,65 @@ proptest! {
             world.poke();
         }
         prop_assert!(world.lane.is_idle());
+    }
+
+    /// Time passes only by the lane's own wakes, and the peer fails as it likes: each wake is later
+    /// than the one before, and finds something to do.
+    #[test]
+    fn a_wake_that_makes_no_progress_is_impossible(
+        rows in prop::collection::vec((0..4u8, 0..3u8), 1..20),
+        fails in prop::collection::vec(0..3u8, 40..80),
+        orders in prop::collection::vec(0..6u8, 80),
+    ) {
+        let mut world = World {
+            lane: Lane::new(Limits { window: 4, head: HEAD }, Facts::default()),
+            schedule: Schedule { delays: vec![Duration::from_secs(1 << 30)] },
+            now: 1, next: 1, disk: BTreeMap::new(), under: vec![], first: HashMap::new(),
+            tried: HashSet::new(),
+        };
+        for (key, wait) in rows {
+            let mut new = row(world.next, &format!("k{key}"));
+            world.next += 1;
+            if wait > 0 {
+                (new.attempts, new.first_failed_ms, new.peer_fault) = (1, Some(0), wait == 1);
+                new.next_at_ms = Some(1_000_000);
+            }
+            world.disk.insert(new.id, new);
+        }
+        world.lane.has_tail(1);
+        for (how, order) in fails.into_iter().zip(orders) {
+            match order {
+                0 => { world.lane.heard(world.now); },
+                1 => world.lane.grant(Grant::Operator),
+                2 => world.lane.pause(Pause {
+                    since_ms: world.now,
+                    until_ms: Some(world.now + 700),
+                    reason: None,
+                }),
+                _ => {}
+            }
+            world.lane.pause_ran_out(world.now);
+            // Whatever is under way ends, until the lane wants nothing but time.
+            let sleeps_until = loop {
+                match world.lane.next(&POLICY, &world.schedule, world.now, true) {
+                    Step::Sleep(at) => if world.under.is_empty() { break Some(at) } else { world.end(0, how) },
+                    Step::Rest => if world.under.is_empty() { break None } else { world.end(0, how) },
+                    step => world.step(step),
+                }
+            };
+            let Some(at) = sleeps_until else {
+                prop_assert!(world.disk.is_empty(), "it rests with rows on disk");
+                break;
+            };
+            prop_assert!(at > world.now, "{at} is not later than {}", world.now);
+            world.now = at;
+            let resumed = world.lane.pause_ran_out(at);
+            let step = world.lane.next(&POLICY, &world.schedule, at, true);
+            prop_assert!(
+                resumed || !matches!(step, Step::Sleep(_) | Step::Rest),
+                "woken at {at} for nothing: {step:?}"
+            );
+            world.step(step);
+        }
     }
 }

@@ -333,6 +333,7 @@ fn all_wait(lane: &mut Lane) -> Vec<QueueRow> {
 }
 
 /// Steps until one is an attempt; pages come from `disk`.
+#[allow(clippy::result_large_err, reason = "a test's helper")]
 fn until_attempt(lane: &mut Lane, disk: &[QueueRow], now: i64) -> Result<(Item, Cause), Step> {
     let schedule = Schedule {
         delays: vec![Duration::from_secs(1_800)],

@@ -15,6 +15,7 @@
 //! | [`admin`], [`routes`], [`answer`] | the other routes, and refusals in the protocol's words |
 //! | [`explain`] | what is checked, step by step, for a person |
 //! | [`probe`] | examining a relay from outside |
+//! | [`keys`], [`rotation`] | our key while it changes |
 
 pub mod address;
 pub mod admin;
@@ -27,6 +28,7 @@ pub mod envelope;
 pub mod explain;
 pub mod json;
 pub mod judge;
+pub mod keys;
 mod number;
 pub mod payload;
 pub mod probe;
@@ -34,10 +36,31 @@ mod proof;
 pub mod python;
 mod received;
 pub mod relay_request;
+pub mod rotation;
 pub mod routes;
 pub mod send;
 pub mod time;
 pub mod verify;
+
+/// What we show other relays; None: UAM does not run.
+pub fn face(config: &crate::config::UamConfig) -> Option<super::Face> {
+    let domain = config.running()?;
+    let base = config
+        .http_url
+        .clone()
+        .unwrap_or_else(|| format!("https://{domain}"));
+    Some(super::Face {
+        protocol: ID,
+        name: domain.to_owned(),
+        page: format!(
+            "{}{}",
+            base.trim_end_matches('/'),
+            discover::WELL_KNOWN_PATH
+        ),
+        srv: Some(format!("_uam._tcp.{domain}")),
+        key: config.key_path.clone(),
+    })
+}
 
 #[cfg(test)]
 mod discover_tests;
@@ -50,19 +73,21 @@ use serde_json::json;
 
 use crate::clock::Clock;
 use crate::config::UamConfig;
-use crate::identity::{self, KeyFileError, KeyOrigin, SigningKey};
+use crate::identity::{self, KeyFileError, KeyOrigin};
 use crate::inbound::Door;
 use crate::ops::Ops;
 use crate::peers::Peers;
 use crate::protocol::{
-    Answer, Judgement, OutEvent, PeerName, PeerRecord, Protocol, ProtocolId, Refusal, Request,
-    Schedule, Sealed, Targets, Tell, TransportError, TransportKind, Try,
+    Answer, Judgement, Learned, OutEvent, OwnKey, PeerName, PeerRecord, Protocol, ProtocolId,
+    Refusal, Request, Rotation, Schedule, Sealed, Targets, Tell, TransportError, TransportKind,
+    Try,
 };
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
 use agents::Agents;
 use discover::{DELIVER_PATH, Net, Pin};
+use keys::Keys;
 use probe::{Own, Probe};
 
 /// Its name in subjects, tables and settings.
@@ -104,7 +129,7 @@ pub struct Uam {
     config: UamConfig,
     domain: PeerName,
     endpoint: String,
-    key: SigningKey,
+    keys: Keys,
     store: Store,
     peers: Peers,
     trust: Trust,
@@ -134,8 +159,12 @@ impl Uam {
             .clone()
             .unwrap_or_else(|| format!("https://{domain}"));
         let endpoint = format!("{}{DELIVER_PATH}", base.trim_end_matches('/'));
-        let (key, origin) = SigningKey::load_or_create(&config.key_path)?;
-        remember_key(&parts.store, &config, &key, origin).await?;
+        let (keys, origin) = Keys::open(
+            config.key_path.clone(),
+            config.key_overlap,
+            parts.clock.now_ms(),
+        )?;
+        remember_key(&parts.store, &config, &keys, origin).await?;
         let agents = Agents::open(
             domain.as_str(),
             parts.store.clone(),
@@ -149,11 +178,11 @@ impl Uam {
         if !config.enabled {
             tracing::info!("Federation is disabled");
         }
-        Ok(Arc::new_cyclic(|me| Self {
+        let uam = Arc::new_cyclic(|me| Self {
             config,
             domain,
             endpoint,
-            key,
+            keys,
             store: parts.store,
             peers: parts.peers,
             trust: parts.trust,
@@ -164,7 +193,9 @@ impl Uam {
             clock: parts.clock,
             schedule,
             me: me.clone(),
-        }))
+        });
+        uam.spawn_retirement();
+        Ok(uam)
     }
 
     /// The domain of our agents.
@@ -179,17 +210,34 @@ impl Uam {
 
     /// Our public key.
     pub fn public_key(&self) -> identity::PublicKey {
-        self.key.public()
+        self.keys.current().ring.active.public()
     }
 
     /// Our public key as the protocol writes it.
     pub fn public_key_text(&self) -> String {
-        self.key.public().to_base64()
+        self.public_key().to_base64()
     }
 
     /// Key of a relay's window in [`Trust::admit`].
     pub fn rate_key(from_relay: &str) -> String {
         format!("uam/relay/{from_relay}")
+    }
+
+    /// Says when a peer refuses our new key, and when it has taken it.
+    fn tell_of_keys(&self, peer: &PeerRecord, learned: &[Learned]) {
+        let Some(fact) = learned.iter().find(|fact| fact.key == keys::KNOWS) else {
+            return;
+        };
+        let known = peer.facts.contains_key(keys::KNOWS);
+        let what = match (known, fact.value.is_null()) {
+            (false, false) => "unnoticed",
+            (true, true) => "noticed",
+            _ => return,
+        };
+        let name = peer.name.as_str();
+        tracing::info!(peer = name, what, "our new key at a peer");
+        let body = json!({"key_id": self.public_key().fingerprint()});
+        self.ops.event("key", what, ID, name, body);
     }
 
     /// What the configuration pins for a relay.
@@ -214,9 +262,11 @@ impl Uam {
 async fn remember_key(
     store: &Store,
     config: &UamConfig,
-    key: &SigningKey,
+    keys: &Keys,
     origin: KeyOrigin,
 ) -> Result<(), StoreError> {
+    let current = keys.current();
+    let key = &current.ring.active;
     let path = config.key_path.display();
     match origin {
         KeyOrigin::Loaded => tracing::info!("Relay keypair loaded from {path}"),
@@ -228,7 +278,11 @@ async fn remember_key(
     if known.iter().any(|(old, _, _)| *old == id) {
         return Ok(());
     }
-    if let Some((old, _, _)) = known.last() {
+    let rotated = current.ring.old.as_ref();
+    if let Some((old, _, _)) = known
+        .last()
+        .filter(|(id, _, _)| rotated.is_none_or(|old| old.key.public().fingerprint() != *id))
+    {
         tracing::warn!(
             old_key = %old,
             new_key = %id,
@@ -276,7 +330,9 @@ impl Protocol for Uam {
         peer: &PeerRecord,
         attempt: &Try,
     ) -> Judgement {
-        judge::judge(answer, peer, attempt)
+        let judged = judge::judge(answer, peer, attempt, &self.keys.current());
+        self.tell_of_keys(peer, &judged.learned);
+        judged
     }
 
     fn schedule(&self) -> &Schedule {
@@ -321,6 +377,18 @@ impl Protocol for Uam {
         routes::router(self)
     }
 
+    fn keys(&self) -> Vec<OwnKey> {
+        self.keys.current().list(self.domain())
+    }
+
+    fn rotate(&self, wanted: Rotation) -> BoxFuture<'_, Result<serde_json::Value, Refusal>> {
+        Box::pin(self.turn_key(wanted))
+    }
+
+    fn reload(&self) -> Result<(), Refusal> {
+        self.reread_keys()
+    }
+
     fn probe<'a>(
         &'a self,
         name: &'a PeerName,
@@ -336,7 +404,7 @@ impl Protocol for Uam {
                 clock: self.clock.clone(),
                 own: Some(Own {
                     domain: self.domain.clone(),
-                    key: self.key.clone(),
+                    key: self.keys.current().ring.active.clone(),
                 }),
                 pin: self.pin(name),
                 known_key: known.and_then(|record| record.public_key),

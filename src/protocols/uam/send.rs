@@ -105,6 +105,7 @@ pub fn dress(
         Form::Legacy => None,
         Form::Nonce => Some(fresh_nonce()?),
     };
+    let keys = uam.keys.current();
     let via = [uam.domain().to_owned()];
     let timestamp = time::format_ms(attempt.now_ms);
     let signed = sign_relay_request(
@@ -116,7 +117,7 @@ pub fn dress(
             from_relay: uam.domain(),
             nonce: nonce.as_deref(),
         },
-        &uam.key,
+        keys.for_peer(peer, attempt.now_ms),
     );
     let mut headers = HeaderMap::new();
     headers.insert(

@@ -22,13 +22,13 @@ use std::time::Duration;
 use ::http::{HeaderMap, Method, Uri};
 use bytes::Bytes;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMs};
 use crate::http::client::Client;
 use crate::http::inspect::Inspector;
 use crate::identity::{PublicKey, SigningKey};
 use crate::protocol::{Answer, PeerName, Refusal, Request, Step, Tell, TransportError};
 
-use super::discover::{DELIVER_PATH, Pin, WELL_KNOWN_PATH, checked_endpoint, origin_of};
+use super::discover::{DELIVER_PATH, Net, Pin, WELL_KNOWN_PATH, checked_endpoint, origin_of};
 use super::relay_request::Form;
 use page::Page;
 
@@ -395,5 +395,23 @@ impl Probe {
 
     fn inspector(&self) -> Inspector {
         Inspector::new(&self.client.settings())
+    }
+}
+
+/// The key that the well-known file below a base URL shows; the error is a sentence.
+pub(super) async fn shown_key(
+    net: &dyn Net,
+    base: &str,
+    name: &PeerName,
+    now: UnixMs,
+) -> Result<PublicKey, String> {
+    let url = format!("{base}{WELL_KNOWN_PATH}");
+    let answer = net
+        .get(&url)
+        .await
+        .map_err(|error| format!("{url}: {error}"))?;
+    match page::read(&url, name, &answer, now) {
+        Ok(page) => Ok(page.key),
+        Err((_, detail)) => Err(detail),
     }
 }

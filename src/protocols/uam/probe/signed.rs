@@ -23,8 +23,8 @@ use super::super::discover::WELL_KNOWN_PATH;
 use super::super::envelope::Envelope;
 use super::super::relay_request::{Attempt, Form, sign_relay_request};
 use super::super::time;
-use super::page::{self, Page};
-use super::{Found, Own, Probe, Report};
+use super::page::Page;
+use super::{Found, Own, Probe, Report, shown_key};
 
 const STEP: &str = "signed request";
 /// Some relays of 1.0 take half a minute for a refusal.
@@ -107,22 +107,18 @@ impl Probe {
 
     /// What a relay finds that looks for our key.
     async fn own_page(&self, own: &Own) -> String {
-        let url = format!("https://{}{WELL_KNOWN_PATH}", own.domain);
+        let base = format!("https://{}", own.domain);
+        let url = format!("{base}{WELL_KNOWN_PATH}");
         let ours = own.key.public();
-        let read = match self.get(&url).await {
-            Ok(answer) => page::read(&url, &own.domain, &answer, self.clock.now_ms())
-                .map_err(|(_, detail)| detail),
-            Err(error) => Err(format!("{url}: {error}")),
-        };
-        match read {
-            Ok(page) if page.key == ours => format!(
+        match shown_key(&self.client, &base, &own.domain, self.clock.now_ms()).await {
+            Ok(key) if key == ours => format!(
                 "{url} shows the right key from here; the relay cannot get there, or has pinned \
                  another one than {}",
                 ours.fingerprint()
             ),
-            Ok(page) => format!(
+            Ok(key) => format!(
                 "{url} shows key {}, but we sign with {}",
-                page.key.fingerprint(),
+                key.fingerprint(),
                 ours.fingerprint()
             ),
             Err(why) => format!("relays look for our key where we do not find it either: {why}"),
