@@ -131,8 +131,8 @@ fn lane() {
         lane.arrive(item(i64::try_from(id).unwrap_or(0)));
     }
     let mut done = 0;
-    while let Step::Attempt(item) = lane.next(&policy, &schedule, 1_000, true) {
-        lane.succeeded(&policy, 1_000);
+    while let Step::Attempt(item, cause) = lane.next(&policy, &schedule, 1_000, true) {
+        lane.succeeded(&policy, cause, 1_000);
         lane.finished(&item);
         done += 1;
     }
