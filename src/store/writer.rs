@@ -2,9 +2,7 @@
 //! durable.
 //!
 //! * Idle, an operation is committed at once; while a commit runs the next batch gathers, so batches
-//!   widen by themselves under load, up to [`MAX_WIDTH`] rows or [`MAX_BYTES`]. Under load a batch
-//!   that nobody outside waits for takes a moment longer ([`patience`]): a commit costs the machine
-//!   as much for one row as for thirty, and a row whose outcome comes in that moment is written once.
+//!   widen by themselves under load, up to [`MAX_WIDTH`] rows or [`MAX_BYTES`].
 //! * A transaction that fails as a whole (disk full, locked, gone) makes the store unhealthy until a
 //!   commit succeeds. Whoever can be told to come again is answered `Unavailable` at once. What the
 //!   bridge itself must write sooner or later (rows, outcomes, acknowledgements: [`Work::is_kept`])
@@ -33,11 +31,6 @@ const MAX_WIDTH: usize = 2_000;
 const MAX_BYTES: usize = 4 << 20;
 /// How often an unhealthy, idle store tries to write.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-
-/// How long rows and outcomes wait for company: nobody but the broker's acknowledgement waits for them.
-const LINGER: Duration = Duration::from_millis(5);
-/// A last batch of fewer operations is no load.
-const LOADED: usize = 8;
 
 /// A database that can commit a plan. The seam between batching and a database's dialect.
 pub(super) trait Backend {
@@ -80,7 +73,6 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
     let mut batch = Vec::new();
     let mut kept = VecDeque::new();
     let mut try_at = tokio::time::Instant::now();
-    let mut last = 0;
     loop {
         let first = match carried.take() {
             Some(job) => Some(job),
@@ -100,10 +92,6 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
         };
         let Some(first) = first else { break };
         carried = gather(first, &mut jobs, &mut batch);
-        if last >= LOADED && carried.is_none() && kept.is_empty() {
-            carried = linger(&mut jobs, &mut batch, last).await;
-        }
-        last = batch.len();
         batch.retain_mut(|job: &mut Job| {
             if !matches!(job.work, Work::Close) {
                 return true;
@@ -169,37 +157,6 @@ fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) -> O
         batch.push(job);
     }
     None
-}
-
-/// Takes what comes while the batch may wait; answers the operation that did not fit.
-async fn linger(jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, last: usize) -> Option<Job> {
-    let begun = tokio::time::Instant::now();
-    let waits = |batch: &[Job]| batch.iter().map(|job| patience(&job.work)).min();
-    let mut until = begun + waits(batch).unwrap_or_default();
-    // As many as last time is company enough.
-    while batch.len() < last && tokio::time::Instant::now() < until {
-        let Ok(Some(job)) = tokio::time::timeout_at(until, jobs.recv()).await else {
-            return None;
-        };
-        let come = batch.len();
-        let carried = gather(job, jobs, batch);
-        let width: usize = batch.iter().map(|job| job.work.width()).sum();
-        if carried.is_some() || width >= MAX_WIDTH {
-            return carried;
-        }
-        until = until.min(begun + waits(&batch[come..]).unwrap_or_default());
-    }
-    None
-}
-
-/// How long an operation may wait for others under load.
-fn patience(work: &Work) -> Duration {
-    match work {
-        Work::Insert(_) | Work::Settle(_) | Work::Noticed(_) | Work::Published(_) => LINGER,
-        Work::Accept(_) | Work::Records(..) | Work::Single(_) | Work::Barrier | Work::Close => {
-            Duration::ZERO
-        }
-    }
 }
 
 /// Writes what was kept, oldest first, until all is written or the database fails again.
