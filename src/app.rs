@@ -30,7 +30,7 @@ use crate::trust::Trust;
 use reload::Reloadable;
 pub use reload::Reloaded;
 
-/// How often gauges are read and old rows are pruned.
+/// How often gauges are read and old rows are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(15);
 
 /// What closing ledger and broker may take after the drain.
@@ -178,9 +178,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             store.clone(),
             bus.clone(),
             health.clone(),
-            clock,
+            clock.clone(),
             stop_rest.clone(),
         )),
+        tokio::spawn(retention(store.clone(), clock, stop_rest.clone())),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
     let routes = unrouted::answered(routes);
@@ -342,7 +343,7 @@ async fn serve_calls(
     .await
 }
 
-/// Gauges, readiness of store and broker, retention.
+/// Gauges, readiness of store and broker.
 async fn housekeeping(
     store: Store,
     bus: Bus,
@@ -383,12 +384,32 @@ async fn housekeeping(
                     },
                     Err(error) => tracing::debug!(%error, "the queue could not be counted"),
                 }
-                if clock.steady()
-                    && let Err(error) = store.prune(now).await
-                {
-                    tracing::debug!(%error, "old rows could not be pruned");
-                }
             }
+        }
+    }
+}
+
+/// Retention, beside everything else: an arrear is worked off without a pause, in steps that leave
+/// the writer to others; nothing goes while the clock is not to be trusted.
+async fn retention(store: Store, clock: Clock, stop: CancellationToken) {
+    loop {
+        let mut pause = HOUSEKEEPING;
+        if clock.steady() && store.healthy() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                gone = store.prune(clock.now_ms()) => match gone {
+                    Ok(0) => {}
+                    Ok(rows) => {
+                        tracing::debug!(rows, "old rows were pruned");
+                        pause = Duration::from_secs(1);
+                    }
+                    Err(error) => tracing::debug!(%error, "old rows could not be pruned"),
+                },
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

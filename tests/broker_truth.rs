@@ -2,12 +2,17 @@
 //! per message id, after the broker came back with an older copy of its files; and what retention,
 //! a purge or an operator took away stays away. Real nats-server, its own default of flushing.
 
+#[macro_use]
 mod support;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream;
 use drawbridge::inbound::Entry;
+use futures_util::StreamExt;
 use support::door::{World, event, text, within};
 
 async fn jetstream(world: &World) -> jetstream::Context {
@@ -43,9 +48,7 @@ async fn reconnected(world: &World) {
     passes(world, "hello again").await;
 }
 
-#[tokio::test]
-async fn an_older_broker_gets_back_what_it_lost_while_the_bridge_stays_up() {
-    let mut world = World::start().await;
+async fn an_older_broker_gets_back_what_it_lost_while_the_bridge_stays_up(mut world: World) {
     world.take(0..20).await;
     save(&mut world, "old").await;
     world.is_open().await;
@@ -60,9 +63,7 @@ async fn an_older_broker_gets_back_what_it_lost_while_the_bridge_stays_up() {
     world.holds_once(0..70).await;
 }
 
-#[tokio::test]
-async fn an_older_broker_gets_back_what_it_lost_at_the_bridges_next_start() {
-    let mut world = World::start().await;
+async fn an_older_broker_gets_back_what_it_lost_at_the_bridges_next_start(mut world: World) {
     world.take(0..20).await;
     world.close().await;
     save(&mut world, "old").await;
@@ -121,9 +122,9 @@ async fn what_somebody_gave_the_older_broker_already_is_not_given_to_it_again() 
     world.holds_once(0..30).await;
 }
 
-#[tokio::test]
-async fn of_many_events_over_several_checkpoints_only_the_lost_ones_come_again_in_order() {
-    let mut world = World::start().await;
+async fn of_many_events_over_several_checkpoints_only_the_lost_ones_come_again_in_order(
+    mut world: World,
+) {
     for batch in 0..4 {
         world.take_together(batch * 100..batch * 100 + 100).await;
         // A checkpoint a second, or at a stop.
@@ -139,6 +140,59 @@ async fn of_many_events_over_several_checkpoints_only_the_lost_ones_come_again_i
     let after: Vec<_> = found.iter().map(|m| m.payload.clone()).collect();
     assert_eq!(after, before, "the order of the ledger");
     assert_eq!(found.iter().filter(|m| m.republished).count(), 200);
+}
+
+#[tokio::test]
+async fn nothing_that_was_answered_with_success_is_missing_though_events_kept_coming() {
+    let mut world = World::start().await;
+    world.take_together(0..100).await;
+    save(&mut world, "old").await;
+    passes(&world, &text(100)).await;
+    // Four senders that never rest, through the roll-back and its repair.
+    let next = Arc::new(AtomicU32::new(101));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (next, stop, door) = (next.clone(), stop.clone(), world.door().clone());
+        senders.spawn(async move {
+            let mut taken = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let id = text(next.fetch_add(1, Ordering::Relaxed));
+                match door.enter(event("alpha.test", &id)).await {
+                    Entry::New | Entry::Duplicate => taken.push(id),
+                    // What a peer does with a 503, only sooner.
+                    _ => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+            taken
+        });
+    }
+    let before = next.load(Ordering::Relaxed);
+    within("some events got through", async || {
+        (next.load(Ordering::Relaxed) > before + 200).then_some(())
+    })
+    .await;
+    roll_back(&mut world, "old").await;
+    passes(&world, "hello again").await;
+    let after = next.load(Ordering::Relaxed);
+    within("more events got through", async || {
+        (next.load(Ordering::Relaxed) > after + 50).then_some(())
+    })
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    let mut taken: BTreeSet<String> = (0..=100).map(text).collect();
+    while let Some(more) = senders.join_next().await {
+        taken.extend(more.expect("a sender"));
+    }
+    world.close().await;
+    let found = world.payloads("FED_IN").await;
+    let there: BTreeSet<String> = found.iter().cloned().collect();
+    assert_eq!(there.len(), found.len(), "an event is there twice");
+    let missing: Vec<_> = taken.difference(&there).collect();
+    assert!(
+        missing.is_empty(),
+        "answered with success, lost: {missing:?}"
+    );
 }
 
 #[tokio::test]
@@ -163,9 +217,7 @@ async fn a_purge_is_no_loss() {
     );
 }
 
-#[tokio::test]
-async fn events_that_are_purged_in_the_moment_the_bridge_dies_stay_away() {
-    let mut world = World::start().await;
+async fn events_that_are_purged_in_the_moment_the_bridge_dies_stay_away(mut world: World) {
     world.take(0..10).await;
     let js = jetstream(&world).await;
     let stream = js.get_stream("FED_IN").await.expect("the stream");
@@ -245,8 +297,33 @@ async fn a_stream_made_again_behind_our_back_is_filled_again() {
 }
 
 #[tokio::test]
-async fn a_loss_beyond_mending_is_counted_and_the_bridge_goes_on() {
+async fn a_missing_stream_that_we_may_not_make_shuts_the_door_with_the_reason() {
     let mut world = World::start().await;
+    world.take(0..3).await;
+    world.close().await;
+    world.policy = drawbridge::config::StreamPolicy::Off;
+    world.open().await;
+    let health = drawbridge::ops::health::Health::new();
+    world.door().report_to(health.clone());
+    let js = jetstream(&world).await;
+    let stream = js.get_stream("FED_IN").await.expect("the stream");
+    let config = stream.cached_info().config.clone();
+    js.delete_stream("FED_IN").await.expect("deleted");
+    let entry = world.door().enter(event("alpha.test", &text(3))).await;
+    assert!(matches!(entry, Entry::Unavailable { .. }), "{entry:?}");
+    within("readiness says why", async || {
+        let reasons = health.reasons();
+        let reason = reasons.get("inbound")?;
+        reason.contains("FED_IN does not exist").then_some(())
+    })
+    .await;
+    js.create_stream(config).await.expect("made");
+    passes(&world, &text(3)).await;
+    world.holds_once(0..4).await;
+    assert!(health.reasons().is_empty());
+}
+
+async fn a_loss_beyond_mending_is_counted_and_the_bridge_goes_on(mut world: World) {
     let subscriber = world.nats.client().await;
     let mut told = subscriber
         .subscribe("fed.ops.store.>")
@@ -266,7 +343,6 @@ async fn a_loss_beyond_mending_is_counted_and_the_bridge_goes_on() {
     world.take(20..25).await;
     world.holds_once(20..25).await;
     world.bridge().ops.flush().await;
-    use futures_util::StreamExt;
     let event = tokio::time::timeout(Duration::from_secs(10), told.next())
         .await
         .expect("in time")
@@ -274,4 +350,12 @@ async fn a_loss_beyond_mending_is_counted_and_the_bridge_goes_on() {
     let body: serde_json::Value = serde_json::from_slice(&event.payload).expect("JSON");
     assert_eq!(body["beyond_mending"], 20, "{body}");
     assert_eq!(body["republished"], 0, "{body}");
+}
+
+on_both_databases! {
+    an_older_broker_gets_back_what_it_lost_while_the_bridge_stays_up
+    an_older_broker_gets_back_what_it_lost_at_the_bridges_next_start
+    of_many_events_over_several_checkpoints_only_the_lost_ones_come_again_in_order
+    events_that_are_purged_in_the_moment_the_bridge_dies_stay_away
+    a_loss_beyond_mending_is_counted_and_the_bridge_goes_on
 }

@@ -1,6 +1,7 @@
 //! Quarantine: verified events of a quarantined peer are answered with success and held on
 //! `fed.held`; released they are on `fed.in`, in their order, once; dropped they never are.
 
+#[macro_use]
 mod support;
 
 use std::time::Duration;
@@ -28,9 +29,7 @@ async fn hold(world: &World, ids: std::ops::Range<u32>) {
     }
 }
 
-#[tokio::test]
-async fn what_a_quarantined_peer_sends_is_on_fed_held_and_not_on_fed_in() {
-    let world = World::start().await;
+async fn what_a_quarantined_peer_sends_is_on_fed_held_and_not_on_fed_in(world: World) {
     hold(&world, 0..3).await;
     assert_eq!(world.door().enter(event("b.test", "b")).await, Entry::New);
     assert_eq!(world.payloads("FED_IN").await, ["b"]);
@@ -46,9 +45,7 @@ async fn what_a_quarantined_peer_sends_is_on_fed_held_and_not_on_fed_in() {
     assert_eq!(world.on("FED_HELD").await.len(), 3);
 }
 
-#[tokio::test]
-async fn released_events_come_in_order_once_and_before_newer_ones() {
-    let world = World::start().await;
+async fn released_events_come_in_order_once_and_before_newer_ones(world: World) {
     hold(&world, 0..150).await;
     let ids: Vec<_> = world.on("FED_HELD").await;
     let (released, _) = tokio::join!(world.door().release("uam", PEER), async {
@@ -74,9 +71,7 @@ async fn released_events_come_in_order_once_and_before_newer_ones() {
     );
 }
 
-#[tokio::test]
-async fn dropped_events_never_appear_and_stay_known() {
-    let mut world = World::start().await;
+async fn dropped_events_never_appear_and_stay_known(mut world: World) {
     hold(&world, 0..5).await;
     assert_eq!(world.door().drop_held("uam", "*.test").await.unwrap(), 5);
     assert_eq!(world.door().release("uam", PEER).await.unwrap(), 0);
@@ -90,9 +85,7 @@ async fn dropped_events_never_appear_and_stay_known() {
     assert_eq!(world.payloads("FED_IN").await, [text(9)]);
 }
 
-#[tokio::test]
-async fn held_events_outlive_a_restart_and_a_release_that_was_cut_short() {
-    let mut world = World::start().await;
+async fn held_events_outlive_a_restart_and_a_release_that_was_cut_short(mut world: World) {
     hold(&world, 0..10).await;
     world.close().await;
     world.open().await;
@@ -122,9 +115,7 @@ async fn held_events_outlive_a_restart_and_a_release_that_was_cut_short() {
     assert_eq!(found, (0..11).map(text).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn the_end_of_the_quarantine_releases() {
-    let world = World::start().await;
+async fn the_end_of_the_quarantine_releases(world: World) {
     let bridge = world.bridge();
     bridge.door.follow(bridge.trust.clone());
     for rule in [Rule::Quarantine, Rule::Block] {
@@ -145,9 +136,7 @@ async fn the_end_of_the_quarantine_releases() {
     assert_eq!(found, (0..3).map(text).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn an_older_broker_gets_back_what_is_held_too() {
-    let mut world = World::start().await;
+async fn an_older_broker_gets_back_what_is_held_too(mut world: World) {
     hold(&world, 0..3).await;
     world.close().await;
     world.nats.stop().await;
@@ -166,4 +155,13 @@ async fn an_older_broker_gets_back_what_is_held_too() {
         (0..8).map(text).collect::<Vec<_>>()
     );
     assert!(world.payloads("FED_IN").await.is_empty());
+}
+
+on_both_databases! {
+    what_a_quarantined_peer_sends_is_on_fed_held_and_not_on_fed_in
+    released_events_come_in_order_once_and_before_newer_ones
+    dropped_events_never_appear_and_stay_known
+    held_events_outlive_a_restart_and_a_release_that_was_cut_short
+    the_end_of_the_quarantine_releases
+    an_older_broker_gets_back_what_is_held_too
 }

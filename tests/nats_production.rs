@@ -297,8 +297,13 @@ async fn a_jetstream_domain_is_used_and_so_is_a_prefix() {
     let dir = tempfile::tempdir().expect("folder");
     let mut broker = CustomBroker::new(dir.path());
     let js = broker.jetstream("domain: hub");
-    broker.start(&js).await;
+    broker.start(&format!("trace: true\n{js}")).await;
     let bus = works(&settings(&broker, "jetstream_domain = \"hub\"")).await;
+    // As permissions.md says.
+    until("it is acknowledged", async || {
+        broker.log().contains("[PUB $JS.ACK.FED_OUT.")
+    })
+    .await;
     assert!(bus.stream_facts("FED_OUT").await.expect("asked").is_some());
     works(&settings(&broker, "jetstream_api_prefix = \"$JS.hub.API\"")).await;
     let wrong = settings(&broker, "jetstream_domain = \"nowhere\"");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drawbridge::clock::Clock;
-use drawbridge::config::StoreConfig;
+use drawbridge::config::{StoreConfig, StorePlace};
 use drawbridge::protocol::{PeerName, PeerRecord, Record, ReplayId};
 use drawbridge::store::*;
 
@@ -53,6 +53,14 @@ impl Fixture {
         self.dir.path().join("d.db")
     }
 
+    /// Runs SQL on it as any other program would.
+    async fn sql(&self, text: &str) {
+        match &self.config.place {
+            StorePlace::Sqlite(path) => sql(path, text).await,
+            StorePlace::Postgres(url) => postgres::run(&url.0.0, text).await.unwrap(),
+        }
+    }
+
     async fn reopened(mut self) -> Self {
         self.store.close().await;
         self.store = Store::open(&self.config, self.clock.clone()).await.unwrap();
@@ -95,6 +103,12 @@ on_both! {
     pruning_keeps_what_is_still_needed,
     lanes_tell_where_to_begin_and_when,
     peers_trust_records_and_keys_read_back_as_written,
+    what_is_known_of_a_peer_goes_with_age_unless_it_is_needed,
+    one_unreadable_peer_costs_no_other,
+    outcomes_of_one_row_come_to_the_same_in_any_order,
+    any_text_is_stored_and_read_back_as_it_was,
+    a_second_writer_of_the_same_store_is_refused,
+    a_store_of_a_newer_version_is_refused,
 }
 
 fn peer(name: &str) -> PeerName {
@@ -520,20 +534,8 @@ async fn what_waits_at_closing_is_still_written(f: Fixture) {
     assert_eq!(f.store.queue_counts().await.unwrap()[0].pending, 300);
 }
 
-#[tokio::test]
-async fn a_second_writer_of_the_same_file_is_refused() {
-    let f = Fixture::new().await;
-    let refused = Store::open(&f.path(), Clock::system()).await.err().unwrap();
-    assert_eq!(refused.kind, StoreErrorKind::InUse);
-    assert!(
-        refused.to_string().contains("in use by another drawbridge"),
-        "{refused}"
-    );
-    f.reopened().await;
-}
-
 /// Runs SQL on the file as any other program would.
-async fn sql(path: &Path, sql: &'static str) {
+async fn sql(path: &Path, sql: &str) {
     use sqlx::Connection;
     let options = sqlx::sqlite::SqliteConnectOptions::new()
         .filename(path)
@@ -541,24 +543,9 @@ async fn sql(path: &Path, sql: &'static str) {
     let mut conn = sqlx::SqliteConnection::connect_with(&options)
         .await
         .unwrap();
-    sqlx::query(sql).execute(&mut conn).await.unwrap();
+    let text = sqlx::AssertSqlSafe(sql.to_owned());
+    sqlx::query(text).execute(&mut conn).await.unwrap();
     conn.close().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_file_of_a_newer_version_is_refused() {
-    let f = Fixture::new().await;
-    f.store.close().await;
-    sql(
-        &f.path(),
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         VALUES (9999, 'later', 1, x'00', 0)",
-    )
-    .await;
-    let refused = Store::open(&f.path(), Clock::system()).await.err().unwrap();
-    assert_eq!(refused.kind, StoreErrorKind::Newer);
-    let refused = Store::open_read_only(&f.config).await.err().unwrap();
-    assert_eq!(refused.kind, StoreErrorKind::Newer);
 }
 
 #[tokio::test]
@@ -705,6 +692,13 @@ async fn pruning_keeps_what_is_still_needed(f: Fixture) {
     assert!(f.store.row(ids[1]).await.unwrap().is_some());
     assert_eq!(
         f.store.prune(NOW + 400 * DAY).await.unwrap(),
+        0,
+        "FED_DEAD has no notice of the dead row yet"
+    );
+    let noticed = f.store.noticed(vec![ids[1]]).await.unwrap();
+    noticed.await.unwrap();
+    assert_eq!(
+        f.store.prune(NOW + 400 * DAY).await.unwrap(),
         1,
         "the dead row"
     );
@@ -714,6 +708,160 @@ async fn pruning_keeps_what_is_still_needed(f: Fixture) {
     let counts = &f.store.queue_counts().await.unwrap()[0];
     assert_eq!((counts.pending, counts.failed, counts.held), (2, 0, 1));
     assert_eq!(counts.oldest_pending_ms, Some(NOW));
+}
+
+async fn what_is_known_of_a_peer_goes_with_age_unless_it_is_needed(f: Fixture) {
+    for (name, via) in [
+        ("old.test", "dns-srv"),
+        ("waited-for.test", "dns-srv"),
+        ("pinned.test", "config"),
+    ] {
+        let record = PeerRecord {
+            protocol: "uam",
+            name: peer(name),
+            endpoint: format!("https://{name}/"),
+            alternatives: Vec::new(),
+            public_key: None,
+            discovered_via: via.into(),
+            last_verified_ms: NOW,
+            ttl_ms: None,
+            facts: serde_json::Map::new(),
+        };
+        f.store.put_peer(record).await.unwrap().await.unwrap();
+    }
+    let row = new_row(&f.store, "m1", "waited-for.test");
+    f.store.enqueue(vec![row]).await.unwrap().await.unwrap();
+    assert_eq!(f.store.prune(NOW + 89 * DAY).await.unwrap(), 0);
+    assert_eq!(f.store.prune(NOW + 91 * DAY).await.unwrap(), 1);
+    let left = f.store.peers().await.unwrap();
+    let left: Vec<_> = left.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(left, ["pinned.test", "waited-for.test"]);
+}
+
+async fn one_unreadable_peer_costs_no_other(f: Fixture) {
+    let record = |name: &str| PeerRecord {
+        protocol: "uam",
+        name: peer(name),
+        endpoint: format!("https://{name}/"),
+        alternatives: Vec::new(),
+        public_key: None,
+        discovered_via: "dns-srv".into(),
+        last_verified_ms: NOW,
+        ttl_ms: None,
+        facts: serde_json::Map::new(),
+    };
+    for name in ["a.test", "b.test"] {
+        f.store.put_peer(record(name)).await.unwrap().await.unwrap();
+    }
+    f.sql("UPDATE known_relays SET facts = 'no json' WHERE domain = 'a.test'")
+        .await;
+    assert_eq!(f.store.peers().await.unwrap(), [record("b.test")]);
+}
+
+async fn outcomes_of_one_row_come_to_the_same_in_any_order(f: Fixture) {
+    let row = new_row(&f.store, "m1", "beta.test");
+    let id = row.id;
+    f.store.enqueue(vec![row]).await.unwrap().await.unwrap();
+    let settle = async |settle| f.store.settle(settle).await.unwrap().await.unwrap();
+    let third = Settle {
+        attempts: 3,
+        ..retry(id, NOW + 3)
+    };
+    settle(third).await;
+    // The second attempt's outcome, late.
+    settle(Settle {
+        attempts: 2,
+        ..retry(id, NOW + 2)
+    })
+    .await;
+    let row = f.store.row(id).await.unwrap().unwrap();
+    assert_eq!((row.attempts, row.next_at_ms), (3, Some(NOW + 3)));
+    settle(dead(id)).await;
+    settle(retry(id, NOW + 9)).await;
+    let row = f.store.row(id).await.unwrap().unwrap();
+    assert_eq!((row.state, row.next_at_ms), (RowState::Failed, None));
+    // It was delivered after all: that is the truth, and the end.
+    settle(delivered(id)).await;
+    settle(dead(id)).await;
+    let row = f.store.row(id).await.unwrap().unwrap();
+    assert_eq!(row.state, RowState::Delivered);
+}
+
+async fn any_text_is_stored_and_read_back_as_it_was(f: Fixture) {
+    const ODD: &str = "nul \0, \u{10FFFD}0, \u{10FFFF}, \u{FEFF} and 🙂";
+    let mut row = new_row(&f.store, ODD, "beta.test");
+    row.order_key = ODD.into();
+    row.traceparent = Some(ODD.into());
+    row.records = vec![Record {
+        kind: "room",
+        key: ODD.into(),
+        value: Some(ODD.into()),
+    }];
+    let id = row.id;
+    // In one batch with another: it must not take that one down.
+    let odd = f.store.enqueue(vec![row]).await.unwrap();
+    let plain = new_row(&f.store, "plain", "beta.test");
+    let plain = f.store.enqueue(vec![plain]).await.unwrap();
+    odd.await.unwrap();
+    plain.await.unwrap();
+    let mut settle = retry(id, NOW + 1);
+    if let Outcome::Retry { reason, .. } = &mut settle.outcome {
+        *reason = ODD.into();
+    }
+    f.store.settle(settle).await.unwrap().await.unwrap();
+    let row = f.store.row(id).await.unwrap().unwrap();
+    assert_eq!((row.msg_id.as_str(), row.order_key.as_str()), (ODD, ODD));
+    assert_eq!(row.reason.as_deref(), Some(ODD));
+    assert_eq!(row.traceparent.as_deref(), Some(ODD));
+    let known = f.store.known_messages("uam", &[ODD.to_owned()]).await;
+    assert!(known.unwrap().contains(ODD));
+    let of_key = f
+        .store
+        .pending_of_key("uam", &peer("beta.test"), ODD, 0, 10)
+        .await
+        .unwrap();
+    assert_eq!(of_key.len(), 1);
+    let value = f.store.record("uam", "room", ODD).await.unwrap();
+    assert_eq!(value.as_deref(), Some(ODD));
+
+    let mut event = arrival(ODD, b"n1");
+    event.event_id = ODD.into();
+    event.headers = vec![("Fed-Origin".into(), ODD.into())];
+    let Accepted::New(_) = accept(&f.store, event.clone()).await else {
+        panic!("not new")
+    };
+    event.replay.clear();
+    let again = accept(&f.store, event).await;
+    assert!(matches!(again, Accepted::Duplicate { .. }), "{again:?}");
+    let read = &f.store.inbound_after(0, 10).await.unwrap()[0];
+    assert_eq!((read.event_id.as_str(), &*read.headers[0].1), (ODD, ODD));
+}
+
+async fn a_second_writer_of_the_same_store_is_refused(f: Fixture) {
+    let refused = Store::open(&f.config, Clock::system()).await.err().unwrap();
+    assert_eq!(refused.kind, StoreErrorKind::InUse);
+    assert!(
+        refused.to_string().contains("in use by another drawbridge"),
+        "{refused}"
+    );
+    f.reopened().await;
+}
+
+async fn a_store_of_a_newer_version_is_refused(f: Fixture) {
+    f.store.close().await;
+    let late = match f.config.place {
+        StorePlace::Sqlite(_) => "x'00', 0)",
+        StorePlace::Postgres(_) => "'\\x00', 0)",
+    };
+    f.sql(&format!(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'later', true, {late}"
+    ))
+    .await;
+    let refused = Store::open(&f.config, Clock::system()).await.err().unwrap();
+    assert_eq!(refused.kind, StoreErrorKind::Newer);
+    let refused = Store::open_read_only(&f.config).await.err().unwrap();
+    assert_eq!(refused.kind, StoreErrorKind::Newer);
 }
 
 async fn lanes_tell_where_to_begin_and_when(f: Fixture) {
@@ -740,7 +888,7 @@ async fn lanes_tell_where_to_begin_and_when(f: Fixture) {
         .await
         .unwrap();
     assert_eq!(keyed.iter().map(|r| r.id).collect::<Vec<_>>(), [3]);
-    let expired = f.store.expired(NOW + 1000, 10).await.unwrap();
+    let expired = f.store.expired(NOW + 1000, &["uam"], 10).await.unwrap();
     assert_eq!(expired.iter().map(|r| r.id).collect::<Vec<_>>(), [1, 2]);
     let filter = RowFilter {
         peer: Some("a.test".into()),

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::launch::{self, Launched, Settings};
+use super::server_config::write_private;
 use super::subject::hex;
 use super::{BusError, BusErrorKind, find};
 use crate::config::{ManagedConfig, NatsConfig, Secret, shown};
@@ -97,7 +98,7 @@ impl ManagedServer {
             (port, _) => launch::launch(&settings, port).await?,
         };
         let url = server.url();
-        if let Err(e) = launch::write_private(&url_file(&settings.dir), &url).await {
+        if let Err(e) = write_private(&url_file(&settings.dir), &url).await {
             tracing::warn!("{}: {e}", url_file(&settings.dir).display());
         }
         tracing::info!(

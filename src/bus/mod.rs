@@ -44,6 +44,7 @@ mod read;
 mod replay;
 mod retry;
 mod scan;
+mod server_config;
 mod streams;
 pub mod subject;
 mod tail;

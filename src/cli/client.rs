@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use serde_json::Value;
 
 use crate::admin::token;
-use crate::config::{Config, Secret};
+use crate::config::{Config, HttpConfig, Secret};
 use crate::http::client::Client;
 use crate::protocol::{Request, TransportKind};
 
@@ -17,6 +17,9 @@ use crate::protocol::{Request, TransportKind};
 const MAX_ANSWER: usize = 64 << 20;
 /// The bridge ends a request by itself before this.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A look at a listener that may be anybody's.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client of one bridge's admin API.
 pub struct AdminClient {
@@ -57,21 +60,35 @@ impl AdminClient {
     /// The client for this configuration's bridge. Asks nothing yet; an error is a sentence about the
     /// token or the TLS roots.
     pub fn from_config(config: &Config) -> Result<Self, String> {
-        let base = base(config);
-        let mut http = config.http.clone();
-        let host = base.split_once("://").map_or("", |(_, rest)| rest);
-        let host = host.split('/').next().unwrap_or_default().to_owned();
-        if base.starts_with("http://") {
-            http.plain_hosts.push(host.clone());
-        }
-        http.allow_hosts.push(host);
-        http.extra_roots
-            .extend(config.admin.tls_certificate.clone());
         Ok(Self {
-            base,
+            base: base(config),
             token: token::find(config)?,
-            client: Client::new(&http)?,
+            client: Client::new(&reaching(config))?,
         })
+    }
+
+    /// Status and body of a route that needs no token; `None`: nobody listens there. The bridge need
+    /// not ever have run with this configuration.
+    pub async fn look(config: &Config, path: &str) -> Result<Option<(u16, Value)>, String> {
+        let asking = Self {
+            base: base(config),
+            token: Secret(String::new().into()),
+            client: Client::new(&reaching(config))?,
+        };
+        let request = Request {
+            method: Method::GET,
+            url: format!("{}{path}", asking.base),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        };
+        match asking.client.send(request, LOOK_PATIENCE, MAX_ANSWER).await {
+            Ok(answer) => {
+                let body = serde_json::from_slice(&answer.body).unwrap_or_default();
+                Ok(Some((answer.status, body)))
+            }
+            Err(e) if e.kind == TransportKind::Connect => Ok(None),
+            Err(e) => Err(e.detail),
+        }
     }
 
     /// Where it asks, for messages.
@@ -145,6 +162,21 @@ impl AdminClient {
             detail: format!("{}: {detail}", self.base),
         })
     }
+}
+
+/// The settings of outgoing requests, with the admin listener let through.
+fn reaching(config: &Config) -> HttpConfig {
+    let base = base(config);
+    let mut http = config.http.clone();
+    let host = base.split_once("://").map_or("", |(_, rest)| rest);
+    let host = host.split('/').next().unwrap_or_default().to_owned();
+    if base.starts_with("http://") {
+        http.plain_hosts.push(host.clone());
+    }
+    http.allow_hosts.push(host);
+    http.extra_roots
+        .extend(config.admin.tls_certificate.clone());
+    http
 }
 
 /// The base URL without a slash at its end.

@@ -1,8 +1,10 @@
 //! The command line: one file per command.
 
 pub mod bench;
+pub mod check;
 pub mod client;
 pub mod demo;
+pub mod health;
 pub mod keys;
 pub mod peers;
 pub mod probe;
@@ -42,6 +44,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run the bridge.
     Run(ConfigArgs),
+    /// Ask a running bridge how it is; the exit code says.
+    Health(health::HealthArgs),
+    /// Look at everything the bridge needs, whether it runs or not; changes nothing.
+    Check(check::CheckArgs),
     /// Publish an outbound event.
     Send(send::SendArgs),
     /// Show events as they arrive.
@@ -121,6 +127,8 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Demo(args) => demo::demo(args).await,
             Command::Run(args) => run::run(&args).await,
+            Command::Health(args) => health::health(args).await,
+            Command::Check(args) => check::check(args).await,
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
             Command::Queue(command) => queue::queue(command).await,

@@ -26,7 +26,7 @@ use std::path::Path;
 pub use model::*;
 pub use nats::shown;
 pub use read::parse_duration;
-pub use secret::{private, read_secret};
+pub use secret::{mounted, private, read_secret};
 pub use store::{PostgresUrl, Retention, StoreConfig, StorePlace};
 
 /// The commented default file.

@@ -57,14 +57,18 @@ pub fn read_secret(path: &Path) -> Result<Secret, String> {
     }
 }
 
+/// Whether a file stands where container engines put secrets.
+pub fn mounted(path: &Path) -> bool {
+    // Without its links: what stands below the mount, not what a path merely passes through.
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    MOUNTS.iter().any(|mount| real.starts_with(mount))
+}
+
 /// Whether a file keeps a secret; the error says who else gets at it and what to do.
 #[cfg(unix)]
 pub fn private(path: &Path, meta: &Metadata) -> Result<(), String> {
     use std::os::unix::fs::PermissionsExt as _;
-    // Without its links: what stands below the mount, not what a path merely passes through.
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mounted = MOUNTS.iter().any(|mount| real.starts_with(mount));
-    judge(meta.permissions().mode(), mounted)
+    judge(meta.permissions().mode(), mounted(path))
         .map_err(|what| format!("{what}; run: chmod o-rwx {}", path.display()))
 }
 

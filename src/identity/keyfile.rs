@@ -78,7 +78,13 @@ pub(super) fn load(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileEr
     };
     let meta = file.metadata().map_err(cannot)?;
     let mode = meta.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    // A container engine's own mount is for this container alone, whatever its mode for reading.
+    let others = if crate::config::mounted(path) {
+        0o022
+    } else {
+        0o077
+    };
+    if mode & others != 0 {
         return Err(KeyFileError(format!(
             "the key file {shown} has mode {mode:04o}, so other users can read the relay's \
              identity; run: chmod 600 {shown}"

@@ -55,7 +55,8 @@ impl Guard {
         }
     }
 
-    async fn look(&self) -> Result<(), RepairError> {
+    /// Looks once.
+    pub(super) async fn look(&self) -> Result<(), RepairError> {
         let now = self.clock.now_ms();
         metrics::mendable(seconds_back(self.store.body_horizon().await?, now));
         for way in [Way::In, Way::Held] {

@@ -386,6 +386,33 @@ async fn what_the_stream_has_already_is_not_published_again_after_a_long_outage(
 }
 
 #[tokio::test]
+async fn a_look_finds_a_silent_loss_and_has_it_mended() {
+    let b = bench().await;
+    for id in ["m1", "m2", "m3"] {
+        assert_eq!(b.door.enter(event(id, id)).await, Entry::New);
+    }
+    settled(&b.store).await;
+    let guard = super::Guard {
+        store: b.store.clone(),
+        outlet: b.bus.clone(),
+        state: b.door.inner.state.clone(),
+        clock: Clock::fixed(NOW),
+        losses: 0,
+    };
+    guard.look().await.unwrap();
+    assert!(b.door.is_open());
+    b.bus.seen.lock().unwrap().truncate(1);
+    guard.look().await.unwrap();
+    while b.bus.payloads().len() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(b.bus.payloads(), ["m1", "m2", "m3"]);
+    let seen = b.bus.seen.lock().unwrap();
+    let again = |n: usize| seen[n].headers.iter().any(|(h, _)| h == "Fed-Republished");
+    assert_eq!([again(0), again(1), again(2)], [false, true, true]);
+}
+
+#[tokio::test]
 async fn a_used_replay_id_refuses_the_event_and_leaves_nothing() {
     let b = bench().await;
     assert_eq!(b.door.enter(with_nonce("m1", 1)).await, Entry::New);

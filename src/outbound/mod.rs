@@ -256,6 +256,7 @@ async fn arm(parts: &Parts, shards: &[mpsc::Sender<Work>]) -> Result<(), StoreEr
 
 /// Finds rows whose `Fed-Expires` is over; the owning shard decides.
 async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: CancellationToken) {
+    let protocols: Vec<ProtocolId> = parts.protocols.keys().copied().collect();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -265,7 +266,7 @@ async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: Cancellation
         if !parts.clock.steady() {
             continue;
         }
-        match parts.store.expired(now, 500).await {
+        match parts.store.expired(now, &protocols, 500).await {
             Ok(rows) => {
                 let mut by_shard: HashMap<usize, Vec<(LaneKey, i64)>> = HashMap::new();
                 for row in rows {

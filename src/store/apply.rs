@@ -10,7 +10,7 @@ use super::ops::{Answer, Single};
 use super::plan::{Plan, PlannedRow, outcome_columns};
 use super::shapes::*;
 use super::writer::Answers;
-use super::{checkpoint, held, single};
+use super::{checkpoint, held, prune, single};
 use crate::clock::UnixMs;
 use crate::protocol::{ProtocolId, Record};
 
@@ -104,6 +104,9 @@ pub(super) async fn write(
         answers.singles.push(match op {
             Single::ReleaseHeld(batch) => {
                 Answer::Released(held::release(conn, batch, now_ms, marks).await?)
+            }
+            Single::Prune { now_ms, keep } => {
+                Answer::Number(prune::step(conn, texts, *now_ms, keep, marks).await?)
             }
             op => Answer::Number(single::run(conn, op, marks).await?),
         });

@@ -155,17 +155,20 @@ impl Store {
         self.count(Single::NextEpoch).await
     }
 
-    /// Prunes in small steps what retention allows (outcomes older than a day, replay ids past
-    /// their time, …); answers how many rows went. Stops after a number of steps, so a large arrear
-    /// takes several calls.
+    /// Prunes in small steps what retention allows (see the table in `prune.rs`); answers how many
+    /// rows went. Takes its time: after each step it leaves the writer to others for as long again.
+    /// Stops after a number of steps, so a large arrear takes several calls.
     pub async fn prune(&self, now_ms: i64) -> Result<u64, StoreError> {
         let mut gone: u64 = 0;
         for _ in 0..PRUNE_STEPS {
-            let step = self.count(Single::Prune { now_ms }).await?;
+            let begun = std::time::Instant::now();
+            let keep = Box::new(self.inner.retention.clone());
+            let step = self.count(Single::Prune { now_ms, keep }).await?;
             gone = gone.saturating_add(u64::try_from(step).unwrap_or(0));
             if step == 0 {
                 break;
             }
+            tokio::time::sleep(begun.elapsed()).await;
         }
         Ok(gone)
     }

@@ -213,8 +213,7 @@ pub(super) async fn release(
     let held = oldest(conn, batch).await?;
     let count = i64::try_from(held.len()).unwrap_or(0);
     let first = take_numbers(conn, marks, count).await?;
-    let mut next = first;
-    for (id, _) in held {
+    for (next, (id, _)) in (first..).zip(held) {
         forget(conn, id, marks).await?;
         // The body is kept a day from now, as that of an event that just came.
         conn.query("UPDATE federation_events SET id = $1, received_ms = $2 WHERE id = $3")
@@ -227,7 +226,6 @@ pub(super) async fn release(
             .bind(next)
             .execute()
             .await?;
-        next += 1;
     }
     Ok(Released { first, count })
 }
@@ -319,4 +317,55 @@ async fn counts(db: Db) -> Answer<Vec<HeldCount>> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::protocol::PeerName;
+    use crate::store::NewInbound;
+
+    fn arrival(hold: bool, bytes: usize) -> Arrival {
+        Arrival::new(NewInbound {
+            protocol: "uam",
+            peer: PeerName::parse("a.test").expect("a name"),
+            dedupe_key: "k".into(),
+            event_id: "k".into(),
+            event_type: "message".into(),
+            subject: String::new(),
+            headers: Vec::new(),
+            payload: Bytes::from(vec![0; bytes]),
+            received_ms: 0,
+            replay: Vec::new(),
+            hold,
+        })
+    }
+
+    #[test]
+    fn what_follows_a_held_event_of_its_peer_is_held_too() {
+        let mut rooms = Rooms::default();
+        assert_eq!(rooms.admit(&arrival(false, 1)), Admission::Through);
+        assert_eq!(rooms.admit(&arrival(true, 1)), Admission::Held);
+        assert_eq!(rooms.admit(&arrival(false, 1)), Admission::Held);
+    }
+
+    #[test]
+    fn a_peer_has_so_many_events_and_bytes_held_and_no_more() {
+        let mut rooms = Rooms::default();
+        for _ in 0..MAX_PEER_EVENTS {
+            assert_eq!(rooms.admit(&arrival(true, 1)), Admission::Held);
+        }
+        assert_eq!(rooms.admit(&arrival(true, 1)), Admission::Full);
+        let mut rooms = Rooms::default();
+        let mib = arrival(true, 1 << 20);
+        for _ in 0..MAX_PEER_BYTES >> 20 {
+            assert_eq!(rooms.admit(&mib), Admission::Held);
+        }
+        assert_eq!(rooms.admit(&mib), Admission::Full);
+        rooms.all = MAX_EVENTS;
+        rooms.peers.clear();
+        assert_eq!(rooms.admit(&arrival(true, 1)), Admission::Full);
+    }
 }

@@ -61,7 +61,7 @@ use self::errors::{meaning, unavailable};
 use self::ops::{Answer, Job, Work};
 use self::writer::Gauges;
 use crate::clock::Clock;
-use crate::config::{StoreConfig, StorePlace};
+use crate::config::{Retention, StoreConfig, StorePlace};
 
 /// Bytes that may wait for the writer; whoever wants to hand in more waits.
 const ROOM: usize = 32 << 20;
@@ -80,6 +80,7 @@ pub struct Store {
 struct Inner {
     id: String,
     clock: Clock,
+    retention: Retention,
     jobs: mpsc::Sender<Job>,
     room: Arc<Semaphore>,
     gauges: Arc<Gauges>,
@@ -112,6 +113,7 @@ impl Store {
     }
 
     async fn start(config: StoreConfig, clock: Clock, write: bool) -> Result<Self, StoreError> {
+        let retention = config.retention.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -143,6 +145,7 @@ impl Store {
             inner: Arc::new(Inner {
                 id: opened.id,
                 clock,
+                retention,
                 jobs,
                 room: Arc::new(Semaphore::new(ROOM)),
                 gauges,

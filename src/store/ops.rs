@@ -13,6 +13,7 @@ use super::held::{HeldBatch, Released};
 use super::types::{Accepted, NewInbound, NewRow, Outcome, Settle, StoreError};
 use super::value::Value;
 use crate::clock::UnixMs;
+use crate::config::Retention;
 use crate::protocol::{PeerRecord, ProtocolId, Record};
 
 /// Room one row takes beside its body: columns, bookkeeping, the caller's waker.
@@ -64,6 +65,7 @@ pub(super) enum Single {
     },
     Prune {
         now_ms: UnixMs,
+        keep: Box<Retention>,
     },
     LimitSize(Option<u64>),
     /// Fixed statements in one transaction; answers the rows the last of them changed.

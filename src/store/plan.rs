@@ -1,8 +1,8 @@
 //! What one transaction has to write, worked out in memory from the operations gathered for it.
 //!
 //! Pure: nothing here touches a database. An outcome that meets its row still waiting to be inserted
-//! becomes part of that row; of several outcomes of one row the last counts, except that delivered
-//! is final; a body several rows of one message share is written once.
+//! becomes part of that row; of several outcomes of one row the one nearest to the end counts; a body
+//! several rows of one message share is written once.
 
 use std::collections::HashMap;
 
@@ -142,13 +142,21 @@ impl PlannedRow<'_> {
     }
 }
 
-/// The outcome that counts of two, `later` having been handed in after `earlier`.
+/// The outcome that counts of two, `later` having been handed in after `earlier`: as in the
+/// database, delivered is final, dead and held give way to delivered only, and of failed attempts the
+/// one with the higher count stands.
 fn prevailing<'a>(earlier: &'a Settle, later: &'a Settle) -> &'a Settle {
-    if matches!(earlier.outcome, Outcome::Delivered { .. }) {
-        earlier
-    } else {
-        later
-    }
+    let rank = |s: &Settle| match s.outcome {
+        Outcome::Delivered { .. } => (2, 0),
+        Outcome::Dead { .. } | Outcome::Held { .. } => (1, 0),
+        Outcome::Retry { .. } => (0, s.attempts),
+    };
+    let replaces = match rank(later).cmp(&rank(earlier)) {
+        std::cmp::Ordering::Greater => true,
+        std::cmp::Ordering::Equal => rank(later).0 == 0,
+        std::cmp::Ordering::Less => false,
+    };
+    if replaces { later } else { earlier }
 }
 
 /// Plans a batch.
@@ -282,7 +290,34 @@ mod tests {
     }
 
     #[test]
-    fn of_several_outcomes_the_last_counts_but_delivered_is_final() {
+    fn outcomes_of_one_row_come_to_the_same_in_any_order() {
+        let retry = |attempts| {
+            Work::Settle(Settle {
+                row: 1,
+                outcome: Outcome::Retry {
+                    first_failed_ms: 1,
+                    next_at_ms: 2,
+                    peer_fault: false,
+                    code: "timeout".into(),
+                    reason: "late".into(),
+                },
+                attempts,
+                attempt: None,
+            })
+        };
+        let end = |works: [Work; 2]| {
+            let plan = plan(works.iter());
+            let c = outcome_columns(plan.settles[0]);
+            (c.state, c.attempts)
+        };
+        assert_eq!(end([settle(1, dead()), retry(3)]), ("failed", 1));
+        assert_eq!(end([retry(3), settle(1, dead())]), ("failed", 1));
+        assert_eq!(end([retry(3), retry(2)]), ("pending", 3));
+        assert_eq!(end([retry(2), retry(3)]), ("pending", 3));
+    }
+
+    #[test]
+    fn of_several_outcomes_delivered_is_final() {
         let works = [
             settle(1, dead()),
             settle(1, Outcome::Delivered { at_ms: 5 }),

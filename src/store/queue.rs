@@ -95,9 +95,16 @@ impl Store {
         self.read_after(move |db| read::list_rows(db, filter)).await
     }
 
-    /// Pending rows past `expires_ms`, at most `limit`, without their bodies: to be settled dead.
-    pub async fn expired(&self, now_ms: i64, limit: usize) -> Result<Vec<QueueRow>, StoreError> {
-        self.read_after(move |db| read::expired(db, now_ms, limit))
+    /// Pending rows of these protocols past `expires_ms`, at most `limit`, without their bodies: to be
+    /// settled dead. Those of a protocol that is switched off stay.
+    pub async fn expired(
+        &self,
+        now_ms: i64,
+        protocols: &[ProtocolId],
+        limit: usize,
+    ) -> Result<Vec<QueueRow>, StoreError> {
+        let protocols = protocols.to_vec();
+        self.read_after(move |db| read::expired(db, now_ms, protocols, limit))
             .await
     }
 

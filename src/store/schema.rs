@@ -23,7 +23,11 @@ macro_rules! version {
 }
 
 /// Every version, oldest first.
-const VERSIONS: &[(i64, &str, &str, &str)] = &[version!(1, "0001_init"), version!(3, "0003_door")];
+const VERSIONS: &[(i64, &str, &str, &str)] = &[
+    version!(1, "0001_init"),
+    version!(2, "0002_retention"),
+    version!(3, "0003_door"),
+];
 
 /// The newest version this binary knows.
 pub(super) fn newest() -> i64 {

@@ -28,6 +28,8 @@ pub(super) const INSERT_BODIES: Shape = Shape {
     columns: "ib",
     after: " ON CONFLICT DO NOTHING",
 };
+/// Outcomes, in whatever order they come: delivered is final, dead and held give way to delivered
+/// only, and a failed attempt never overwrites a later one.
 pub(super) const UPDATE_ROWS: Shape = Shape {
     before: "WITH v (id, state, attempts, first_failed_ms, next_at_ms, peer_fault, reason_code, \
              reason, settled_ms) AS (",
@@ -38,7 +40,9 @@ pub(super) const UPDATE_ROWS: Shape = Shape {
             reason = v.reason, settled_ms = v.settled_ms, noticed = 0, \
             body_ref = CASE WHEN v.state = 'delivered' THEN NULL ELSE body_ref END, \
             body = CASE WHEN v.state = 'delivered' THEN NULL ELSE body END \
-            FROM v WHERE federation_queue.id = v.id AND federation_queue.state <> 'delivered'",
+            FROM v WHERE federation_queue.id = v.id AND CASE federation_queue.state \
+            WHEN 'pending' THEN v.state <> 'pending' OR v.attempts >= federation_queue.attempts \
+            WHEN 'delivered' THEN 1 = 0 ELSE v.state = 'delivered' END",
 };
 pub(super) const INSERT_ATTEMPTS: Shape = Shape {
     before: "INSERT INTO delivery_attempts (queue_id, number, at_ms, duration_ms, status, code, detail) ",
@@ -88,4 +92,24 @@ pub(super) const PUT_RECORDS: Shape = Shape {
     before: "INSERT INTO protocol_records (protocol, kind, key, value) ",
     columns: "tttt",
     after: " ON CONFLICT (protocol, kind, key) DO UPDATE SET value = excluded.value",
+};
+pub(super) const DELETE_ROWS: Shape = Shape {
+    before: "WITH v (id) AS (",
+    columns: "i",
+    after: ") DELETE FROM federation_queue WHERE id IN (SELECT id FROM v)",
+};
+pub(super) const DELETE_ATTEMPTS: Shape = Shape {
+    before: "WITH v (id) AS (",
+    columns: "i",
+    after: ") DELETE FROM delivery_attempts WHERE queue_id IN (SELECT id FROM v)",
+};
+pub(super) const DELETE_BODIES: Shape = Shape {
+    before: "WITH v (id) AS (",
+    columns: "i",
+    after: ") DELETE FROM federation_bodies WHERE id IN (SELECT id FROM v)",
+};
+pub(super) const DROP_PAYLOADS: Shape = Shape {
+    before: "WITH v (id) AS (",
+    columns: "i",
+    after: ") UPDATE federation_events SET payload = NULL, headers = NULL WHERE id IN (SELECT id FROM v)",
 };

@@ -7,7 +7,7 @@ use sqlx::AssertSqlSafe;
 use super::apply::Marks;
 use super::db::{Conn, Kind};
 use super::ops::{Single, Statement};
-use super::{checkpoint, held, manage, prune};
+use super::{checkpoint, held, manage};
 
 /// Runs one; answers its number (rows changed, or the value asked for).
 pub(super) async fn run(
@@ -49,8 +49,8 @@ pub(super) async fn run(
         }
         Single::Stuck(ids) => return checkpoint::stick(conn, ids).await,
         Single::DropHeld(batch) => return held::discard(conn, batch, marks).await,
-        // Answered by the writer itself: its answer is no number.
-        Single::ReleaseHeld(_) => return Ok(0),
+        // Run by the writer itself.
+        Single::ReleaseHeld(_) | Single::Prune { .. } => return Ok(0),
         Single::Redrive(ids) => return redrive(conn, ids).await,
         Single::Drop(ids) => return drop_rows(conn, ids).await,
         Single::MakeDue {
@@ -78,7 +78,6 @@ pub(super) async fn run(
             code,
             reason,
         } => return manage::give_up(conn, ids, *now_ms, code, reason).await,
-        Single::Prune { now_ms } => return prune::step(conn, *now_ms, marks).await,
         Single::Execute(statements) => return execute(conn, statements).await,
         Single::LimitSize(_) => {
             if conn.kind() == Kind::Postgres {

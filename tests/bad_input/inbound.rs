@@ -26,6 +26,30 @@ async fn an_honest_request_is_taken_in_both_forms_and_its_envelope_passes_unchan
 }
 
 #[tokio::test]
+async fn a_quarantined_relay_is_answered_like_any_other_and_its_events_are_held() {
+    let bridge = Bridge::start().await;
+    let rule = drawbridge::trust::Rule::Quarantine;
+    bridge.trust.add("uam", rule, "*.test", None).await.unwrap();
+    let request = Request::new("m1");
+    let reply = bridge.deliver(&request.sign()).await;
+    assert_eq!(
+        (reply.status, reply.body.as_str()),
+        (200, r#"{"detail":null,"status":"delivered"}"#)
+    );
+    {
+        let taken = bridge.taken.0.lock().unwrap();
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].stream, "FED_HELD");
+        assert_eq!(taken[0].subject, "fed.held.uam.alpha_test.message");
+    }
+    // What is not verified is refused as ever.
+    let body = Request::new("m2").sign().body;
+    let reply = bridge.post(&body, &[(SIGNATURE, "AAAA")]).await;
+    assert_eq!(reply.status, 401, "{}", reply.body);
+    assert_eq!(bridge.published(), 1);
+}
+
+#[tokio::test]
 async fn an_oversized_body_is_a_413_announced_or_not() {
     let bridge = Bridge::start().await;
     let big = vec![b' '; 1024 * 1024 + 1];

@@ -8,6 +8,7 @@ mod support {
     pub mod uam_client;
 }
 
+mod compose;
 mod drain;
 mod metrics;
 mod reload;

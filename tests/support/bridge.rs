@@ -213,6 +213,27 @@ impl Bridge {
         }
     }
 
+    /// A bridge by a configuration that is there already.
+    pub fn existing(
+        dir: &Path,
+        domain: &str,
+        public: SocketAddr,
+        admin: SocketAddr,
+        config: &Path,
+    ) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            domain: domain.to_owned(),
+            public,
+            admin,
+            config: config.to_owned(),
+            environment: Vec::new(),
+            wrapper: Vec::new(),
+            running: None,
+            client: client(),
+        }
+    }
+
     /// An environment variable for every start from now on.
     pub fn env(&mut self, key: &str, value: &str) {
         self.environment.push((key.into(), value.into()));

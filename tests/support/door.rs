@@ -1,25 +1,30 @@
 //! The door over a real broker and a real ledger, each to be stopped and started by itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use drawbridge::bus::Bus;
 use drawbridge::clock::Clock;
+use drawbridge::config::{StoreConfig, StreamPolicy};
 use drawbridge::identity::SigningKey;
 use drawbridge::inbound::{Door, Entry};
 use drawbridge::ops::Ops;
 use drawbridge::protocol::{PeerName, Verified, VerifiedParts};
-use drawbridge::store::Store;
+use drawbridge::store::{Store, StoreErrorKind};
 use drawbridge::trust::Trust;
 use tempfile::TempDir;
 
 use super::nats::NatsServer;
+use super::postgres;
 
 /// A broker, and a bridge's inbound half that may be away.
 pub struct World {
     pub nats: NatsServer,
+    /// What the bridge may do about missing streams, from its next start on.
+    pub policy: StreamPolicy,
     bridge: Option<Bridge>,
+    ledger: StoreConfig,
     dir: TempDir,
 }
 
@@ -42,11 +47,27 @@ pub struct Stored {
 }
 
 impl World {
+    /// With its ledger in a file.
     pub async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let ledger = StoreConfig::from(&dir.path().join("bridge.db"));
+        Self::over(ledger, dir).await
+    }
+
+    /// With its ledger in PostgreSQL; `None` where there is none.
+    pub async fn on_postgres() -> Option<Self> {
+        let url = postgres::fresh().await?;
+        let ledger = StoreConfig::parse(&url, Path::new("")).expect("an address");
+        Some(Self::over(ledger, tempfile::tempdir().expect("a folder")).await)
+    }
+
+    async fn over(ledger: StoreConfig, dir: TempDir) -> Self {
         let mut world = Self {
             nats: NatsServer::start().await,
+            policy: StreamPolicy::Ensure,
             bridge: None,
-            dir: tempfile::tempdir().expect("a folder"),
+            ledger,
+            dir,
         };
         world.open().await;
         world
@@ -61,7 +82,10 @@ impl World {
     pub async fn open(&mut self) {
         let clock = Clock::system();
         let store = self.store().await;
-        let bus = self.nats.bus().await;
+        let mut config = self.nats.config();
+        config.streams = self.policy;
+        let bus = Bus::connect(&config).await.expect("connected");
+        bus.apply_streams().await.expect("streams");
         let ops = Ops::start(bus.clone(), true);
         let trust = Trust::open(store.clone(), clock.clone())
             .await
@@ -80,9 +104,16 @@ impl World {
 
     /// The ledger alone, while the bridge is away.
     pub async fn store(&self) -> Store {
-        Store::open(&self.dir.path().join("bridge.db"), Clock::system())
-            .await
-            .expect("the store opens")
+        // A broker that another test starts just now holds a copy of every open file, the lock
+        // among them, until it is its own program.
+        within("the store opens", async || {
+            match Store::open(&self.ledger, Clock::system()).await {
+                Ok(store) => Some(store),
+                Err(e) if e.kind == StoreErrorKind::InUse => None,
+                Err(e) => panic!("the store opens: {e}"),
+            }
+        })
+        .await
     }
 
     /// Stops the bridge.
@@ -208,4 +239,25 @@ pub async fn within<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T
         assert!(Instant::now() < end, "not within 30 s: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// The tests named run on both databases; each is a function of a [`World`].
+#[macro_export]
+macro_rules! on_both_databases {
+    ($($name:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::World::start().await).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                if let Some(world) = super::World::on_postgres().await {
+                    super::$name(world).await;
+                }
+            })*
+        }
+    };
 }

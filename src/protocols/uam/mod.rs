@@ -45,6 +45,26 @@ pub mod send;
 pub mod time;
 pub mod verify;
 
+/// What we show other relays; None: UAM does not run.
+pub fn face(config: &crate::config::UamConfig) -> Option<super::Face> {
+    let domain = config.running()?;
+    let base = config
+        .http_url
+        .clone()
+        .unwrap_or_else(|| format!("https://{domain}"));
+    Some(super::Face {
+        protocol: ID,
+        name: domain.to_owned(),
+        page: format!(
+            "{}{}",
+            base.trim_end_matches('/'),
+            discover::WELL_KNOWN_PATH
+        ),
+        srv: Some(format!("_uam._tcp.{domain}")),
+        key: config.key_path.clone(),
+    })
+}
+
 #[cfg(test)]
 mod discover_tests;
 

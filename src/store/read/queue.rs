@@ -284,18 +284,27 @@ pub(in crate::store) async fn list_rows(db: Db, filter: RowFilter) -> Answer<Vec
 pub(in crate::store) async fn expired(
     db: Db,
     now_ms: UnixMs,
+    protocols: Vec<ProtocolId>,
     most: usize,
 ) -> Answer<Vec<QueueRow>> {
-    let rows = db
-        .query(without_body!(
-            "WHERE q.state = 'pending' AND q.expires_ms IS NOT NULL AND q.expires_ms <= $1 \
-         ORDER BY q.expires_ms LIMIT $2"
-        ))
-        .bind(now_ms)
-        .bind(limit(most))
-        .fetch_all()
-        .await?;
-    rows_of(&rows)
+    let mut found = Vec::new();
+    for protocol in protocols {
+        let rows = db
+            .query(without_body!(
+                "WHERE q.state = 'pending' AND q.expires_ms IS NOT NULL AND q.protocol = $1 \
+                 AND q.expires_ms <= $2 ORDER BY q.expires_ms LIMIT $3"
+            ))
+            .bind(protocol)
+            .bind(now_ms)
+            .bind(limit(most - found.len()))
+            .fetch_all()
+            .await?;
+        found.extend(rows_of(&rows)?);
+        if found.len() >= most {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 pub(in crate::store) async fn unnoticed_dead(db: Db, most: usize) -> Answer<Vec<QueueRow>> {
