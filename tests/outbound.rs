@@ -22,5 +22,7 @@ mod control;
 mod intake;
 #[path = "outbound/order.rs"]
 mod order;
+#[path = "outbound/rolled_back.rs"]
+mod rolled_back;
 #[path = "outbound/schedule.rs"]
 mod schedule;

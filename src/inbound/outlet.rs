@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::bus::{Bus, BusError, BusMessage, ScanFrom, StreamFacts};
@@ -16,13 +17,43 @@ pub type PubAck = BoxFuture<'static, Result<(u64, bool), BusError>>;
 /// Bytes of a message that are left to subject and headers.
 const HEADROOM: usize = 8 * 1024;
 
-/// What a stream was found to hold.
+/// What a stream was found to hold; 24 bytes and a little more a message, whatever its id.
 #[derive(Clone, Debug, Default)]
 pub struct Held {
-    /// `Nats-Msg-Id` of each message.
-    pub ids: HashSet<Box<str>>,
-    /// Their sequences, in order.
-    pub sequences: Vec<u64>,
+    ids: HashSet<u128>,
+    sequences: Vec<u64>,
+}
+
+impl Held {
+    /// A message was found.
+    pub fn add(&mut self, seq: u64, msg_id: &str) {
+        self.ids.insert(short(msg_id));
+        self.sequences.push(seq);
+    }
+
+    /// A message was put there since.
+    pub(super) fn put(&mut self, msg_id: &str) {
+        self.ids.insert(short(msg_id));
+    }
+
+    /// Whether this message is there.
+    pub fn has(&self, msg_id: &str) -> bool {
+        self.ids.contains(&short(msg_id))
+    }
+
+    /// The sequences found, in order.
+    pub fn sequences(&self) -> &[u64] {
+        &self.sequences
+    }
+}
+
+/// An id in 16 bytes of its hash, so that no two are alike even if somebody wants them to be.
+fn short(msg_id: &str) -> u128 {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().zip(Sha256::digest(msg_id.as_bytes())) {
+        *to = from;
+    }
+    u128::from_le_bytes(bytes)
 }
 
 /// A bus to publish on, and to ask what became of it.
@@ -89,8 +120,7 @@ impl Outlet for Bus {
         Box::pin(async move {
             let mut held = Held::default();
             self.scan(way.stream(), from, &mut |seq, id| {
-                held.ids.insert(id.into());
-                held.sequences.push(seq);
+                held.add(seq, id);
             })
             .await?;
             Ok(held)

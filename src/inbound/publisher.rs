@@ -8,7 +8,7 @@
 //! A PubAck whose sequence is not above every earlier one tells of a stream that was rolled back or
 //! made again behind our back: nothing is noted from there on, and repair follows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -140,6 +140,8 @@ pub struct Publisher {
     ways: [Known; 2],
     /// PubAcks went backwards: nothing they say of the stream is noted until it is repaired.
     pub(super) tripped: bool,
+    /// Events given to a stream again by repairs that did not end well, by way.
+    pub(super) given_again: HashMap<Way, usize>,
     /// Rows that the last repair dealt with while the ledger may still hand them over.
     pub(super) repaired: HashSet<i64>,
     /// Rows that this broker can never take, complained about once.
@@ -173,6 +175,7 @@ impl Publisher {
             since_checkpoint: 0,
             ways: [Known::default(), Known::default()],
             tripped: false,
+            given_again: HashMap::new(),
             repaired: HashSet::new(),
             too_large: HashSet::new(),
         }

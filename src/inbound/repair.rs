@@ -66,7 +66,8 @@ impl Publisher {
         self.repaired.clear();
         let mut count = 0;
         for way in [Way::In, Way::Held] {
-            let report = self.mend(way).await?;
+            let mut report = self.mend(way).await?;
+            report.republished = self.given_again.remove(&way).unwrap_or(0);
             count += report.published + report.republished;
             self.tell(way, report);
         }
@@ -163,7 +164,7 @@ impl Publisher {
                 };
                 ground.held = self.outlet.holds(way, place).await?;
                 if base.is_some() {
-                    ground.removed = vanished(&ground.facts, above, &ground.held.sequences);
+                    ground.removed = vanished(&ground.facts, above, ground.held.sequences());
                 }
             }
             self.walk(way, entries, limit, &mut ground).await?;
@@ -235,7 +236,7 @@ impl Publisher {
         for entry in entries {
             let acknowledged = entry.acknowledged || self.acknowledged.has(entry.id);
             let id = message_id(&entry.protocol, &entry.dedupe_key);
-            if ground.held.ids.contains(id.as_str()) {
+            if ground.held.has(&id) {
                 if !acknowledged {
                     self.mark(entry.id);
                     self.repaired.insert(entry.id);
@@ -353,6 +354,7 @@ impl Publisher {
                     let report = &mut ground.report;
                     if again.contains(&id) {
                         report.republished += 1;
+                        *self.given_again.entry(way).or_default() += 1;
                     } else {
                         report.published += 1;
                         self.mark(id);
@@ -362,7 +364,7 @@ impl Publisher {
                         ground.newest = Some((seq, msg_id.clone()));
                     }
                     // A repair that fails further on does not publish it once more.
-                    ground.held.ids.insert(msg_id.into_boxed_str());
+                    ground.held.put(&msg_id);
                 }
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -450,11 +452,7 @@ impl Publisher {
                 report.republished, report.beyond_mending
             ),
         });
-        let which = match way {
-            Way::In => "in",
-            Way::Held => "held",
-        };
-        self.ops.event("store", "repaired", "all", which, body);
+        self.ops.event("store", "repaired", "bridge", "self", body);
         if report.beyond_mending > 0 {
             tracing::error!(
                 stream,

@@ -7,10 +7,13 @@
 //! | --- | --- | --- |
 //! | `delivery` | `delivered` | sum |
 //! | `delivery` | `retrying`, `held`, `dead` | `msg_id`, `out_seq`, `event_id`, `attempts`, `code`, `detail` |
-//! | `ingest` | `accepted`, `duplicate` | sum |
+//! | `ingest` | `accepted`, `held`, `duplicate` | sum |
 //! | `ingest` | `rejected`, `conflict` | `event_id`, `code`, `detail`, `status` where one was answered |
 //! | `peer` | `open`, `recovered`, `throttled` | the health facts |
 //! | `trust` | `added`, `removed` | `list`, `domain`, `reason` |
+//! | `trust` | `released`, `dropped` | held events of a quarantined peer: `events` (how many) |
+//! | `trust` | `held_full` | sum; `code`, `detail`: the peer is told to come again |
+//! | `store` | `repaired` | the broker had lost events: `stream`, `republished`, `published`, `beyond_mending`, `detail` |
 //! | `key` | `changed` | `key_id` |
 //! | `key` | `rotated` | our own: `key_id`, `old_key_id`, `overlap_until_ms` |
 //! | `key` | `unnoticed`, `noticed` | a peer refuses our new key, has taken it: `key_id` |

@@ -86,8 +86,7 @@ impl Outlet for Taken {
     fn holds(&self, way: Way, _from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
         let mut held = Held::default();
         for (seq, id) in self.on(way) {
-            held.sequences.push(seq);
-            held.ids.insert(id.into_boxed_str());
+            held.add(seq, &id);
         }
         Box::pin(std::future::ready(Ok(held)))
     }
