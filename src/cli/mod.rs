@@ -13,6 +13,7 @@ pub mod replay;
 pub mod run;
 pub mod send;
 mod steps;
+pub mod store;
 pub mod streams;
 pub mod table;
 pub mod tail;
@@ -55,6 +56,9 @@ enum Command {
     /// The outbound queue.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
+    /// The ledger: what it is, a copy of it, its move to PostgreSQL.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// What could not be delivered.
     #[command(subcommand)]
     Dead(queue::DeadCommand),
@@ -132,6 +136,7 @@ pub fn main() -> ExitCode {
             Command::Send(args) => send::send(args).await,
             Command::Tail(args) => tail::tail(args).await,
             Command::Queue(command) => queue::queue(command).await,
+            Command::Store(command) => store::store(command).await,
             Command::Dead(command) => queue::dead(command).await,
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,

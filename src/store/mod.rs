@@ -15,12 +15,14 @@
 //! | `backend`, `apply`, `arrive`, `single`, `prune` | a batch written in one transaction |
 //! | `read` | questions |
 //! | `db`, `value`, `shapes`, `bulk`, `array` | one text on both databases; multi-row statements |
+//! | `info`, `backup`, `transfer` | a store looked at, copied, moved to PostgreSQL |
 //! | `schema`, `sqlite`, `postgres`, `errors` | versions; what each database has of its own |
 
 mod apply;
 mod array;
 mod arrive;
 mod backend;
+mod backup;
 mod bulk;
 mod checkpoint;
 mod db;
@@ -28,6 +30,7 @@ mod errors;
 mod facts;
 mod held;
 mod inbound;
+mod info;
 mod lanes;
 mod manage;
 mod ops;
@@ -40,11 +43,15 @@ mod schema;
 mod shapes;
 mod single;
 mod sqlite;
+mod transfer;
 pub mod types;
 mod value;
 mod writer;
+pub use backup::{Backup, backup};
 pub use checkpoint::{Acked, BodyHorizon, Checkpoint, LedgerEntry, Tip, Way};
 pub use held::{HeldBatch, HeldCount, Released};
+pub use info::{StoreInfo, TableRows, info};
+pub use transfer::{Moved, transfer};
 pub use types::*;
 
 use std::future::Future;

@@ -7,6 +7,7 @@
 //! the database meanwhile; then nothing is written any more, since ledger numbers handed out here
 //! may have been handed out there too.
 
+use std::path::Path;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
@@ -192,6 +193,26 @@ impl Place {
             }
         }
         Ok(())
+    }
+
+    /// The command that makes a backup of the schema our tables are in.
+    pub fn dump_command(&self, schema: &str, file: &Path) -> String {
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
+        let o = &self.options;
+        let host = match o.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => o.get_host().to_owned(),
+        };
+        let user = o.get_username();
+        format!(
+            "pg_dump --host {} --port {} --username {} --dbname {} --schema {} --format custom --file {}",
+            quoted(&host),
+            o.get_port(),
+            quoted(user),
+            quoted(o.get_database().unwrap_or(user)),
+            quoted(schema),
+            quoted(&file.display().to_string()),
+        )
     }
 
     /// The pool of readers. No connection is made before one is needed.

@@ -34,6 +34,15 @@ pub(super) fn newest() -> i64 {
     VERSIONS.iter().map(|v| v.0).max().unwrap_or(0)
 }
 
+/// Every table of ours, in the order in which they were made.
+pub(super) fn tables() -> Vec<&'static str> {
+    let lines = VERSIONS.iter().flat_map(|(_, _, sqlite, _)| sqlite.lines());
+    lines
+        .filter_map(|line| line.strip_prefix("CREATE TABLE "))
+        .filter_map(|rest| rest.split([' ', '(']).next())
+        .collect()
+}
+
 fn migrations(kind: Kind) -> Vec<Migration> {
     VERSIONS
         .iter()
@@ -86,7 +95,7 @@ pub(super) async fn check_readable(conn: &mut Conn, place: &str) -> Result<(), S
 /// Refuses a database that is not ours, or newer than this binary; answers its version, `None` when
 /// it is new.
 pub(super) async fn check_ours(conn: &mut Conn, place: &str) -> Result<Option<i64>, StoreError> {
-    let (ours, others) = tables(conn).await.map_err(|e| opening(place, e))?;
+    let (ours, others) = found(conn).await.map_err(|e| opening(place, e))?;
     let foreign = || {
         corrupt(format!(
             "{place} is a database of something else; give another one"
@@ -117,7 +126,7 @@ pub(super) async fn check_ours(conn: &mut Conn, place: &str) -> Result<Option<i6
 }
 
 /// Whether the table of versions is there, and (SQLite) whether others are without it.
-async fn tables(conn: &mut Conn) -> Result<(bool, bool), sqlx::Error> {
+async fn found(conn: &mut Conn) -> Result<(bool, bool), sqlx::Error> {
     let ours = has_table(conn, "_sqlx_migrations").await?;
     let any: i64 = match conn.kind() {
         Kind::Sqlite => {
@@ -148,4 +157,30 @@ pub(super) fn opening(place: &str, e: sqlx::Error) -> StoreError {
     let mut error = meaning(e);
     error.detail = format!("{place}: {}", error.detail);
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(text: &str) -> Vec<&str> {
+        let mut names: Vec<_> = text
+            .split("CREATE TABLE ")
+            .skip(1)
+            .filter_map(|rest| rest.split([' ', '(']).next())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn both_databases_have_the_same_tables_and_every_one_is_found() {
+        let mut all = 0;
+        for (number, name, sqlite, postgres) in VERSIONS {
+            assert_eq!(named(sqlite), named(postgres), "{name}");
+            assert!(name.starts_with(&format!("{number:04}_")), "{name}");
+            all += named(sqlite).len();
+        }
+        assert_eq!(tables().len(), all);
+    }
 }

@@ -27,6 +27,7 @@ impl Lane {
             self.admit(row.into());
         }
         self.loaded_to = self.loaded_to.max(last.unwrap_or(0));
+        self.met_to = self.met_to.max(self.loaded_to);
         self.tail = full || self.missed;
         self.missed = false;
     }

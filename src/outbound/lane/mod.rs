@@ -6,8 +6,10 @@
 //! - A **key** with an attempt in flight is *busy*; one whose first row waits for its time keeps that
 //!   row alone. What stands behind a waiting row is on disk from `disk_from` on, and is read back
 //!   when the key is free. So a stuck key costs one row's bookkeeping, not a backlog.
-//! - `loaded_to` is the highest ledger number this lane has met. With `tail`, rows above it are on
-//!   disk and are read in order; an arrival that finds a tail, or no room, is left to be read later.
+//! - `loaded_to` is the ledger number up to which everything was read; it goes back when rows go back
+//!   to disk. With `tail`, rows above it are on disk and are read in order; an arrival that finds a
+//!   tail, or no room, is left to be read later. `met_to` never goes back: an arrival at or below it
+//!   was read from disk before the lane was told of it, and may be settled by now.
 //!   A page asked for before `loaded_to` went back is thrown away: it would jump over rows.
 //! - Every key not busy, not waiting and without rows in memory that has a `disk_from` is in `freed`.
 //! - A row is in memory at most once: `held` has the number of every row in memory or in flight.
@@ -146,6 +148,8 @@ pub struct Lane {
     held: HashSet<i64>,
     in_flight: usize,
     loaded_to: i64,
+    /// The highest number ever met; unlike `loaded_to` it never goes back.
+    met_to: i64,
     tail: bool,
     /// The number after which a page is being read.
     loading: Option<i64>,
@@ -165,6 +169,8 @@ pub struct Lane {
 
 /// Rows of one key read back at once.
 pub const KEY_PAGE: usize = 32;
+/// Places a lane without work may keep for the next burst.
+const ROOMY: usize = 64;
 /// Rows read back to find one to try a peer with.
 const PROBE_PAGE: usize = 16;
 /// Waiting keys a lane keeps before it stops reading on.
@@ -186,6 +192,7 @@ impl Lane {
             held: HashSet::new(),
             in_flight: 0,
             loaded_to: 0,
+            met_to: 0,
             tail: false,
             loading: None,
             missed: false,
@@ -199,13 +206,23 @@ impl Lane {
     }
 
     /// The highest ledger number met.
-    pub fn loaded_to(&self) -> i64 {
-        self.loaded_to
+    pub fn met_to(&self) -> i64 {
+        self.met_to
     }
 
     /// Nothing in memory, on disk or in flight.
     pub fn is_idle(&self) -> bool {
         self.held.is_empty() && !self.tail && self.loading.is_none() && self.keys.is_empty()
+    }
+
+    /// Gives back what a burst has left behind.
+    pub fn shrink(&mut self) {
+        if self.keys.capacity() > ROOMY || self.held.capacity() > ROOMY {
+            self.keys.shrink_to(0);
+            self.held.shrink_to(0);
+            self.runnable.shrink_to(0);
+            self.freed.shrink_to(0);
+        }
     }
 
     /// Attempts in flight.
@@ -220,9 +237,10 @@ impl Lane {
 
     /// A new row, already handed to the store.
     pub fn arrive(&mut self, item: Item) {
-        if item.id <= self.loaded_to {
-            return; // met on disk before it came here: in hand, or settled already
+        if item.id <= self.met_to {
+            return; // met on disk before it came here: in hand, settled, or to be read again
         }
+        self.met_to = item.id;
         if self.tail
             || self.facts.pause.is_some()
             || self.active() + self.asked >= self.limits.head

@@ -7,13 +7,20 @@ pub(super) use facts::*;
 pub(super) use inbound::*;
 pub(super) use queue::*;
 
-use super::db::Db;
+use super::db::{Conn, Db};
 
 type Answer<T> = Result<T, sqlx::Error>;
 
 /// The store's identity.
 pub(super) async fn identity(db: Db) -> Answer<String> {
     db.query("SELECT value FROM meta WHERE name = 'id'")
+        .scalar()
+        .await
+}
+
+/// The same, over one connection.
+pub(super) async fn stored_identity(conn: &mut Conn) -> Answer<String> {
+    conn.query("SELECT value FROM meta WHERE name = 'id'")
         .scalar()
         .await
 }
