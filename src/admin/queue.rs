@@ -12,7 +12,7 @@ use super::bulk::{self, Change};
 use super::params::Params;
 use super::routes::{Route, get, post};
 use super::{Access, AdminState, Fail, Reply, Shared, ok, select};
-use crate::store::RowState;
+use crate::store::{QueueRow, RowState};
 
 /// A body longer than this is not shown.
 const MAX_BODY_SHOWN: usize = 4 << 20;
@@ -46,7 +46,8 @@ async fn page(state: &AdminState, query: Option<String>, states: &[RowState]) ->
     let mut params = Params::read(query.as_deref())?;
     let filter = select::list(&mut params, states, now)?;
     params.end()?;
-    let rows = state.store.list_rows(&filter).await?;
+    let mut rows = state.store.list_rows(&filter).await?;
+    rows.iter_mut().for_each(|row| say_stranded(state, row));
     let counts = state.store.queue_counts().await?;
     let next = rows
         .last()
@@ -98,6 +99,8 @@ async fn one(
                 ),
             )
         })?;
+    let mut row = row;
+    say_stranded(state, &mut row);
     let attempts = state.store.attempts_of(row.id).await?;
     let mut shown = json!({"now_ms": state.clock.now_ms(), "row": row, "attempts": attempts});
     if with_body && let Value::Object(members) = &mut shown {
@@ -105,6 +108,17 @@ async fn one(
         members.insert("body_bytes".into(), row.body.len().into());
     }
     ok(&shown)
+}
+
+/// A pending row that no lane attempts says why.
+fn say_stranded(state: &AdminState, row: &mut QueueRow) {
+    if row.state == RowState::Pending
+        && let Some(lanes) = &state.lanes
+        && let Some(why) = lanes.stranded(&row.protocol, &row.peer)
+    {
+        row.reason_code = Some("not_attempted".to_owned());
+        row.reason = Some(why);
+    }
 }
 
 fn body_of(body: &[u8]) -> Value {

@@ -210,6 +210,7 @@ async fn list(path: &str, states: &str, args: ListArgs) -> Outcome {
         |row, column| match column {
             "type" => text(&row["event_type"]),
             "age" => age(&row["created_ms"], now),
+            "next" if row["reason_code"] == "not_attempted" => "-".into(),
             "next" => match (row["state"].as_str(), row["next_at_ms"].as_i64()) {
                 (Some("pending"), Some(_)) => until(&row["next_at_ms"], now),
                 (Some("pending"), None) => "now".into(),
@@ -256,7 +257,7 @@ async fn one(path: &str, args: ShowArgs) -> Outcome {
     ] {
         members.push((name, time(&row[member])));
     }
-    if row["state"] == "pending" {
+    if row["state"] == "pending" && row["reason_code"] != "not_attempted" {
         let next = match row["next_at_ms"].as_i64() {
             Some(_) => until(&row["next_at_ms"], now),
             None => "now".into(),

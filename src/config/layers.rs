@@ -73,7 +73,12 @@ impl Layers {
     /// Puts the TOML `text` on top; `origin` (a file's name) stands in front of what is said about it.
     pub(super) fn add_text(&mut self, text: &str, origin: &str) -> Result<(), ConfigError> {
         let table: Table = text.parse().map_err(|e: toml::de::Error| {
-            ConfigError(format!("{origin}: {}", e.to_string().trim_end()))
+            // Where and what, but not the text itself: the line may hold a password.
+            let line = e
+                .span()
+                .and_then(|span| text.get(..span.start))
+                .map_or(1, |before| before.matches('\n').count() + 1);
+            ConfigError(format!("{origin}: line {line}: {}", e.message()))
         })?;
         self.add(table, origin)
     }

@@ -26,15 +26,15 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMs};
 use crate::config::Config;
 use crate::http::client::Client;
 use crate::ops::health::Health;
-use crate::ops::{Ops, metrics};
+use crate::ops::{Ops, metrics, trace};
 use crate::peers::Peers;
 use crate::peers::health::{Facts, Policy};
 use crate::protocol::{Protocol, ProtocolId};
-use crate::store::{Store, StoreError};
+use crate::store::{Outcome, QueueRow, Settle, Store, StoreError};
 pub use control::{Control, ControlError, PeerOutlook, PeerState, Probed};
 use heard::Listening;
 use lane::Limits;
@@ -270,10 +270,13 @@ async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: Cancellation
             Ok(rows) => {
                 let mut by_shard: HashMap<usize, Vec<(LaneKey, i64)>> = HashMap::new();
                 for row in rows {
-                    let lane = control::stranded(&parts.protocols, &row.protocol, &row.peer);
-                    let Ok(key) = lane else { continue };
-                    let mine = by_shard.entry(intake::shard_of(&key, shards.len()));
-                    mine.or_default().push((key, row.id));
+                    match control::stranded(&parts.protocols, &row.protocol, &row.peer) {
+                        Ok(key) => {
+                            let mine = by_shard.entry(intake::shard_of(&key, shards.len()));
+                            mine.or_default().push((key, row.id));
+                        }
+                        Err(_) => bury_stranded(&parts, row, now).await,
+                    }
                 }
                 for (shard, rows) in by_shard {
                     if let Some(shard) = shards.get(shard) {
@@ -284,4 +287,36 @@ async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: Cancellation
             Err(error) => tracing::warn!(%error, "rows past their time could not be read"),
         }
     }
+}
+
+/// A row past its time that no lane takes, because its protocol is off: nobody else decides on it.
+async fn bury_stranded(parts: &Parts, row: QueueRow, now: UnixMs) {
+    let (code, reason) = ("expired", "the time given in Fed-Expires is over");
+    let settle = Settle {
+        row: row.id,
+        outcome: Outcome::Dead {
+            at_ms: now,
+            code: code.to_owned(),
+            reason: reason.to_owned(),
+        },
+        attempts: row.attempts,
+        attempt: None,
+    };
+    let written = match parts.store.settle(settle).await {
+        Ok(commit) => commit.await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = written {
+        tracing::warn!(%error, queue_id = row.id, "a row past its time could not be given up");
+        return; // the next sweep finds it again
+    }
+    metrics::dead(&row.protocol, code);
+    let body = serde_json::json!({"msg_id": row.msg_id, "out_seq": row.out_seq, "event_id": row.event_id,
+        "peer": row.peer, "attempts": row.attempts, "code": code, "detail": reason, "queue_id": row.id});
+    let body = trace::named(body, row.traceparent.as_deref());
+    let protocol = parts.protocols.get(row.protocol.as_str());
+    let protocol = protocol.map_or("unknown", |p| p.id());
+    parts
+        .ops
+        .event("delivery", "dead", protocol, &row.peer, body);
 }

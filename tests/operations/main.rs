@@ -12,5 +12,6 @@ mod compose;
 mod drain;
 mod metrics;
 mod reload;
+mod secrets;
 mod trace;
 mod world;

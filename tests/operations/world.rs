@@ -94,7 +94,7 @@ pub async fn broker(dir: &Path) -> Broker {
 
 pub struct World {
     pub dir: tempfile::TempDir,
-    _broker: Broker,
+    pub broker: Broker,
     pub bridge: Bridge,
     pub nats: async_nats::Client,
     pub js: jetstream::Context,
@@ -117,7 +117,7 @@ impl World {
         let js = jetstream::new(nats.clone());
         Self {
             dir,
-            _broker: broker,
+            broker,
             bridge,
             nats,
             js,

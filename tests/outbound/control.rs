@@ -222,3 +222,25 @@ async fn a_stop_finishes_what_is_in_flight_takes_nothing_more_and_ends_in_time()
     let texts: Vec<_> = beta.saw(3).await.iter().map(|s| s.text()).collect();
     assert_eq!(texts, ["one", "two", "three"], "the first is not repeated");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_protocol_that_was_switched_off_say_why_they_wait() {
+    let (beta, mut world) = failed_once().await;
+    world.close().await;
+    let setup = std::mem::replace(&mut world.setup, Setup::new());
+    world.setup = setup.set("uam.enabled", "false");
+    world.open().await;
+    let rows = world.rows("pending").await;
+    assert_eq!(rows[0]["reason_code"], "not_attempted", "{rows:?}");
+    let why = rows[0]["reason"].as_str().unwrap_or_default();
+    assert!(why.contains("switched off"), "{why}");
+    world.close().await;
+    beta.script(|_, _| Say::Delivered);
+    let setup = std::mem::replace(&mut world.setup, Setup::new());
+    world.setup = setup.set("uam.enabled", "true");
+    world.open().await;
+    assert_eq!(world.rows("pending").await[0]["reason_code"], "unavailable");
+    let flushed = world.lanes().flush("uam", &name("beta.test")).await;
+    assert_eq!(flushed.unwrap(), 1);
+    beta.saw(2).await;
+}

@@ -14,20 +14,22 @@ struct ByState {
 }
 
 pub(super) struct Lanes {
-    states: Family<ByState, Gauge>,
+    states: [Gauge; 4],
     probes: Family<ByProtocolId, Counter>,
     stranded: Family<ByProtocol, Gauge>,
 }
 
 impl Lanes {
     pub fn new(r: &mut Registry) -> Self {
+        let states: Family<ByState, Gauge> = added(
+            r,
+            "lanes_by_state",
+            "Lanes in memory, by the state of their peer",
+            Family::default(),
+        );
         Self {
-            states: added(
-                r,
-                "lanes_by_state",
-                "Lanes in memory, by the state of their peer",
-                Family::default(),
-            ),
+            states: ["healthy", "backing_off", "open", "paused"]
+                .map(|state| states.get_or_create(&ByState { state }).clone()),
             probes: added(
                 r,
                 "probes",
@@ -53,27 +55,24 @@ pub enum LaneState {
     Paused,
 }
 
-impl LaneState {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Healthy => "healthy",
-            Self::BackingOff => "backing_off",
-            Self::Open => "open",
-            Self::Paused => "paused",
-        }
-    }
-}
-
 /// A lane came (`from` is `None`), changed its state, or went (`to` is `None`).
 pub fn lane_state(from: Option<LaneState>, to: Option<LaneState>) {
-    let add = |state: Option<LaneState>, n: i64| {
-        if let Some(state) = state.map(LaneState::name) {
-            let label = ByState { state };
-            METRICS.lanes.states.get_or_create(&label).inc_by(n);
-        }
+    let [healthy, backing_off, open, paused] = &METRICS.lanes.states;
+    let add = |state: LaneState, n: i64| {
+        let gauge = match state {
+            LaneState::Healthy => healthy,
+            LaneState::BackingOff => backing_off,
+            LaneState::Open => open,
+            LaneState::Paused => paused,
+        };
+        gauge.inc_by(n);
     };
-    add(from, -1);
-    add(to, 1);
+    if let Some(from) = from {
+        add(from, -1);
+    }
+    if let Some(to) = to {
+        add(to, 1);
+    }
 }
 
 /// A row was tried before its own time.

@@ -169,6 +169,8 @@ pub struct Lane {
 
 /// Rows of one key read back at once.
 pub const KEY_PAGE: usize = 32;
+/// Places a lane without work may keep for the next burst.
+const ROOMY: usize = 64;
 /// Rows read back to find one to try a peer with.
 const PROBE_PAGE: usize = 16;
 /// Waiting keys a lane keeps before it stops reading on.
@@ -211,6 +213,16 @@ impl Lane {
     /// Nothing in memory, on disk or in flight.
     pub fn is_idle(&self) -> bool {
         self.held.is_empty() && !self.tail && self.loading.is_none() && self.keys.is_empty()
+    }
+
+    /// Gives back what a burst has left behind.
+    pub fn shrink(&mut self) {
+        if self.keys.capacity() > ROOMY || self.held.capacity() > ROOMY {
+            self.keys.shrink_to(0);
+            self.held.shrink_to(0);
+            self.runnable.shrink_to(0);
+            self.freed.shrink_to(0);
+        }
     }
 
     /// Attempts in flight.

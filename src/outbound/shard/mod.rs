@@ -76,6 +76,8 @@ struct Entry {
     armed: Option<i64>,
     /// Waits in one of the queues for a place in the window.
     starved: bool,
+    /// Stands among the lanes that had nothing to do when they were last looked at.
+    resting: bool,
     /// Noted as a peer of whom a word would earn an early attempt.
     listening: bool,
     state: metrics::LaneState,
@@ -120,6 +122,8 @@ pub struct Shard {
     /// Lanes that found no place in the window: slow ones, and the others.
     starved_slow: VecDeque<LaneKey>,
     starved: VecDeque<LaneKey>,
+    /// Lanes that had nothing to do, each once.
+    resting: VecDeque<LaneKey>,
     tasks: JoinSet<Done>,
     /// Rows that came to their end, which a page read before the commit still shows as pending.
     ended: Ended,
@@ -142,6 +146,7 @@ impl Shard {
             wakes: BTreeSet::new(),
             starved_slow: VecDeque::new(),
             starved: VecDeque::new(),
+            resting: VecDeque::new(),
             tasks: JoinSet::new(),
             ended: Ended::default(),
         }
@@ -212,6 +217,7 @@ impl Shard {
                 average_ms: known.average_ms,
                 armed: None,
                 starved: false,
+                resting: false,
                 listening: false,
                 state: metrics::LaneState::Healthy,
                 saving: Saving::default(),

@@ -11,6 +11,8 @@ use crate::store::{StoreError, StoreErrorKind};
 
 /// Lanes asked in vain for each place that becomes free, while other attempts are in flight.
 const TRIES: usize = 16;
+/// Lanes without work that are kept.
+const MAX_RESTING: usize = 128;
 
 impl Shard {
     /// Does what the lane asks for until it rests.
@@ -81,9 +83,9 @@ impl Shard {
                     break;
                 }
                 Step::Rest => {
-                    let over = entry.lane.is_idle() && entry.saving.is_idle() && !resumed;
-                    if over && entry.lane.met_to() <= self.arrived_to {
-                        return self.retire(key);
+                    if entry.lane.is_idle() && !entry.resting {
+                        entry.resting = true;
+                        self.resting.push_back(key.clone());
                     }
                     break;
                 }
@@ -92,6 +94,25 @@ impl Shard {
         self.settle_in(key);
         if resumed {
             self.health_changed(key, "resumed");
+        }
+        self.make_room();
+    }
+
+    /// Lets lanes go that have nothing to do, the ones that rest longest first. Some are kept: a
+    /// peer that gets a message now and then would have its lane made anew for each.
+    fn make_room(&mut self) {
+        while self.resting.len() > MAX_RESTING
+            && let Some(key) = self.resting.pop_front()
+        {
+            let Some(entry) = self.lanes.get_mut(&key) else {
+                continue;
+            };
+            entry.resting = false;
+            // One that is busy now comes here again when it rests.
+            let over = entry.lane.is_idle() && entry.saving.is_idle();
+            if over && entry.lane.met_to() <= self.arrived_to {
+                self.retire(&key);
+            }
         }
     }
 
@@ -112,6 +133,9 @@ impl Shard {
                 Pace::Slow => self.starved_slow.push_back(key.clone()),
                 Pace::Unknown | Pace::Fast => self.starved.push_back(key.clone()),
             }
+        }
+        if entry.resting && entry.lane.is_idle() {
+            entry.lane.shrink();
         }
         let listens = entry.lane.would_listen(now);
         if listens != entry.listening {
