@@ -96,6 +96,31 @@ impl World {
         id
     }
 
+    /// Delivers a message as `beta.test` does; answers its id.
+    async fn receive(&self, text: &str) -> String {
+        let id = uam_client::message_id();
+        let envelope = uam_client::envelope(&id, "bob::beta.test", "alice::alpha.test", text);
+        let delivery = uam_client::delivery("beta.test", &envelope, true);
+        let http = bridge::client();
+        let posted = uam_client::post(&http, &self.bridge.public_url(), &delivery).await;
+        assert_eq!(posted, uam_client::Posted::Ok { duplicate: false });
+        id
+    }
+
+    /// Event ids of a subject filter's stream, in order.
+    async fn events(&self, what: &str) -> Vec<String> {
+        let mut ids = Vec::new();
+        let mut stream = self.js.get_stream(what).await.expect("the stream");
+        let state = stream.info().await.expect("its state").state.clone();
+        for seq in state.first_sequence.max(1)..=state.last_sequence {
+            if let Ok(message) = stream.get_raw_message(seq).await {
+                let id = message.headers.get("Fed-Event-Id");
+                ids.push(id.map_or(String::new(), ToString::to_string));
+            }
+        }
+        ids
+    }
+
     async fn run(&self, arguments: &[&str]) -> Output {
         run(self.bridge.config(), arguments).await
     }
@@ -354,6 +379,61 @@ async fn rules_are_made_listed_and_released_and_told_on_the_bus() {
     assert!(!wrong.status.success() && texts(&wrong).1.contains("no such rule"));
     let wrong = w.run(&["trust", "allow", "*"]).await;
     assert!(texts(&wrong).1.contains("is neither a server name"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_quarantined_peer_sends_is_held_until_it_is_released_in_order_or_dropped() {
+    let w = World::start().await;
+    w.says(&["trust", "quarantine", "beta.test", "--reason", "odd"])
+        .await;
+    let mut sent = Vec::new();
+    for n in 1..=3 {
+        sent.push(w.receive(&format!("held {n}")).await);
+    }
+    let held = w.lists(&["trust", "held", "--json"]).await;
+    assert_eq!(
+        (&held[0]["peer"], &held[0]["events"]),
+        (&json!("beta.test"), &json!(3))
+    );
+    let shown = w.says(&["peers", "show", "beta.test"]).await;
+    assert!(shown.contains("3 of its events are held"), "{shown}");
+    assert!(w.events("FED_IN").await.is_empty());
+    let said = w.says(&["trust", "release", "beta.test"]).await;
+    assert!(said.contains("3 held events let in"), "{said}");
+    within("the released events on fed.in, in order", async || {
+        (w.events("FED_IN").await == sent).then_some(())
+    })
+    .await;
+
+    w.says(&["trust", "quarantine", "*.test"]).await;
+    w.receive("never").await;
+    let said = w.says(&["trust", "release", "*.test", "--drop"]).await;
+    assert!(said.contains("1 held events forgotten"), "{said}");
+    let last = w.receive("ordinary again").await;
+    within("the next event on fed.in", async || {
+        (w.events("FED_IN").await.last() == Some(&last)).then_some(())
+    })
+    .await;
+    assert_eq!(w.events("FED_IN").await.len(), 4);
+
+    // The stream is emptied; the ledger still has what went to the backends, and nothing else.
+    let ledger = ["replay", "--from", "1h", "--ledger", "--json"];
+    let ids = |rows: &[Value]| -> Vec<String> {
+        let id = |row: &Value| row["headers"]["Fed-Event-Id"].as_str().map(str::to_owned);
+        rows.iter().filter_map(id).collect()
+    };
+    let stream = w.js.get_stream("FED_IN").await.expect("the stream");
+    stream.purge().await.expect("emptied");
+    sent.push(last);
+    assert_eq!(ids(&w.lists(&ledger).await), sent);
+    let other = [&ledger[..], &["--peer", "other.test"]].concat();
+    assert!(w.lists(&other).await.is_empty());
+    let mut copies = w.client.subscribe("again.>").await.expect("subscribed");
+    bridge_round_trip(&w.client).await;
+    let to = ["replay", "--from", "1h", "--ledger", "--to", "again"];
+    assert_eq!(w.says(&to).await.trim(), "4 events replayed");
+    let copy = copies.next().await.expect("a copy");
+    assert_eq!(copy.subject.as_str(), "again.uam.beta_test.message");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

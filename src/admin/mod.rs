@@ -10,6 +10,7 @@
 //! | `queue` | rows of the outbound queue and dead letters; [`select`] says which, `bulk` changes many |
 //! | `peers`, `lanes` | what is known of each peer; pause, resume, probe, reset, flush |
 //! | `trust` | allow, block and quarantine rules; what is held of quarantined peers |
+//! | `inbound` | inbound events whose bodies the ledger still holds |
 //! | `keys` | our public keys; rotation |
 //!
 //! A refusal is `{"error": code, "detail": sentence}`: 400 for a request that cannot be read, 404 for
@@ -20,6 +21,7 @@ mod access;
 mod bulk;
 mod end;
 mod explain;
+mod inbound;
 mod keys;
 mod lanes;
 mod openapi;

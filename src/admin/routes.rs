@@ -10,7 +10,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{self, MethodRouter};
 
 use super::access::{self, Access};
-use super::{AdminState, failure, keys, lanes, openapi, peers, probes, queue, trust};
+use super::{AdminState, failure, inbound, keys, lanes, openapi, peers, probes, queue, trust};
 
 /// One route.
 pub struct Route {
@@ -62,6 +62,7 @@ pub fn table() -> Vec<Route> {
     table.extend(peers::routes());
     table.extend(lanes::routes());
     table.extend(trust::routes());
+    table.extend(inbound::routes());
     table.extend(keys::routes());
     table
 }

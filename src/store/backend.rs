@@ -24,7 +24,7 @@ pub(super) enum Home {
         _lock: sqlite::Lock,
     },
     Postgres {
-        place: postgres::Place,
+        place: Box<postgres::Place>,
         /// Count of openings, this process's the last.
         openings: i64,
     },

@@ -36,6 +36,12 @@ impl Store {
         self.write(Work::Single(op), count).await
     }
 
+    /// The ledger number of the first inbound event received at or after a time whose body is still
+    /// held; `None`: there is none.
+    pub async fn inbound_since(&self, time_ms: UnixMs) -> Result<Option<i64>, StoreError> {
+        self.read_after(move |db| inbound_since(db, time_ms)).await
+    }
+
     /// Pending, dead and held rows of every peer that has any, by protocol and peer. Reads without
     /// waiting for the writer.
     pub async fn peer_counts(&self) -> Result<Vec<PeerCounts>, StoreError> {
@@ -88,6 +94,18 @@ pub(super) async fn give_up(
             .await?;
     }
     Ok(i64::try_from(changed).unwrap_or(i64::MAX))
+}
+
+async fn inbound_since(db: Db, time_ms: UnixMs) -> Result<Option<i64>, sqlx::Error> {
+    let row = db
+        .query(
+            "SELECT id FROM federation_events WHERE payload IS NOT NULL AND received_ms >= $1 \
+             ORDER BY received_ms, id LIMIT 1",
+        )
+        .bind(time_ms)
+        .fetch_optional()
+        .await?;
+    row.map(|row| row.get(0)).transpose()
 }
 
 async fn peer_counts(db: Db) -> Result<Vec<PeerCounts>, sqlx::Error> {

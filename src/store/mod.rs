@@ -309,6 +309,7 @@ async fn serve(
                 let place = postgres::Place::new(url, config.timeout)?;
                 let (conn, openings) = place.open().await?;
                 let readers = place.readers();
+                let place = Box::new(place);
                 (Home::Postgres { place, openings }, conn, readers)
             }
         };

@@ -4,7 +4,10 @@
 //! The stream `FED_IN` still holds what came in the last days; nothing is published to it again, so
 //! no other backend sees anything twice. A backend that reads by a durable consumer gets one that
 //! begins where it is told (`--consumer`); any other gets the events on subjects of its own (`--to`);
-//! without either they are printed.
+//! without either they are printed. What the stream no longer has (purged, deleted) may still be in
+//! the bridge's ledger for about a day: `--ledger` reads it there.
+
+mod source;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -13,20 +16,21 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use jiff::Timestamp;
 
+use super::client::AdminClient;
 use super::{ConfigArgs, Outcome, connect, tail};
-use crate::bus::{Bus, StoredMessage, TailFrom, subject};
+use crate::bus::{Bus, StoredMessage};
 use crate::clock::{Clock, UnixMs};
 use crate::config::parse_duration;
 
-/// The stream of inbound events.
-const STREAM: &str = "FED_IN";
+use source::{Ledger, Source, stream};
 
 /// What, from where, whereto.
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Where to begin: a time (RFC 3339), an age (`2h`), or a sequence of the stream.
+    /// Where to begin: a time (RFC 3339), an age (`2h`), or a sequence of the stream (with --ledger:
+    /// a ledger number).
     #[arg(long, value_name = "TIME|AGE|SEQUENCE")]
     from: String,
     /// Where to end, in the same forms, included; by default with what is there now.
@@ -53,6 +57,9 @@ pub struct ReplayArgs {
     /// With --to: at most this many a second, so that plain subscribers keep up.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
+    /// From the running bridge's ledger instead of the stream.
+    #[arg(long, conflicts_with_all = ["consumer", "until"])]
+    ledger: bool,
     /// Printed events with headers, one JSON object a line.
     #[arg(long)]
     json: bool,
@@ -93,116 +100,47 @@ pub async fn replay(args: ReplayArgs) -> Outcome {
     let from = Place::parse(&args.from, now)?;
     let until = args.until.as_deref().map(|text| Place::parse(text, now));
     let until = until.transpose()?;
-    let bus = connect(&config).await?;
     if let Some(prefix) = &args.to {
-        check_prefix(bus.prefix(), prefix)?;
+        check_prefix(&config.nats.prefix, prefix)?;
     }
-    let facts = bus.stream_facts(STREAM).await.map_err(|e| e.to_string())?;
-    let facts =
-        facts.ok_or("there is no stream of inbound events yet: start `drawbridge run` once")?;
-    let first = match from {
-        Place::Sequence(seq) => seq,
-        Place::Time(at) => bus
-            .sequence_at(STREAM, at)
-            .await
-            .map_err(|e| e.to_string())?,
+    let (bus, mut source) = if args.ledger {
+        // The broker is needed for publishing only.
+        let bus = match &args.to {
+            Some(_) => Some(connect(&config).await?),
+            None => None,
+        };
+        let admin = AdminClient::from_config(&config)?;
+        (bus, Source::Ledger(Ledger::new(admin, from, &args)))
+    } else {
+        let bus = connect(&config).await?;
+        let Some(stream) = stream(&bus, from, until, &args).await? else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        (Some(bus), Source::Stream(Box::new(stream)))
     };
-    if first < facts.first_seq && facts.messages > 0 {
-        eprintln!(
-            "the stream begins at sequence {}: what came before is no longer held",
-            facts.first_seq
-        );
-    }
-    let filter = filter(bus.prefix(), &args);
-    if let Some(name) = &args.consumer {
-        let made = bus
-            .durable_from(STREAM, name, &filter, first, args.force)
-            .await;
-        let made = made.map_err(|e| e.to_string())?;
-        println!(
-            "consumer {} on {} begins at sequence {first}; {} events wait for it",
-            made.name, made.stream, made.pending
-        );
-        return Ok(ExitCode::SUCCESS);
-    }
-    let last = match until {
-        None => facts.last_seq,
-        Some(Place::Sequence(seq)) => seq.min(facts.last_seq),
-        Some(Place::Time(at)) => {
-            let after = bus.sequence_at(STREAM, at.saturating_add(1)).await;
-            (after.map_err(|e| e.to_string())? - 1).min(facts.last_seq)
+    let mut progress = Progress::new(args.to.is_some());
+    let mut sent = 0;
+    while let Some(event) = source.next().await? {
+        sent += 1;
+        match (&args.to, &bus) {
+            (Some(prefix), Some(bus)) => {
+                publish(bus, prefix, &event, args.ledger).await?;
+                progress
+                    .after(sent, source.part(event.seq), args.rate)
+                    .await;
+            }
+            _ => println!("{}", tail::line(&event, args.json)),
         }
-    };
-    let sent = run(&bus, &filter, first.max(facts.first_seq), last, &args).await?;
-    bus.close().await;
+    }
+    progress.end();
+    if let Some(bus) = bus {
+        bus.flush().await.map_err(|e| e.to_string())?;
+        bus.close().await;
+    }
     if args.to.is_some() {
         println!("{sent} events replayed");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn run(
-    bus: &Bus,
-    filter: &str,
-    first: u64,
-    last: u64,
-    args: &ReplayArgs,
-) -> Result<u64, String> {
-    if first > last {
-        return Ok(0);
-    }
-    // The last one that passes the filter, so that the end is known when it comes; one that came
-    // after `last` ends it, too.
-    let end = bus
-        .last_of(STREAM, filter)
-        .await
-        .map_err(|e| e.to_string())?;
-    let Some(end) = end.filter(|end| *end >= first) else {
-        return Ok(0);
-    };
-    let mut events = bus
-        .tail(filter, TailFrom::Seq(first))
-        .await
-        .map_err(|e| e.to_string())?;
-    let mut progress = Progress::new(first, last, args.to.is_some());
-    let mut sent = 0;
-    loop {
-        let event = events.next().await.map_err(|e| e.to_string())?;
-        if event.seq > last {
-            break;
-        }
-        match &args.to {
-            Some(prefix) => publish(bus, prefix, &event).await?,
-            None => println!("{}", tail::line(&event, args.json)),
-        }
-        sent += 1;
-        if args.to.is_some() {
-            progress.at(event.seq, sent, args.rate).await;
-        }
-        if event.seq >= end.min(last) {
-            break;
-        }
-    }
-    progress.end();
-    bus.flush().await.map_err(|e| e.to_string())?;
-    Ok(sent)
-}
-
-/// The subjects wanted.
-fn filter(prefix: &str, args: &ReplayArgs) -> String {
-    let token = |text: &Option<String>| text.as_deref().map_or("*".into(), subject::token);
-    let head = format!(
-        "{prefix}.in.{}.{}",
-        token(&args.protocol),
-        token(&args.peer)
-    );
-    match &args.kind {
-        None => format!("{head}.>"),
-        Some(kind) => {
-            let kind: Vec<String> = kind.split('.').map(subject::token).collect();
-            format!("{head}.{}", kind.join("."))
-        }
-    }
 }
 
 /// Our own subjects are not for replays, but for `fed.replay`.
@@ -227,12 +165,22 @@ fn check_prefix(own: &str, prefix: &str) -> Result<(), String> {
     Ok(())
 }
 
-async fn publish(bus: &Bus, prefix: &str, event: &StoredMessage) -> Result<(), String> {
+async fn publish(
+    bus: &Bus,
+    prefix: &str,
+    event: &StoredMessage,
+    from_ledger: bool,
+) -> Result<(), String> {
     let rest = event.subject.splitn(3, '.').nth(2).unwrap_or_default();
     let mut headers = event.headers.clone();
     // What the broker set when it stored the event is of another stream.
     headers.retain(|(name, _)| !name.to_ascii_lowercase().starts_with("nats-expected-"));
-    headers.push(("Fed-Replayed".to_owned(), event.seq.to_string()));
+    let place = if from_ledger {
+        format!("ledger:{}", event.seq)
+    } else {
+        event.seq.to_string()
+    };
+    headers.push(("Fed-Replayed".to_owned(), place));
     bus.publish_plain(&format!("{prefix}.{rest}"), &headers, event.payload.clone())
         .await
         .map_err(|e| e.to_string())
@@ -240,37 +188,30 @@ async fn publish(bus: &Bus, prefix: &str, event: &StoredMessage) -> Result<(), S
 
 /// How far it is, on a terminal, and not faster than asked.
 struct Progress {
-    first: u64,
-    last: u64,
     shown: bool,
     began: Instant,
     told: Instant,
 }
 
 impl Progress {
-    fn new(first: u64, last: u64, wanted: bool) -> Self {
+    fn new(wanted: bool) -> Self {
         let now = Instant::now();
         Self {
-            first,
-            last,
             shown: wanted && std::io::stderr().is_terminal(),
             began: now,
             told: now,
         }
     }
 
-    /// After the `sent`-th event, of this sequence.
-    async fn at(&mut self, seq: u64, sent: u64, rate: u32) {
+    /// After the `sent`-th event.
+    async fn after(&mut self, sent: u64, part: Option<u64>, rate: u32) {
         if self.shown && self.told.elapsed() > Duration::from_millis(200) {
             self.told = Instant::now();
-            let span = (self.last - self.first + 1).max(1);
-            let part = (seq - self.first + 1) * 100 / span;
-            eprint!("\r{sent} events, {part} %");
+            let part = part.map_or(String::new(), |part| format!(", {part} %"));
+            eprint!("\r{sent} events{part}");
             let _ = std::io::stderr().flush();
         }
-        let due = Duration::from_secs(1)
-            .checked_mul(u32::try_from(sent).unwrap_or(u32::MAX))
-            .map_or(Duration::MAX, |all| all / rate.max(1));
+        let due = Duration::from_millis(sent.saturating_mul(1000) / u64::from(rate.max(1)));
         if let Some(early) = due.checked_sub(self.began.elapsed()) {
             tokio::time::sleep(early).await;
         }
