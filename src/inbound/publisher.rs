@@ -459,13 +459,34 @@ impl Publisher {
                     self.state
                         .shut(&format!("inbound events cannot be published: {error}"));
                     self.turn_away();
-                    tokio::time::sleep(REPAIR_PAUSE[step]).await;
+                    self.pause(REPAIR_PAUSE[step]).await;
                     if self.queue.is_closed() && self.queue.is_empty() {
                         return;
                     }
                 }
             }
         }
+    }
+
+    /// Waits this long, or until a connection that is away is back.
+    async fn pause(&mut self, most: Duration) {
+        let connection = self
+            .outlet
+            .connection()
+            .filter(|_| !self.outlet.connected());
+        let back = async {
+            match connection {
+                Some(mut up) => {
+                    // An error: the bus is gone, and nothing comes back.
+                    if up.wait_for(|up| *up).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+                None => std::future::pending().await,
+            }
+        };
+        // Whichever comes first.
+        let _ = timeout(most, back).await;
     }
 
     /// Answers what the ledger handed over meanwhile: the rows are in the store and are published

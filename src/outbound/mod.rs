@@ -5,6 +5,8 @@
 //!               └─ the same rows, in order ─▶ shard (thread) ─▶ lane (map entry) ─▶ attempt (task)
 //!                                                 └─ outcome ─▶ the writer; dead ─▶ FED_DEAD
 //! ```
+//!
+//! Operators, and what is heard of peers, reach the lanes through [`Control`] and the shards' channels.
 
 pub mod attempt;
 pub mod control;
