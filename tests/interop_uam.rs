@@ -249,3 +249,79 @@ async fn sixty_messages_each_way_arrive_once_and_in_each_senders_order() {
     assert_eq!(w.held("FED_DEAD").await, 0);
     w.end().await;
 }
+
+/// Runs a command of the bridge's binary by its configuration; whether it succeeded, and its JSON lines.
+fn command(w: &World, arguments: &[&str]) -> (bool, Vec<serde_json::Value>) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_drawbridge"))
+        .args(arguments)
+        .args(["--json", "--config"])
+        .arg(w.bridge.config())
+        .output()
+        .expect("the command runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    (output.status.success(), lines)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root for port 443; .ci/run runs it"]
+async fn our_key_is_rotated_while_messages_pass_and_the_relay_needs_nobody() {
+    let _one = ONE.lock().await;
+    let mut w = World::start(Setting::default()).await;
+    let (gert, alice) = (w.our_agent("gert").await, w.their_agent("alice").await);
+    w.we_send(&gert, &alice, "hello").await;
+    w.they_get(std::slice::from_ref(&alice), 1).await;
+    let before = w.relay.ask(json!({"do": "relays"})).await;
+
+    let mut sent = Vec::new();
+    for (n, text) in words("before or after", 40).into_iter().enumerate() {
+        if n == 20 {
+            let (done, report) = command(&w, &["keys", "rotate", "--yes"]);
+            assert!(done && report[0]["done"] == "switched", "{report:?}");
+            assert!(
+                report[0]["own_page"].is_string(),
+                "it says what relays find: {report:?}"
+            );
+        }
+        let id = w.we_send(&gert, &alice, &text).await;
+        let from = gert.clone();
+        sent.push(Got { from, id, text });
+    }
+    let got = w.they_get(std::slice::from_ref(&alice), sent.len()).await;
+    all_once_and_in_order(&sent, &got);
+    let after = w.relay.ask(json!({"do": "relays"})).await;
+    let key = |known: &serde_json::Value| known["relays"]["gamma.test"][1].clone();
+    let (_, keys) = command(&w, &["keys", "list"]);
+    assert_ne!(key(&before), key(&after), "the relay fetched the new key");
+    assert_eq!(key(&after), keys[0]["public_key"]);
+    let back = w.they_send(&alice, &gert, &["and back".to_owned()]).await;
+    assert!(back[0].1, "{}", w.logs());
+    assert_eq!(w.we_get(1, SOON).await[0].id, back[0].0);
+    assert_eq!(w.held("FED_DEAD").await, 0);
+    w.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root for port 443; .ci/run runs it"]
+async fn a_real_relay_is_probed_without_a_fault_and_believes_our_signature() {
+    let _one = ONE.lock().await;
+    let w = World::start(Setting::default()).await;
+    let (well, steps) = command(&w, &["probe", "uam", "alpha.test"]);
+    assert!(well, "{steps:#?}\n{}", w.logs());
+    let find = |steps: &[serde_json::Value], name: &str| {
+        let step = steps.iter().find(|s| s["name"] == name).cloned();
+        step.unwrap_or_else(|| panic!("no step {name}: {steps:#?}"))
+    };
+    for name in ["address", "tls", "well-known", "key", "clock", "wire form"] {
+        assert_eq!(find(&steps, name)["ok"], true, "{steps:#?}");
+    }
+    // An older relay proves it only by a refusal that it charges.
+    assert!(find(&steps, "signed request")["ok"].is_null(), "{steps:#?}");
+    let (well, steps) = command(&w, &["probe", "uam", "alpha.test", "--spend"]);
+    assert!(well, "{steps:#?}\n{}", w.logs());
+    assert_eq!(find(&steps, "signed request")["ok"], true, "{steps:#?}");
+    w.end().await;
+}

@@ -55,6 +55,7 @@ pub fn verify(command: VerifyCommand) -> Outcome {
     let context = explain::Context {
         now_ms,
         own_domain: config.uam.domain.clone(),
+        public_host: config.uam.http_url.as_deref().and_then(host_of),
         max_age_s: i64::try_from(config.uam.timestamp_max_age.as_secs()).unwrap_or(i64::MAX),
         max_hops: config.uam.max_hops,
         forms: config.uam.wire_forms,
@@ -70,6 +71,12 @@ pub fn verify(command: VerifyCommand) -> Outcome {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Host and port of a URL.
+fn host_of(url: &str) -> Option<String> {
+    let uri: http::Uri = url.parse().ok()?;
+    Some(uri.authority()?.to_string())
 }
 
 fn key(option: &str, text: Option<&str>) -> Result<Option<PublicKey>, String> {

@@ -21,12 +21,14 @@ pub mod address;
 pub mod admin;
 pub mod agents;
 pub mod answer;
+mod calls;
 pub mod canonical;
 pub mod deliver;
 pub mod discover;
 pub mod envelope;
 pub mod explain;
 pub mod json;
+mod json_reader;
 pub mod judge;
 pub mod keys;
 mod number;
@@ -35,6 +37,7 @@ pub mod probe;
 mod proof;
 pub mod python;
 mod received;
+mod rejection;
 pub mod relay_request;
 pub mod rotation;
 pub mod routes;
@@ -316,6 +319,10 @@ impl Protocol for Uam {
         send::seal(self, event)
     }
 
+    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
+        send::prepare(self, event)
+    }
+
     fn dress(&self, sealed: &Sealed, peer: &PeerRecord, attempt: &Try) -> Result<Request, Refusal> {
         send::dress(self, sealed, peer, attempt)
     }
@@ -417,55 +424,6 @@ impl Protocol for Uam {
         method: &'a str,
         body: Bytes,
     ) -> BoxFuture<'a, Result<serde_json::Value, Refusal>> {
-        Box::pin(async move {
-            match method {
-                "agent.put" => {
-                    let AgentPut {
-                        address,
-                        public_key,
-                    } = parse(&body, "{\"address\",\"public_key\"}")?;
-                    let (address, key) = self.agents.put(&address, &public_key).await?;
-                    Ok(json!({"address": address, "public_key": key}))
-                }
-                "agent.remove" => {
-                    let AgentName { address } = parse(&body, "{\"address\"}")?;
-                    let removed = self.agents.remove(&address).await?;
-                    Ok(json!({"address": address, "removed": removed}))
-                }
-                "agent.list" => {
-                    let agents: Vec<_> = self
-                        .agents
-                        .all()
-                        .into_iter()
-                        .map(|(address, key)| json!({"address": address, "public_key": key}))
-                        .collect();
-                    Ok(json!({"agents": agents}))
-                }
-                _ => Err(Refusal::new(
-                    "unknown_method",
-                    "uam has agent.put, agent.remove and agent.list",
-                )),
-            }
-        })
+        Box::pin(calls::call(self, method, body))
     }
-}
-
-#[derive(serde::Deserialize)]
-struct AgentPut {
-    address: String,
-    public_key: String,
-}
-
-#[derive(serde::Deserialize)]
-struct AgentName {
-    address: String,
-}
-
-fn parse<T: serde::de::DeserializeOwned>(body: &[u8], shape: &str) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| {
-        Refusal::new(
-            "bad_request",
-            format!("expected a JSON object {shape}: {error}"),
-        )
-    })
 }

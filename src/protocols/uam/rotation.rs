@@ -58,11 +58,10 @@ pub fn report(facts: &Facts<'_>, done: Rotation) -> Value {
                 (
                     "operator",
                     None,
-                    format!(
-                        "its key is pinned here, so it has probably pinned ours: tell its operator the \
-                         new key; until it is taken up, or the overlap ends, messages to it are signed \
-                         with the old one"
-                    ),
+                    "its key is pinned here, so it has probably pinned ours: tell its operator the \
+                     new key; until it is taken up, or the overlap ends, messages to it are signed \
+                     with the old one"
+                        .to_owned(),
                 )
             } else {
                 (

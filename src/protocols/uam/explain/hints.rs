@@ -1,10 +1,13 @@
 //! Why a signature may not hold: the bytes that other signers are known to sign are tried in turn.
 //! A match is an explanation, never an acceptance.
 
+use bytes::Bytes;
+
 use super::super::canonical::{self, canonical};
 use super::super::envelope::Envelope;
 use super::super::json::{self, Json, Object};
 use super::super::relay_request::{Form, RelayRequest};
+use crate::config::WireForms;
 use crate::identity::PublicKey;
 
 /// For a relay's signature over a request.
@@ -39,6 +42,9 @@ pub(super) fn relay(
                 must write them as \\u escapes before signing"
             .into();
     }
+    if let Some(what) = re_encoded(request, body, holds) {
+        return what;
+    }
     let Ok(Json::Object(whole)) = json::parse(body) else {
         return unexplained(request.form());
     };
@@ -62,6 +68,60 @@ pub(super) fn relay(
             .into();
     }
     unexplained(request.form())
+}
+
+/// Whether something on the way wrote the body anew: the ways that are known are undone one by one.
+fn re_encoded(
+    request: &RelayRequest,
+    body: &[u8],
+    holds: impl Fn(&[u8]) -> bool,
+) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let forms = match request.form() {
+        Form::Nonce => WireForms::Nonce,
+        Form::Legacy => WireForms::Legacy,
+    };
+    let signed_as = |text: String| {
+        let read = RelayRequest::parse(&Bytes::from(text), forms).ok();
+        read.is_some_and(|read| holds(read.signing_bytes().as_bytes()))
+    };
+    if latin1_undone(text).is_some_and(&signed_as) {
+        return Some(
+            "it holds once the text is read as UTF-8 that was taken for Latin-1 and encoded again: a \
+             proxy or the program that saved the file changed the body's encoding"
+                .into(),
+        );
+    }
+    if text.contains('&') && signed_as(entities_undone(text)) {
+        return Some(
+            "it holds with &amp;, &lt; and the like turned back into characters: a filter on the way \
+             escapes the body as if it were HTML"
+                .into(),
+        );
+    }
+    if text.contains(' ') && signed_as(text.replace(' ', "+")) {
+        return Some(
+            "it holds with + for the spaces: something on the way decoded the body as a form"
+                .into(),
+        );
+    }
+    None
+}
+
+/// Text whose UTF-8 was encoded a second time; `None`: it was not.
+fn latin1_undone(text: &str) -> Option<String> {
+    if text.is_ascii() {
+        return None;
+    }
+    let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
+    String::from_utf8(bytes?).ok()
+}
+
+fn entities_undone(text: &str) -> String {
+    text.replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&#39;", "'")
+        .replace("&amp;", "&")
 }
 
 const FIELDS: [&str; 6] = [

@@ -4,23 +4,21 @@
 //! up. After a failure the rest is looked at all the same, since a person who mends one fault wants to
 //! know of the next. The last step says what the bridge would answer.
 
+mod envelope;
+mod head;
 mod hints;
 mod input;
+mod request;
 
-use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::discover::DELIVER_PATH;
-use super::envelope::{Envelope, MAX_SIZE};
 use super::json::JsonError;
-use super::relay_request::{Form, RelayRequest, SchemaError, is_json_content_type};
-use super::verify::{self, Rejection};
-use super::{address, time};
+use super::verify::Rejection;
 use crate::clock::UnixMs;
 use crate::config::WireForms;
 use crate::identity::{KeyError, PublicKey, b64, hex};
 use crate::protocol::Step;
-use input::{Head, Input};
+use input::Input;
 
 /// What the checks need to know. What is `None` is not known, and its check is passed over.
 #[derive(Clone, Debug)]
@@ -29,6 +27,8 @@ pub struct Context {
     /// is not refused for its age alone.
     pub now_ms: Option<UnixMs>,
     pub own_domain: Option<String>,
+    /// Host of our public URL, where it is another than the domain.
+    pub public_host: Option<String>,
     pub max_age_s: i64,
     pub max_hops: i64,
     pub forms: WireForms,
@@ -45,6 +45,7 @@ impl Default for Context {
         Self {
             now_ms: None,
             own_domain: None,
+            public_host: None,
             max_age_s: 300,
             max_hops: 3,
             forms: WireForms::Both,
@@ -67,8 +68,8 @@ pub fn explain(input: &[u8], context: &Context) -> Vec<Step> {
         ),
         Input::Request { head, body } => {
             report.info("input", "an HTTP request with its headers");
-            let body = check_head(&mut report, &head, body);
-            relay_request(&mut report, context, Some(&head), &body);
+            let body = head::check(&mut report, context, &head, body);
+            request::relay_request(&mut report, context, Some(&head), &body);
         }
         Input::Body(body) => {
             report.info(
@@ -76,11 +77,11 @@ pub fn explain(input: &[u8], context: &Context) -> Vec<Step> {
                 "the body of a request, without its headers; give the value of \
                  X-UAM-Relay-Signature with it to have the relay's signature checked",
             );
-            relay_request(&mut report, context, None, &body);
+            request::relay_request(&mut report, context, None, &body);
         }
         Input::Envelope(body) => {
             report.info("input", "a bare envelope, not wrapped by a relay");
-            bare_envelope(&mut report, context, body);
+            envelope::bare_envelope(&mut report, context, body);
         }
     }
     report.end()
@@ -156,359 +157,6 @@ impl Report {
         };
         self.push("verdict", ok, text);
         self.steps
-    }
-}
-
-/// Request line and headers; answers the body as a server reads it.
-fn check_head(report: &mut Report, head: &Head, body: Bytes) -> Bytes {
-    let path = head.target.split('?').next().unwrap_or_default();
-    let path = match path.split_once("://") {
-        Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]),
-        None => path,
-    };
-    if head.method == "POST" && path == DELIVER_PATH {
-        report.pass("route", format!("POST {DELIVER_PATH}"));
-    } else {
-        report.fail(
-            "route",
-            format!(
-                "{} {} is not POST {DELIVER_PATH}; if a proxy in front changes the path, it must hand \
-                 this one on",
-                head.method, head.target
-            ),
-        );
-    }
-    if let Some(host) = head.one("host") {
-        report.info(
-            "host",
-            format!(
-                "{host} (not signed: a proxy may rewrite it; the body's envelope.to says who is meant)"
-            ),
-        );
-    }
-    match head.one("content-type") {
-        Some(kind) if is_json_content_type(kind) => report.pass("content type", kind),
-        other => {
-            report.info("content type", format!("{:?}", other.unwrap_or("missing")));
-            report.refuse("content type", &Rejection::content_type());
-        }
-    }
-    if let Some(encoding) = head.one("content-encoding") {
-        report.fail(
-            "content encoding",
-            format!("{encoding}: bodies are read as they are, never unpacked"),
-        );
-    }
-    let body = match head.one("transfer-encoding") {
-        Some(coding) if coding.eq_ignore_ascii_case("chunked") => {
-            if let Some(whole) = input::dechunk(&body) {
-                report.info("body", format!("sent in chunks; {} bytes", whole.len()));
-                whole
-            } else {
-                report.info("body", "said to be chunked, but saved without its chunks");
-                body
-            }
-        }
-        _ => body,
-    };
-    match head.one("content-length").map(str::parse::<usize>) {
-        None => body,
-        Some(Ok(length)) if length == body.len() => {
-            report.pass("content length", format!("{length} bytes"));
-            body
-        }
-        Some(Ok(length)) if length < body.len() => {
-            let rest = &body[length..];
-            if rest.trim_ascii().is_empty() {
-                report.pass(
-                    "content length",
-                    format!("{length} bytes, and a line end added by whatever saved the file"),
-                );
-            } else {
-                report.fail(
-                    "content length",
-                    format!(
-                        "{length} bytes are announced, the file holds {}",
-                        body.len()
-                    ),
-                );
-            }
-            body.slice(..length)
-        }
-        Some(Ok(length)) => {
-            report.fail(
-                "content length",
-                format!(
-                    "{length} bytes are announced, the file holds {}: it was cut, or saved as text \
-                     with its characters converted",
-                    body.len()
-                ),
-            );
-            body
-        }
-        Some(Err(_)) => {
-            report.fail("content length", "is no number");
-            body
-        }
-    }
-}
-
-/// Everything from the body on.
-fn relay_request(report: &mut Report, context: &Context, head: Option<&Head>, body: &Bytes) {
-    let request = match RelayRequest::parse(body, context.forms) {
-        Ok(request) => request,
-        Err(error) => {
-            if let SchemaError::Json(at) | SchemaError::Unreadable(at) = &error {
-                report.info("body", place(body, at));
-            }
-            report.refuse("body", &Rejection::schema(&error));
-            return;
-        }
-    };
-    let form = request.form();
-    report.pass(
-        "body",
-        match form {
-            Form::Nonce => "the form with nonce (relays of 1.0): six fields are signed",
-            Form::Legacy => {
-                "the form without nonce (relays of 0.2 and 0.3): five fields are signed"
-            }
-        },
-    );
-    if let Some(said) = head.and_then(|head| head.one("x-uam-relay-domain"))
-        && said != request.from_relay
-    {
-        report.info(
-            "relay",
-            format!(
-                "X-UAM-Relay-Domain says {said:?}, the body {:?}; the body counts",
-                request.from_relay
-            ),
-        );
-    } else {
-        report.info("relay", format!("from_relay {:?}", request.from_relay));
-    }
-    claims(report, context, &request);
-    relay_signature(report, context, head, body, &request);
-    envelope(report, context, &request.envelope, form);
-}
-
-/// Checks 6 to 11, one by one.
-fn claims(report: &mut Report, context: &Context, request: &RelayRequest) {
-    let said = time::parse_ms(&request.timestamp);
-    let (now, as_of) = match (context.now_ms, &said) {
-        (Some(now), _) => (now, "the time given"),
-        (None, Ok(at)) => (*at, "its own time; give a time to have its age checked"),
-        (None, Err(_)) => (0, "no time"),
-    };
-    report.check(
-        "timestamp",
-        verify::check_age(&request.timestamp, now, context.max_age_s),
-        format!("{} (checked against {as_of})", request.timestamp),
-    );
-    report.check(
-        "hops",
-        verify::check_hops(request.hop_count, context.max_hops),
-        format!("{} of fewer than {}", request.hop_count, context.max_hops),
-    );
-    let Some(own) = &context.own_domain else {
-        report.unknown(
-            "loop and destination",
-            "loop and destination (no own domain given)",
-            format!(
-                "via {:?}, to {:?}; without the own domain neither can be judged",
-                request.via,
-                request.envelope.to()
-            ),
-        );
-        return;
-    };
-    report.check(
-        "loop",
-        verify::check_loop(&request.via, own),
-        format!("{own} is not in via {:?}", request.via),
-    );
-    report.check(
-        "destination",
-        verify::check_destination(&request.envelope, own),
-        format!("{:?} is ours", request.envelope.to().unwrap_or_default()),
-    );
-}
-
-/// Checks 12 and 13.
-fn relay_signature(
-    report: &mut Report,
-    context: &Context,
-    head: Option<&Head>,
-    body: &Bytes,
-    request: &RelayRequest,
-) {
-    let signed = request.signing_bytes();
-    show_bytes(report, "bytes the relay signs", &signed);
-    let signature = match (head, &context.signature) {
-        (_, Some(given)) => given.clone(),
-        (None, None) => {
-            report.unknown(
-                "relay signature",
-                "the relay's signature (no header value given)",
-                "no headers were saved, so there is none to check",
-            );
-            return;
-        }
-        (Some(head), None) => {
-            let values = head.all("x-uam-relay-signature");
-            match verify::check_signature_header(values.map(str::as_bytes)) {
-                Ok(value) => value.to_owned(),
-                Err(rejection) => {
-                    report.refuse("relay signature", &rejection);
-                    return;
-                }
-            }
-        }
-    };
-    let Some(raw) = signature_bytes(report, "relay signature", &signature) else {
-        report.refuse("relay signature", &Rejection::relay_signature());
-        return;
-    };
-    let Some(key) = &context.relay_key else {
-        report.unknown(
-            "relay signature",
-            "the relay's signature (no key given)",
-            format!(
-                "no key to check it with; it is public_key in \
-                 https://{}/.well-known/uam-relay.json",
-                request.from_relay
-            ),
-        );
-        return;
-    };
-    let by = format!(
-        "key {} (fingerprint {})",
-        key.to_base64(),
-        key.fingerprint()
-    );
-    if key.verify(signed.as_bytes(), &raw).is_ok() {
-        report.pass("relay signature", format!("holds under {by}"));
-    } else {
-        report.refuse("relay signature", &Rejection::relay_signature());
-        report.info("relay signature", format!("tried {by}"));
-        let other = context.agent_key.as_ref();
-        report.info("hint", hints::relay(request, body, key, other, &raw));
-    }
-}
-
-/// Checks 15 to 17.
-fn envelope(report: &mut Report, context: &Context, envelope: &Envelope, form: Form) {
-    report.info(
-        "envelope",
-        format!(
-            "{} from {:?} to {:?}, message_id {:?}",
-            envelope.kind().unwrap_or("(no type)"),
-            envelope.from().unwrap_or_default(),
-            envelope.to().unwrap_or_default(),
-            envelope.message_id().unwrap_or_default(),
-        ),
-    );
-    let size = envelope.size();
-    if size > MAX_SIZE {
-        report.info(
-            "size",
-            format!(
-                "{size} bytes as compact ASCII JSON: relays of 1.0 take {MAX_SIZE} at most, older \
-                 ones do not look"
-            ),
-        );
-    } else {
-        report.pass("size", format!("{size} of {MAX_SIZE} bytes"));
-    }
-    report.check(
-        "envelope fields",
-        verify::check_envelope(envelope, form),
-        "every required field is there and has its type",
-    );
-    let signed = envelope.signing_bytes();
-    show_bytes(report, "bytes the agent signs", &signed);
-    let Some(raw) = envelope
-        .signature()
-        .and_then(|text| signature_bytes(report, "agent signature", text))
-    else {
-        report.fail("agent signature", "there is none that can be read");
-        return;
-    };
-    agent_signature(report, context, envelope, &signed, &raw);
-}
-
-fn agent_signature(
-    report: &mut Report,
-    context: &Context,
-    envelope: &Envelope,
-    signed: &str,
-    raw: &[u8],
-) {
-    let own_word = envelope
-        .sender_key()
-        .and_then(|text| PublicKey::from_base64(text).ok());
-    if let Some(key) = &context.agent_key {
-        report.check(
-            "sender_key",
-            verify::check_sender_key(envelope, key),
-            match envelope.sender_key() {
-                Some(_) => "the envelope names the same key",
-                None => "the envelope names none",
-            },
-        );
-        let by = format!(
-            "key {} (fingerprint {})",
-            key.to_base64(),
-            key.fingerprint()
-        );
-        match verify::check_agent_signature(envelope, key) {
-            Ok(_) => report.pass("agent signature", format!("holds under {by}")),
-            Err(rejection) => {
-                report.refuse("agent signature", &rejection);
-                report.info("agent signature", format!("tried {by}"));
-                report.info("hint", hints::agent(envelope, key, own_word.as_ref(), raw));
-            }
-        }
-        return;
-    }
-    let home = envelope
-        .from()
-        .and_then(address::split_recipient)
-        .map_or_else(String::new, |(_, domain)| {
-            format!(
-                "; it is public_key in https://{domain}/api/v1/agents/{}/public-key",
-                envelope.from().unwrap_or_default()
-            )
-        });
-    match own_word {
-        Some(key) if key.verify(signed.as_bytes(), raw).is_ok() => report.unknown(
-            "agent signature",
-            "whether sender_key is the agent's (no key given)",
-            format!(
-                "holds under the envelope's own sender_key, which proves nothing: the bridge takes \
-                 the home relay's{home}"
-            ),
-        ),
-        Some(key) => {
-            report.fail(
-                "agent signature",
-                "does not even hold under the envelope's own sender_key",
-            );
-            report.info("hint", hints::agent(envelope, &key, None, raw));
-        }
-        None => report.unknown(
-            "agent signature",
-            "the agent's signature (no key given)",
-            format!("no key to check it with{home}"),
-        ),
-    }
-}
-
-fn bare_envelope(report: &mut Report, context: &Context, text: Bytes) {
-    match Envelope::parse(text.clone()) {
-        Ok(read) => envelope(report, context, &read, Form::Nonce),
-        Err(error) => report.fail("envelope", place(&text, &error)),
     }
 }
 

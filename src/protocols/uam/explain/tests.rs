@@ -1,5 +1,9 @@
-use super::super::envelope::{Draft, build};
-use super::super::relay_request::{Attempt, SignedRequest, sign_relay_request};
+use bytes::Bytes;
+
+use super::super::discover::DELIVER_PATH;
+use super::super::envelope::{Draft, Envelope, build};
+use super::super::relay_request::{Attempt, RelayRequest, SignedRequest, sign_relay_request};
+use super::super::time;
 use super::*;
 use crate::identity::SigningKey;
 use crate::protocols::uam::address::Address;
@@ -212,4 +216,21 @@ fn broken_files_are_named_with_the_place() {
             "{text:?}"
         );
     }
+}
+
+#[test]
+fn a_body_encoded_twice_is_recognised() {
+    let request = signed(Some("AAECAwQFBgcICQoLDA0ODw"));
+    let text = String::from_utf8(request.body.to_vec()).unwrap();
+    // The same value, written without an escape.
+    let text = text.replace("\\u00eb", "ë");
+    assert!(!text.is_ascii());
+    let twice: String = text.bytes().map(char::from).collect();
+    let context = Context {
+        signature: Some(request.signature.clone()),
+        ..context()
+    };
+    let steps = explain(twice.as_bytes(), &context);
+    let hint = steps.iter().find(|s| s.name == "hint").unwrap();
+    assert!(hint.detail.contains("Latin-1"), "{}", hint.detail);
 }
