@@ -68,9 +68,19 @@ impl Bus {
 /// metric.
 pub async fn watch(bus: &Bus, health: &Health, stop: CancellationToken) -> Result<(), BusError> {
     let policy = bus.inner.config.durability;
-    let first = bus.durability().await?;
-    accept(&first, policy)?;
-    tell(&first, policy, health);
+    let first = match bus.durability().await {
+        Ok(first) => {
+            accept(&first, policy)?;
+            tell(&first, policy, health);
+            Some(first)
+        }
+        // What must be so must be known; otherwise not being told is no reason not to work.
+        Err(error) if policy == DurabilityPolicy::Require => return Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "what an acknowledgement of the broker is worth is not known");
+            None
+        }
+    };
     let (bus, health) = (bus.clone(), health.clone());
     tokio::spawn(async move {
         let mut connected = bus.connected_changes();
@@ -85,10 +95,10 @@ pub async fn watch(bus: &Bus, health: &Health, stop: CancellationToken) -> Resul
                 continue;
             }
             match bus.durability().await {
-                Ok(now) if now == last => {}
+                Ok(now) if last.as_ref() == Some(&now) => {}
                 Ok(now) => {
                     tell(&now, policy, &health);
-                    last = now;
+                    last = Some(now);
                 }
                 Err(error) => tracing::debug!(%error, "the broker's durability was not looked at"),
             }

@@ -314,3 +314,66 @@ fn managed_server(managed: &Section<'_>) -> Result<ManagedConfig, ConfigError> {
         open: managed.flag("open")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn nats(text: &str) -> Result<NatsConfig, String> {
+        let read = Config::from_text(&format!("[nats]\n{text}\n"));
+        read.map(|c| c.nats).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn one_login_comes_out_and_two_are_an_error() {
+        let url = "url = \"nats://a\"";
+        let one = nats(&format!("{url}\ntoken = \"t\"")).expect("settings");
+        assert!(matches!(one.login, NatsLogin::Token(_)));
+        let said = nats(&format!("{url}\ntoken = \"t\"\nnkey = \"SU\"")).expect_err("two");
+        assert!(said.contains("two ways to log in"), "{said}");
+        let said = nats(&format!("{url}\nuser = \"u\"")).expect_err("half");
+        assert!(said.contains("password_file"), "{said}");
+        let said = nats("token = \"t\"").expect_err("no server");
+        assert!(said.contains("nats.url, which is not set"), "{said}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_secrets() {
+        let url = "url = \"nats://u:hunter2@a\"";
+        for (more, word) in [
+            (
+                "durability = \"maybe\"",
+                "\"require\", \"warn\" or \"accept\"",
+            ),
+            ("inbox_prefix = \"a b\"", "tokens with dots between"),
+            ("inbox_prefix = \"_INBOX.>\"", "tokens with dots between"),
+            ("jetstream_domain = \"a.*\"", "tokens with dots between"),
+            (
+                "jetstream_domain = \"a\"\njetstream_api_prefix = \"b\"",
+                "exclude each other",
+            ),
+            ("monitoring_url = \"nats:8222\"", "http://HOST:8222"),
+            ("tls_certificate = \"/c.pem\"", "belong together"),
+            ("stuck_after = \"10ms\"", "1s to 1h"),
+            ("context = \"../x\"", "not a path"),
+        ] {
+            let said = nats(&format!("{url}\n{more}")).expect_err(more);
+            assert!(said.contains(word), "{more}: {said}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[test]
+    fn several_servers_and_monitoring_ports_are_lists_with_commas() {
+        let read = nats(
+            "url = \"nats://a:4222, tls://b, c:1\"\nmonitoring_url = \"http://a:8222/, https://b\"",
+        );
+        let read = read.expect("settings");
+        assert_eq!(read.monitoring_urls, ["http://a:8222", "https://b"]);
+        assert_eq!(
+            read.shown_url().as_deref(),
+            Some("nats://a:4222,tls://b,nats://c:1")
+        );
+    }
+}
