@@ -537,6 +537,11 @@ pub trait Protocol: Send + Sync + 'static {
     /// state, `None` where [`Protocol::scope`] is.
     fn seal(&self, event: &OutEvent, previous: Option<&str>) -> Result<Sealed, Refusal>;
 
+    /// Both at once, for a protocol whose events are worth reading only once.
+    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
+        Ok((self.targets(event)?, self.seal(event, None)?))
+    }
+
     /// Pushed or fetched.
     fn via(&self, _peer: &PeerName) -> Via {
         Via::Post

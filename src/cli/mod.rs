@@ -158,6 +158,7 @@ pub fn main() -> ExitCode {
     });
     // What still runs does not hold the end up: `run` has waited for all that had to be.
     runtime.shutdown_background();
+    crate::ops::log::flush();
     outcome.unwrap_or_else(|sentence| fail(&sentence))
 }
 

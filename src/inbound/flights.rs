@@ -124,6 +124,11 @@ impl Flights {
         Boarding::First(reply, Outcome(receiver))
     }
 
+    /// Whether a flight of this key is under way.
+    pub fn has(&self, protocol: ProtocolId, dedupe_key: &str) -> bool {
+        self.lock().contains_key(&(protocol, dedupe_key.to_owned()))
+    }
+
     fn remove(&self, key: &Key) {
         self.lock().remove(key);
     }

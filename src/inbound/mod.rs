@@ -200,6 +200,11 @@ impl Door {
         self.inner.outlet.max_body()
     }
 
+    /// Whether an event of this key came in and has no outcome yet: a copy would join it.
+    pub fn on_its_way(&self, protocol: ProtocolId, dedupe_key: &str) -> bool {
+        self.inner.flights.has(protocol, dedupe_key)
+    }
+
     /// Whether events get through at this moment, for readiness.
     pub fn is_open(&self) -> bool {
         !self.inner.state.down()

@@ -7,15 +7,20 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, registry, reload};
 
+use super::log_writer::Lines;
 use crate::config::{ConfigError, LogConfig};
 
+/// Where lines wait; set when logging started.
+static LINES: OnceLock<Lines> = OnceLock::new();
 /// The filter in force; set when logging started.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts logging for the process. A second call changes nothing: the first setting stands.
 pub fn init(config: &LogConfig) -> Result<(), ConfigError> {
     let (filter, handle) = reload::Layer::new(filter(&config.level)?);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let writer = Lines::start()
+        .map_err(|e| ConfigError(format!("the log's thread could not be started: {e}")))?;
+    let lines = fmt::layer().with_writer(writer.clone());
     let lines = if config.json {
         lines.json().flatten_event(true).boxed()
     } else {
@@ -25,8 +30,16 @@ pub fn init(config: &LogConfig) -> Result<(), ConfigError> {
     // Only "already started" can fail, as in a test binary or a demo that runs two bridges.
     if registry().with(filter).with(lines).try_init().is_ok() {
         drop(FILTER.set(handle));
+        drop(LINES.set(writer));
     }
     Ok(())
+}
+
+/// Writes the lines that wait; for the end of the process.
+pub fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush();
+    }
 }
 
 /// Whether [`set_level`] would take it.

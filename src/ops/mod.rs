@@ -6,6 +6,7 @@
 mod events;
 pub mod health;
 pub mod log;
+mod log_writer;
 pub mod metrics;
 pub mod trace;
 

@@ -303,14 +303,14 @@ impl Reader {
             );
             return Err(Refusal::new("too_large", detail));
         }
-        let peers = match protocol.targets(event)? {
+        let (targets, mut sealed) = protocol.prepare(event)?;
+        let peers = match targets {
             Targets::Peers(peers) => peers,
             Targets::AllAccepted => self.peers.accepted(protocol.id()),
         };
         if peers.is_empty() {
             return Err(Refusal::new("no_peers", "no accepted peer to send it to"));
         }
-        let mut sealed = protocol.seal(event, None)?;
         if faults::on("shuffle_keys") {
             sealed.order_key.clone_from(&sealed.event_id);
         }

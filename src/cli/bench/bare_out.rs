@@ -115,11 +115,13 @@ async fn shard(nats: &str, far: SocketAddr, key: SigningKey) -> Result<(), Strin
     }
 }
 
+type Connection = SendRequest<Full<Bytes>>;
+
 struct Tools {
     far: SocketAddr,
     key: SigningKey,
     /// By peer, the last used at the end.
-    idle: RefCell<HashMap<Arc<str>, Vec<SendRequest<Full<Bytes>>>>>,
+    idle: RefCell<HashMap<Arc<str>, Vec<Connection>>>,
 }
 
 async fn deliver(tools: Rc<Tools>, message: jetstream::Message) -> Result<(), String> {
@@ -165,7 +167,7 @@ async fn deliver(tools: Rc<Tools>, message: jetstream::Message) -> Result<(), St
     message.ack().await.map_err(|e| told(&e))
 }
 
-async fn connect(far: SocketAddr) -> Result<SendRequest<Full<Bytes>>, String> {
+async fn connect(far: SocketAddr) -> Result<Connection, String> {
     let stream = TcpStream::connect(far).await.map_err(|e| e.to_string())?;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream))

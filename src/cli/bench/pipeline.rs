@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Method;
 use serde_json::json;
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use super::ask::ask;
@@ -88,7 +89,7 @@ impl Bridge {
             .ok_or_else(|| format!("the bridge has ended: {}", last_words(&self.log)))
     }
 
-    /// Waits until `/readyz` says so.
+    /// Waits until `/readyz` says so and the public listener is open.
     pub async fn ready(&mut self) -> Result<(), String> {
         let end = Instant::now() + READY;
         loop {
@@ -97,7 +98,8 @@ impl Bridge {
             }
             let asked = ask(self.admin, Method::GET, "/readyz", &[], Bytes::new()).await;
             match asked {
-                Ok((200, _)) => return Ok(()),
+                // The public listener opens last, a moment later.
+                Ok((200, _)) if TcpStream::connect(self.public).await.is_ok() => return Ok(()),
                 _ if Instant::now() > end => {
                     return Err(format!(
                         "the bridge is not ready: {}",

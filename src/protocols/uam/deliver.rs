@@ -24,6 +24,7 @@ use crate::protocol::{ReplayId, Verified, VerifiedParts};
 use crate::trust::Standing;
 
 use super::answer::{Fail, reply};
+use super::envelope::Envelope;
 use super::proof::{Proven, agent_proof, relay_proof};
 use super::received::{client_key, is_json, read_body, shown};
 use super::relay_request::RelayRequest;
@@ -212,8 +213,18 @@ async fn check(
     };
     verify::check_claims(request, &limits).map_err(Refused::by("claims"))?;
     let relay = relay_proof(uam, headers, request).await?;
-    let replay = replay_id(uam, request, now);
-    if let Some(id) = &replay {
+    let (peer, replay) = (relay.peer.clone(), replay_id(uam, request, now));
+    // A copy of what is on its way has its outcome, and no replay of its own.
+    let joins = on_its_way(uam, &request.envelope);
+    let taken = past_replay(uam, headers, request, relay, now, replay.clone()).await;
+    // Check 14. It comes before those in `past_replay`, but asks the database, and the ledger looks
+    // again in the event's own commit: so it is put only where it would change the answer.
+    let in_doubt = match &taken {
+        Ok(Taken::Delivered) => false,
+        Ok(Taken::Duplicate) => !joins,
+        Err(refused) => refused.reason != "replay" && refused.reason != "unavailable",
+    };
+    if in_doubt && let Some(id) = &replay {
         let seen =
             uam.store.replay_seen(ID, id).await.map_err(|error| {
                 Refused::free("store", Fail::unavailable(&error.to_string(), 5))
@@ -222,7 +233,29 @@ async fn check(
             return Err(Refused::by("replay")(Rejection::replay()));
         }
     }
-    uam.peers.heard_from(ID, &relay.peer);
+    if !matches!(&taken, Err(refused) if refused.reason == "replay") {
+        uam.peers.heard_from(ID, &peer);
+    }
+    taken
+}
+
+/// Whether the same event has come in and has no outcome yet.
+fn on_its_way(uam: &Uam, envelope: &Envelope) -> bool {
+    match (envelope.from(), envelope.message_id()) {
+        (Some(from), Some(id)) => uam.door.on_its_way(ID, &dedupe_key(from, id)),
+        _ => false,
+    }
+}
+
+/// Checks 15 to 19.
+async fn past_replay(
+    uam: &Arc<Uam>,
+    headers: &HeaderMap,
+    request: &RelayRequest,
+    relay: Proven,
+    now: UnixMs,
+    replay: Option<ReplayId>,
+) -> Result<Taken, Refused> {
     verify::check_envelope(&request.envelope, request.form()).map_err(Refused::by("envelope"))?;
     agent_proof(uam, &request.envelope).await?;
     let event = event(request, headers, relay, now, replay)?;

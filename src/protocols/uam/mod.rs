@@ -319,6 +319,10 @@ impl Protocol for Uam {
         send::seal(self, event)
     }
 
+    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
+        send::prepare(self, event)
+    }
+
     fn dress(&self, sealed: &Sealed, peer: &PeerRecord, attempt: &Try) -> Result<Request, Refusal> {
         send::dress(self, sealed, peer, attempt)
     }

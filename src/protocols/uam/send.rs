@@ -19,8 +19,20 @@ const NONCE: usize = 16;
 
 /// The relay of the envelope's recipient.
 pub fn targets(uam: &Uam, event: &OutEvent) -> Result<Targets, Refusal> {
+    targets_of(uam, event, &read(event)?)
+}
+
+/// [`targets`] and [`seal`] with one reading of the envelope.
+pub fn prepare(uam: &Uam, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
     let envelope = read(event)?;
-    let domain = recipient_domain(&envelope)?;
+    Ok((
+        targets_of(uam, event, &envelope)?,
+        seal_of(uam, event, &envelope)?,
+    ))
+}
+
+fn targets_of(uam: &Uam, event: &OutEvent, envelope: &Envelope) -> Result<Targets, Refusal> {
+    let domain = recipient_domain(envelope)?;
     if domain == uam.domain {
         return Err(Refusal::new(
             "own_domain",
@@ -50,7 +62,10 @@ pub fn targets(uam: &Uam, event: &OutEvent) -> Result<Targets, Refusal> {
 
 /// Final id, lasting bytes, order key.
 pub fn seal(uam: &Uam, event: &OutEvent) -> Result<Sealed, Refusal> {
-    let envelope = read(event)?;
+    seal_of(uam, event, &read(event)?)
+}
+
+fn seal_of(uam: &Uam, event: &OutEvent, envelope: &Envelope) -> Result<Sealed, Refusal> {
     let hops = i64::from(event.hops.unwrap_or(0));
     if hops.saturating_add(1) > uam.config.max_hops {
         return Err(Refusal::new(
