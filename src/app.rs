@@ -154,6 +154,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     peers.on_heard(move |protocol, peer| lanes.heard_from(protocol, peer));
     serve_calls(&bus, protocols.clone()).await?;
 
+    // The admin listener answers first; ready is only who takes deliveries.
+    health.set("public", "the public listener is not open yet");
     let admin_server = Server::bind(&config.admin, false)?;
     let admin_at = admin_server.local_addr();
     let admin_certificate = admin_server.certificate();
@@ -187,6 +189,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let routes = unrouted::answered(routes);
     let (public, listeners, certificates) =
         listen(&config.public, &routes, threads, &stop_listening)?;
+    health.clear("public");
     let mut clients = outbound.clients().to_vec();
     clients.push(client);
     let reloadable = Reloadable {

@@ -176,13 +176,10 @@ async fn offline(config: &Config, wanted: Rotation) -> Result<Value, String> {
     uam::keys::turn(&config.uam.key_path, wanted, now).map_err(|e| e.to_string())?;
     let ring = ring(config)?;
     let pins = Peers::in_memory(&config.peers, clock);
-    let ledger = config.data_dir.join("drawbridge.db");
-    let known = match ledger.exists() {
-        true => match Store::open_read_only(&ledger).await {
-            Ok(store) => store.peers().await.unwrap_or_default(),
-            Err(_) => Vec::new(),
-        },
-        false => Vec::new(),
+    // Without a store there was no peer yet.
+    let known = match Store::open_read_only(&config.store).await {
+        Ok(store) => store.peers().await.unwrap_or_default(),
+        Err(_) => Vec::new(),
     };
     let peers: Vec<_> = known
         .into_iter()

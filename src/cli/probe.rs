@@ -102,11 +102,7 @@ async fn uam_probe(config: &Config, name: &PeerName, spend: bool) -> Result<Prob
 /// The key in the bridge's own ledger, if that can be read beside a running bridge; a probe without
 /// it says less, so nothing about it is an error.
 async fn known_key(config: &Config, name: &PeerName) -> Option<[u8; 32]> {
-    let path = config.data_dir.join("drawbridge.db");
-    if !path.exists() {
-        return None;
-    }
-    let store = Store::open_read_only(&path).await.ok()?;
+    let store = Store::open_read_only(&config.store).await.ok()?;
     let known = store.peers().await.ok();
     store.close().await;
     known?

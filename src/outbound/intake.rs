@@ -26,6 +26,9 @@ use crate::store::{Commit, NewRow, RowState, Store, StoreError, StoreErrorKind};
 /// Messages taken at once.
 const BATCH: usize = 256;
 
+/// Bytes of an ordering key that are stored as they are.
+const MAX_KEY: usize = 1_024;
+
 /// What the intake needs.
 pub struct Reader {
     pub bus: Bus,
@@ -333,7 +336,7 @@ impl Reader {
             out_seq: event.out_seq,
             event_id: sealed.event_id.clone(),
             event_type: event.event_type.clone(),
-            order_key: sealed.order_key.clone(),
+            order_key: bounded(&sealed.order_key),
             body: sealed.body.clone(),
             created_ms: self.clock.now_ms(),
             expires_ms: sealed.expires_ms,
@@ -376,6 +379,20 @@ fn item(row: &NewRow) -> Item {
         peer_fault: false,
         traceparent: row.traceparent.clone(),
     }
+}
+
+/// An ordering key as it is stored: a long one by its hash, for a database's index takes only so
+/// much (PostgreSQL some 2,700 bytes a row).
+fn bounded(key: &str) -> String {
+    use sha2::{Digest, Sha256};
+    if key.len() <= MAX_KEY {
+        return key.to_owned();
+    }
+    let hash = Sha256::digest(key.as_bytes());
+    hash.iter().fold(String::from("sha256:"), |mut text, byte| {
+        text.push_str(&format!("{byte:02x}"));
+        text
+    })
 }
 
 /// Protocol and message id: what a row is unique by, for any number of peers.
@@ -432,5 +449,19 @@ async fn acknowledge(acks: Vec<AckHandle>) {
             tracing::debug!(%error, "an acknowledgement was lost; the message will meet its row");
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_KEY, bounded};
+
+    #[test]
+    fn a_long_ordering_key_is_stored_by_its_hash_and_stays_distinct() {
+        let long = "k".repeat(MAX_KEY);
+        assert_eq!(bounded(&long), long);
+        let (one, two) = (bounded(&format!("{long}1")), bounded(&format!("{long}2")));
+        assert_eq!(one.len(), 7 + 64);
+        assert_ne!(one, two);
     }
 }
