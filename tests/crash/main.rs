@@ -47,13 +47,7 @@ async fn run(
 ) -> Result<(), String> {
     let mut world = World::new(seed, server, fault, drain).await;
     for round in 1..=rounds {
-        let before = world.accepted();
         world.round(round).await;
-        let now = world.accepted();
-        assert!(
-            now.0 > before.0 + 30 && now.1 > before.1 + 5,
-            "too little traffic to prove anything: {before:?} to {now:?}"
-        );
         let found = world.judge().await;
         eprintln!(
             "round {round} of {rounds}, seed {seed}: {}",
@@ -94,6 +88,12 @@ async fn run(
             world.bridge.start().await;
         }
     }
+    // Some rounds are nothing but outages; all of them together have to prove something.
+    let (sent, taken) = world.accepted();
+    assert!(
+        sent > 50 * rounds && taken > 10 * rounds,
+        "too little traffic to prove anything: {sent} out, {taken} in"
+    );
     Ok(())
 }
 

@@ -129,7 +129,7 @@ impl World {
             Some(&broker.url()),
             // Long enough for every outage here, and so many requests are not hostile.
             "discovery = false\nadmin_api_key = \"a key of this test alone\"\nrelay_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
-             retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\", \"6s\"]",
+             retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\"]",
             &format!(
                 "{store}[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}",
                 bridge::pin("beta.test", sink.options.address)
