@@ -25,7 +25,6 @@ mod support {
 
 use std::time::Duration;
 
-use support::checker::Violation;
 use support::uam_client::now_ns;
 use support::{postgres, sink};
 use world::World;
@@ -60,24 +59,14 @@ async fn run(
                 world.summary()
             );
             for violation in found.iter().take(8) {
-                let id = match violation {
-                    Violation::OutOfOrder { id, .. }
-                    | Violation::OutLost(id)
-                    | Violation::DeadWithoutReason(id)
-                    | Violation::DeadAfterArrival(id)
-                    | Violation::NotDead(id)
-                    | Violation::OutPhantom(id)
-                    | Violation::OutRepeated(id)
-                    | Violation::InLost(id)
-                    | Violation::InRepeated(id)
-                    | Violation::InPhantom(id)
-                    | Violation::InChanged(id)
-                    | Violation::ReaderDiffers(id) => id.as_str(),
-                    Violation::Forged(_) => "",
-                };
-                text.push_str(&format!("{violation}\n{}\n", world.story(id)));
+                text.push_str(&format!("{violation}\n"));
+                for id in violation.ids() {
+                    text.push_str(&format!("{}\n", world.story(id)));
+                }
             }
-            text.push_str(&format!("{}\n", world.luck.join("\n")));
+            // What went wrong long before has been judged already.
+            let lately = world.luck.len().saturating_sub(20);
+            text.push_str(&format!("{}\n", world.luck[lately..].join("\n")));
             if std::env::var_os("DRAWBRIDGE_CRASH_KEEP").is_some() {
                 world.dir.disable_cleanup(true);
                 text.push_str(&format!("files: {}\n", world.dir.path().display()));

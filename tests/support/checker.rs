@@ -129,8 +129,12 @@ pub enum Violation {
     OutPhantom(String),
     /// Promise 3: repeated although the attempt before it had an answer that no fault hid.
     OutRepeated(String),
-    /// Promise 4: `id` came after a later message of its key.
-    OutOfOrder { key: String, id: String },
+    /// Promise 4: `id` came after `before`, a later message of its key.
+    OutOfOrder {
+        key: String,
+        id: String,
+        before: String,
+    },
     /// A delivery nobody should believe.
     Forged(String),
     /// Promise 2: answered 200, not on `fed.in`.
@@ -143,6 +147,28 @@ pub enum Violation {
     InChanged(String),
     /// The durable consumer and the scan do not agree on this event.
     ReaderDiffers(String),
+}
+
+impl Violation {
+    /// The messages or events it is about.
+    #[must_use]
+    pub fn ids(&self) -> Vec<&str> {
+        match self {
+            Self::OutOfOrder { id, before, .. } => vec![before, id],
+            Self::Forged(_) => Vec::new(),
+            Self::OutLost(id)
+            | Self::DeadWithoutReason(id)
+            | Self::DeadAfterArrival(id)
+            | Self::NotDead(id)
+            | Self::OutPhantom(id)
+            | Self::OutRepeated(id)
+            | Self::InLost(id)
+            | Self::InRepeated(id)
+            | Self::InPhantom(id)
+            | Self::InChanged(id)
+            | Self::ReaderDiffers(id) => vec![id],
+        }
+    }
 }
 
 impl fmt::Display for Violation {
@@ -234,7 +260,7 @@ fn outbound(h: &History, found: &mut Vec<Violation>) {
             None => {}
         }
     }
-    let mut last: HashMap<&str, u64> = HashMap::new();
+    let mut last: HashMap<&str, &Input> = HashMap::new();
     let mut first = HashSet::new();
     for arrival in &ordered {
         let Some(input) = inputs.get(arrival.id.as_str()) else {
@@ -243,14 +269,16 @@ fn outbound(h: &History, found: &mut Vec<Violation>) {
         if !first.insert(input.id.as_str()) {
             continue;
         }
-        let newest = last.entry(&input.key).or_insert(input.index);
-        if input.index < *newest {
+        let newest = last.entry(&input.key).or_insert(input);
+        if input.index < newest.index {
             found.push(Violation::OutOfOrder {
                 key: input.key.clone(),
                 id: input.id.clone(),
+                before: newest.id.clone(),
             });
+        } else {
+            *newest = input;
         }
-        *newest = (*newest).max(input.index);
     }
 }
 
@@ -564,7 +592,8 @@ mod tests {
             found,
             [Violation::OutOfOrder {
                 key: "k".into(),
-                id: "a".into()
+                id: "a".into(),
+                before: "c".into()
             }]
         );
         let other_key = one(|h| {

@@ -71,7 +71,8 @@ impl Lane {
             key.disk_from = if full && next <= met {
                 Some(next)
             } else {
-                missed.filter(|m| *m >= next)
+                // The lowest of those missed; the read may have shown it and not the ones behind it.
+                missed.map(|m| m.max(next))
             };
         }
         self.after(name);

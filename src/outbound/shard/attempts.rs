@@ -39,13 +39,10 @@ impl Shard {
         self.tasks.spawn(async move {
             let body = match &item.body {
                 Some(body) => body.clone(),
-                None => match shared.store.row(item.id).await {
-                    Ok(Some(row)) if row.state == RowState::Pending => row.body,
-                    Ok(_) => return Done::Gone { lane, item, pace },
-                    Err(error) => {
-                        tracing::warn!(%error, queue_id = item.id, "the row could not be read back");
-                        read_until(|| shared.store.row(item.id)).await.map_or_else(Default::default, |r| r.body)
-                    }
+                // Read after everything handed to the writer before, and again until the store answers.
+                None => match read_until(|| shared.store.row(item.id)).await {
+                    Some(row) if row.state == RowState::Pending => row.body,
+                    _ => return Done::Gone { lane, item, pace },
                 },
             };
             if crate::faults::on("shuffle_keys") {
@@ -54,8 +51,15 @@ impl Shard {
             let finished = attempt::run(&tools, &protocol, &lane.1, &item, body).await;
             let now = tools.clock.now_ms();
             // After a jump the first failure's time says nothing: attempts alone end the schedule.
-            let base = if tools.clock.steady() { item.first_failed_ms } else { None };
-            let judged = Item { first_failed_ms: base, ..item.clone() };
+            let base = if tools.clock.steady() {
+                item.first_failed_ms
+            } else {
+                None
+            };
+            let judged = Item {
+                first_failed_ms: base,
+                ..item.clone()
+            };
             let terms = Terms {
                 schedule: protocol.schedule(),
                 jitter: shared.jitter * random_share(),
@@ -68,7 +72,15 @@ impl Shard {
                 Some(settle) => Some(shared.store.settle(settle.clone()).await),
                 None => None,
             };
-            Done::Attempted { lane, item, pace, cause, finished, fate, commit }
+            Done::Attempted {
+                lane,
+                item,
+                pace,
+                cause,
+                finished,
+                fate,
+                commit,
+            }
         });
     }
 
