@@ -26,6 +26,10 @@ use crate::store::{Commit, NewRow, RowState, Store, StoreError, StoreErrorKind};
 /// Messages taken at once.
 const BATCH: usize = 256;
 
+/// Rows handed to the store in one piece, about: small enough that most have their outcomes soon, and
+/// are written with them.
+const PART: usize = 32;
+
 /// Bytes of an ordering key that are stored as they are.
 const MAX_KEY: usize = 1_024;
 
@@ -51,6 +55,15 @@ pub fn shard_of(key: &LaneKey, shards: usize) -> usize {
     usize::try_from(hasher.finish() % shards.max(1) as u64).unwrap_or(0)
 }
 
+/// Messages that become durable together.
+#[derive(Default)]
+struct Part {
+    ids: HashSet<String>,
+    acks: Vec<AckHandle>,
+    made: Made,
+}
+
+#[derive(Default)]
 struct Made {
     rows: Vec<NewRow>,
     lanes: Vec<(LaneKey, Item)>,
@@ -139,26 +152,52 @@ impl Reader {
                 return Err(error);
             }
         };
-        let (mut acks, mut met, mut made) = (
-            Vec::new(),
-            HashSet::new(),
-            Made {
-                rows: Vec::new(),
-                lanes: Vec::new(),
-            },
-        );
+        let mut met = HashMap::new();
+        let mut parts = vec![Part::default()];
         for message in batch {
             let id = unique(&message);
             if !ids.contains(&id) {
                 continue; // its first copy is on its way to the store; redelivery will find the row
             }
-            // Twice in this batch: both are acknowledged by the same commit.
-            if !known.contains(&id) && met.insert(id) {
-                let protocol = self.protocols.get(message.protocol.as_str()).cloned();
-                self.make(protocol.as_ref(), &message, &mut made);
+            if parts.last().is_none_or(|p| p.made.rows.len() >= PART) {
+                parts.push(Part::default());
             }
-            acks.push(message.ack);
+            // Twice in this batch: both are acknowledged by the same commit.
+            let newest = parts.len() - 1;
+            let first = !met.contains_key(&id);
+            let at = *met.entry(id.clone()).or_insert(newest);
+            let Some(part) = parts.get_mut(at) else {
+                continue; // the number of one that is there
+            };
+            if first && !known.contains(&id) {
+                let protocol = self.protocols.get(message.protocol.as_str()).cloned();
+                self.make(protocol.as_ref(), &message, &mut part.made);
+            }
+            part.ids.insert(id);
+            part.acks.push(message.ack);
         }
+        let mut parts = parts.into_iter();
+        while let Some(part) = parts.next() {
+            if let Err(error) = self.take_part(part, unacked).await {
+                // Unacknowledged: the next consumer brings them again.
+                parts.for_each(|part| forget(unacked, &part.ids));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a part of a batch durable and hands it to the lanes; acknowledges in the background.
+    async fn take_part(
+        &self,
+        part: Part,
+        unacked: &Arc<Mutex<HashSet<String>>>,
+    ) -> Result<(), StoreError> {
+        let Part {
+            ids,
+            mut acks,
+            made,
+        } = part;
         if faults::on("ack_before_commit") {
             for ack in acks.drain(..) {
                 let _ = ack.ack().await;
@@ -170,7 +209,7 @@ impl Reader {
         let commit = match self.enqueue(&made.rows).await {
             Ok(commit) => commit,
             Err(error) => {
-                forget(unacked, &ids); // unacknowledged: the next consumer brings them again
+                forget(unacked, &ids);
                 return Err(error);
             }
         };

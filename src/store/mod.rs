@@ -32,6 +32,7 @@ mod held;
 mod inbound;
 mod info;
 mod lanes;
+mod linger;
 mod manage;
 mod ops;
 mod plan;

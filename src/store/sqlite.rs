@@ -16,7 +16,7 @@ use super::types::{StoreError, StoreErrorKind};
 
 /// Page cache of the writer and of each reader, KiB. What is hot beyond it is in the machine's own
 /// page cache.
-const WRITER_CACHE_KIB: i64 = 32 * 1024;
+const WRITER_CACHE_KIB: i64 = 8 * 1024;
 const READER_CACHE_KIB: i64 = 4 * 1024;
 /// Readers at most.
 const READERS: u32 = 4;

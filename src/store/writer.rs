@@ -3,6 +3,7 @@
 //!
 //! * Idle, an operation is committed at once; while a commit runs the next batch gathers, so batches
 //!   widen by themselves under load, up to [`MAX_WIDTH`] rows or [`MAX_BYTES`].
+//! * Rows wait a moment for their outcomes, to be written once instead of twice ([`super::linger`]).
 //! * A transaction that fails as a whole (disk full, locked, gone) makes the store unhealthy until a
 //!   commit succeeds. Whoever can be told to come again is answered `Unavailable` at once. What the
 //!   bridge itself must write sooner or later (rows, outcomes, acknowledgements: [`Work::is_kept`])
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::linger::Linger;
 use super::ops::{Answer, Job, Work};
 use super::plan::{Plan, plan};
 use super::types::{StoreError, StoreErrorKind};
@@ -72,11 +74,25 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
     let mut closers = Vec::new();
     let mut batch = Vec::new();
     let mut kept = VecDeque::new();
+    let mut linger = Linger::default();
     let mut try_at = tokio::time::Instant::now();
     loop {
         let first = match carried.take() {
             Some(job) => Some(job),
-            None if gauges.healthy.load(Ordering::Relaxed) && kept.is_empty() => jobs.recv().await,
+            None if gauges.healthy.load(Ordering::Relaxed) && kept.is_empty() => {
+                match linger.due() {
+                    None => jobs.recv().await,
+                    Some(at) => match tokio::time::timeout_at(at, jobs.recv()).await {
+                        Ok(job) => job,
+                        Err(_) => {
+                            linger.sort(&mut batch);
+                            commit(&mut backend, &mut batch, &mut kept, &gauges).await;
+                            try_at = tokio::time::Instant::now() + PROBE_EVERY;
+                            continue;
+                        }
+                    },
+                }
+            }
             None => match tokio::time::timeout_at(try_at, jobs.recv()).await {
                 Ok(job) => job,
                 Err(_) => {
@@ -103,6 +119,11 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
             gauges.waiting.fetch_sub(1, Ordering::AcqRel);
             false
         });
+        if kept.is_empty() {
+            linger.sort(&mut batch);
+        } else {
+            linger.flush(&mut kept);
+        }
         if !kept.is_empty() {
             // Nothing overtakes what waits; it has its own time.
             for job in batch.drain(..) {
@@ -119,6 +140,7 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
             }
         }
     }
+    linger.flush(&mut kept);
     catch_up(&mut backend, &mut kept, &gauges).await;
     if !kept.is_empty() {
         tracing::error!(

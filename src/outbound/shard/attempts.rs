@@ -11,7 +11,7 @@ use super::queue::read_until;
 use super::room::Pace;
 use super::{Entry, LaneKey, Shard, random_share};
 use crate::ops::metrics;
-use crate::protocol::{Protocol, Refusal};
+use crate::protocol::{Protocol, Refusal, Verdict};
 use crate::store::{AttemptRow, Commit, Outcome, RowState, Settle, StoreError, StoreErrorKind};
 
 impl Shard {
@@ -62,7 +62,11 @@ impl Shard {
             };
             let terms = Terms {
                 schedule: protocol.schedule(),
-                jitter: shared.jitter * random_share(),
+                // Only a row that goes on waiting needs it.
+                jitter: match finished.verdict {
+                    Verdict::Delivered | Verdict::Duplicate => 0.0,
+                    _ => shared.jitter * random_share(),
+                },
                 patience: shared.throttle_pause,
                 paused_ms,
                 cause,

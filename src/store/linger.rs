@@ -1,0 +1,393 @@
+//! Rows that wait a moment for their outcomes before they are written.
+//!
+//! Most messages are delivered within milliseconds of their arrival. A row written once, with its
+//! outcome and without its body, costs a fraction of one that is written as pending and changed soon
+//! after. Nobody waits for it meanwhile but the broker, who is told when it is durable, as ever.
+//!
+//! - A batch of rows waits until each of its rows has an outcome, at most [`PATIENCE`].
+//! - While others wait, what is ready waits for them too, at most [`GATHER`]: a commit costs the same
+//!   for ten rows and for a hundred.
+//! - Whoever wants an answer makes what is ready go at once. Whoever asks for all that went before
+//!   ([`Work::Barrier`]), or changes rows, makes everything go.
+//! - While outcomes do not come in time (peers that are slow or away) nothing waits, but for a try
+//!   each [`TRY_EVERY`].
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ops::{Job, Work};
+use super::types::RowState;
+
+/// The longest that rows wait for their outcomes.
+const PATIENCE: Duration = Duration::from_millis(75);
+/// The longest that what is ready waits for what is not.
+const GATHER: Duration = Duration::from_millis(10);
+/// Operations that are enough for a commit.
+const ENOUGH: usize = 256;
+/// Rows that wait at most.
+const MAX_ROWS: usize = 1_000;
+/// Batches in a row that waited in vain, until waiting is given up.
+const IN_VAIN: u32 = 8;
+/// How long it is given up.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+
+/// One batch of rows and the outcomes it has so far.
+struct Slot {
+    rows: Job,
+    count: usize,
+    /// Rows without an outcome.
+    open: usize,
+    outcomes: Vec<Job>,
+    until: Instant,
+}
+
+/// Where a row waits.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Number of its batch.
+    slot: u64,
+    has_outcome: bool,
+}
+
+/// The batches that wait, oldest first.
+#[derive(Default)]
+pub(super) struct Linger {
+    /// `None`: gone before those ahead of it.
+    slots: VecDeque<Option<Slot>>,
+    /// Number of the first of `slots`; each batch has the next.
+    first: u64,
+    /// Where each row waits that was handed in as pending.
+    places: HashMap<i64, Place>,
+    rows: usize,
+    /// What may be written, and since when it waits for more.
+    ready: Vec<Job>,
+    ready_since: Option<Instant>,
+    in_vain: u32,
+    off_until: Option<Instant>,
+}
+
+impl Linger {
+    /// When the next of what waits has waited long enough.
+    pub fn due(&self) -> Option<Instant> {
+        let oldest = self.slots.iter().flatten().next().map(|slot| slot.until);
+        let ready = self.ready_since.map(|since| since + GATHER);
+        [oldest, ready].into_iter().flatten().min()
+    }
+
+    /// Sorts what came in: `jobs` is left with what is to be written now, in an order in which it
+    /// may be written.
+    pub fn sort(&mut self, jobs: &mut Vec<Job>) {
+        let now = Instant::now();
+        self.expire(now);
+        let mut urgent = false;
+        for job in jobs.drain(..) {
+            match &job.work {
+                Work::Insert(_) => self.rows(job, now),
+                Work::Settle(settle) => {
+                    let row = settle.row;
+                    self.outcome(row, job);
+                }
+                Work::Noticed(_) | Work::Published(_) => self.ready.push(job),
+                Work::Accept(_) | Work::Records(..) => {
+                    urgent = true;
+                    self.ready.push(job);
+                }
+                Work::Single(_) | Work::Barrier | Work::Close => {
+                    urgent = true;
+                    self.give_up_waiting();
+                    self.ready.push(job);
+                }
+            }
+        }
+        let waited = self.ready_since.is_some_and(|since| now >= since + GATHER);
+        if urgent || waited || self.slots.is_empty() || self.ready.len() >= ENOUGH {
+            self.ready_since = None;
+            jobs.append(&mut self.ready);
+        } else if !self.ready.is_empty() {
+            self.ready_since.get_or_insert(now);
+        }
+    }
+
+    /// Lets everything go.
+    pub fn flush(&mut self, to: &mut impl Extend<Job>) {
+        self.give_up_waiting();
+        self.ready_since = None;
+        to.extend(self.ready.drain(..));
+    }
+
+    /// Every row that waits is ready as it is.
+    fn give_up_waiting(&mut self) {
+        self.places.clear();
+        self.rows = 0;
+        self.first += self.slots.len() as u64;
+        for slot in self.slots.drain(..).flatten() {
+            self.ready.push(slot.rows);
+            self.ready.extend(slot.outcomes);
+        }
+    }
+
+    /// Lets go what has waited long enough.
+    fn expire(&mut self, now: Instant) {
+        let late = |slots: &VecDeque<Option<Slot>>| {
+            let oldest = slots.iter().flatten().next();
+            oldest.is_some_and(|slot| slot.until <= now)
+        };
+        while late(&self.slots) || self.rows > MAX_ROWS {
+            let Some(slot) = self.oldest() else { break };
+            if slot.open * 2 > slot.count {
+                self.in_vain += 1;
+            } else {
+                self.in_vain = 0;
+            }
+            self.go(slot);
+        }
+        if self.in_vain >= IN_VAIN {
+            self.in_vain = 0;
+            self.off_until = Some(now + TRY_EVERY);
+        }
+    }
+
+    /// A batch of rows came.
+    fn rows(&mut self, job: Job, now: Instant) {
+        let off = self.off_until.is_some_and(|until| now < until);
+        let Work::Insert(rows) = &job.work else {
+            return self.ready.push(job);
+        };
+        let number = self.first + self.slots.len() as u64;
+        let pending = rows.iter().filter(|r| r.state == RowState::Pending);
+        let open = pending.clone().count();
+        if off || open == 0 {
+            return self.ready.push(job);
+        }
+        let place = Place {
+            slot: number,
+            has_outcome: false,
+        };
+        self.places.extend(pending.map(|row| (row.id, place)));
+        let count = rows.len();
+        self.rows += count;
+        self.slots.push_back(Some(Slot {
+            rows: job,
+            count,
+            open,
+            outcomes: Vec::with_capacity(open),
+            until: now + PATIENCE,
+        }));
+    }
+
+    /// An outcome came; it goes with its row.
+    fn outcome(&mut self, row: i64, job: Job) {
+        let Some(place) = self.places.get_mut(&row) else {
+            return self.ready.push(job); // the row is written already
+        };
+        let first = !std::mem::replace(&mut place.has_outcome, true);
+        let at = usize::try_from(place.slot - self.first).unwrap_or(usize::MAX);
+        let Some(Some(slot)) = self.slots.get_mut(at) else {
+            return self.ready.push(job);
+        };
+        slot.outcomes.push(job);
+        slot.open -= usize::from(first);
+        if slot.open == 0
+            && let Some(slot) = self.slots.get_mut(at).and_then(Option::take)
+        {
+            self.in_vain = 0;
+            self.go(slot);
+            self.tidy();
+        }
+    }
+
+    fn oldest(&mut self) -> Option<Slot> {
+        self.tidy();
+        let slot = self.slots.pop_front().flatten();
+        self.first += u64::from(slot.is_some());
+        self.tidy();
+        slot
+    }
+
+    /// The first of `slots` is always there.
+    fn tidy(&mut self) {
+        while let Some(None) = self.slots.front() {
+            self.slots.pop_front();
+            self.first += 1;
+        }
+    }
+
+    fn go(&mut self, slot: Slot) {
+        self.rows -= slot.count;
+        if let Work::Insert(rows) = &slot.rows.work {
+            for row in rows {
+                self.places.remove(&row.id);
+            }
+        }
+        self.ready.push(slot.rows);
+        self.ready.extend(slot.outcomes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::sync::oneshot;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::store::types::{NewRow, Outcome, Settle};
+
+    fn job(work: Work) -> Job {
+        Job {
+            work,
+            done: oneshot::channel().0,
+            _room: None,
+        }
+    }
+
+    fn rows(ids: impl IntoIterator<Item = i64>) -> Job {
+        let row = |id| NewRow {
+            id,
+            protocol: "uam",
+            peer: String::new(),
+            msg_id: String::new(),
+            out_seq: 0,
+            event_id: String::new(),
+            event_type: String::new(),
+            order_key: String::new(),
+            body: bytes::Bytes::new(),
+            created_ms: 0,
+            expires_ms: None,
+            traceparent: None,
+            state: RowState::Pending,
+            reason: None,
+            records: Vec::new(),
+        };
+        job(Work::Insert(ids.into_iter().map(row).collect()))
+    }
+
+    fn outcome(row: i64) -> Job {
+        job(Work::Settle(Settle {
+            row,
+            outcome: Outcome::Delivered { at_ms: 0 },
+            attempts: 1,
+            attempt: None,
+        }))
+    }
+
+    /// What goes when this comes in: numbers of inserted rows, negative numbers of settled ones, zero
+    /// for everything else.
+    fn goes(linger: &mut Linger, jobs: impl IntoIterator<Item = Job>) -> Vec<i64> {
+        let mut jobs: Vec<_> = jobs.into_iter().collect();
+        linger.sort(&mut jobs);
+        let ids = jobs.iter().flat_map(|job| match &job.work {
+            Work::Insert(rows) => rows.iter().map(|r| r.id).collect(),
+            Work::Settle(settle) => vec![-settle.row],
+            _ => vec![0],
+        });
+        ids.collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rows_go_with_the_last_of_their_outcomes() {
+        let mut linger = Linger::default();
+        assert!(goes(&mut linger, [rows([1, 2]), outcome(2)]).is_empty());
+        assert_eq!(goes(&mut linger, [outcome(1)]), [1, 2, -2, -1]);
+        assert_eq!(linger.due(), None);
+        assert_eq!(goes(&mut linger, [outcome(1)]), [-1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_ready_waits_for_the_others_but_not_long() {
+        let mut linger = Linger::default();
+        let begun = Instant::now();
+        assert!(goes(&mut linger, [rows([1]), rows([2]), outcome(2)]).is_empty());
+        assert_eq!(linger.due(), Some(begun + GATHER));
+        advance(GATHER).await;
+        assert_eq!(goes(&mut linger, []), [2, -2]);
+        assert_eq!(linger.due(), Some(begun + PATIENCE));
+        advance(PATIENCE).await;
+        assert_eq!(goes(&mut linger, []), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_for_all_before_gets_all_before() {
+        let mut linger = Linger::default();
+        let barrier = job(Work::Barrier);
+        let came = [rows([1, 2]), outcome(1), barrier, rows([3])];
+        assert_eq!(goes(&mut linger, came), [1, 2, -1, 0]);
+        assert_eq!(goes(&mut linger, [outcome(2), outcome(3)]), [-2, 3, -3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_waits_while_outcomes_do_not_come_but_for_a_try_now_and_then() {
+        let mut linger = Linger::default();
+        for id in 0..i64::from(IN_VAIN) {
+            assert!(goes(&mut linger, [rows([id])]).is_empty());
+            advance(PATIENCE).await;
+            assert_eq!(goes(&mut linger, []), [id]);
+        }
+        assert_eq!(goes(&mut linger, [rows([100])]), [100]);
+        advance(TRY_EVERY).await;
+        assert!(goes(&mut linger, [rows([101])]).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_rows_wait() {
+        let mut linger = Linger::default();
+        let most = i64::try_from(MAX_ROWS).unwrap();
+        assert!(goes(&mut linger, [rows(0..most), rows([most])]).is_empty());
+        assert_eq!(goes(&mut linger, [job(Work::Noticed(vec![]))]).len(), 0);
+        advance(GATHER).await;
+        assert_eq!(goes(&mut linger, []).len(), MAX_ROWS + 1);
+    }
+
+    proptest! {
+        /// Batches of rows, outcomes (also second ones, and of rows written long ago), barriers and
+        /// time in any order: everything goes once, and no outcome before its row.
+        #[test]
+        fn everything_goes_once_and_no_outcome_overtakes_its_row(
+            acts in prop::collection::vec((0..5u8, 0..20u64), 1..200),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let (mut linger, mut next, mut outcomes, mut barriers) = (Linger::default(), 1, 0, 0);
+                let mut gone = Vec::new();
+                for (act, n) in acts {
+                    let came = match act {
+                        0 => {
+                            let ids = next..next + 1 + (n % 4) as i64;
+                            next = ids.end;
+                            vec![rows(ids)]
+                        }
+                        1 | 2 if next > 1 => {
+                            outcomes += 1;
+                            vec![outcome((next - 1 - n as i64).max(1))]
+                        }
+                        3 if n == 0 => {
+                            barriers += 1;
+                            vec![job(Work::Barrier)]
+                        }
+                        _ => {
+                            advance(Duration::from_millis(n)).await;
+                            vec![]
+                        }
+                    };
+                    gone.extend(goes(&mut linger, came));
+                }
+                let mut rest = Vec::new();
+                linger.flush(&mut rest);
+                gone.extend(goes(&mut Linger { off_until: Some(Instant::now() + TRY_EVERY), ..Linger::default() }, rest));
+                let count = |is: fn(&i64) -> bool| gone.iter().copied().filter(is).count();
+                assert_eq!(count(|id| *id > 0) as i64, next - 1);
+                assert_eq!(count(|id| *id < 0), outcomes);
+                assert_eq!(count(|id| *id == 0), barriers);
+                for (at, id) in gone.iter().enumerate().filter(|(_, id)| **id < 0) {
+                    assert!(gone[..at].contains(&-id), "{id} before its row: {gone:?}");
+                }
+            });
+        }
+    }
+}
