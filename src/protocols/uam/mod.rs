@@ -92,6 +92,7 @@ use agents::Agents;
 use discover::{DELIVER_PATH, Net, Pin};
 use keys::Keys;
 use probe::{Own, Probe};
+use proof::RelayKeys;
 
 /// Its name in subjects, tables and settings.
 pub const ID: ProtocolId = "uam";
@@ -139,6 +140,7 @@ pub struct Uam {
     door: Door,
     net: Arc<dyn Net>,
     agents: Arc<Agents>,
+    relay_keys: RelayKeys,
     ops: Ops,
     clock: Clock,
     schedule: Schedule,
@@ -192,6 +194,7 @@ impl Uam {
             door: parts.door,
             net: parts.net,
             agents: Arc::new(agents),
+            relay_keys: RelayKeys::default(),
             ops: parts.ops,
             clock: parts.clock,
             schedule,

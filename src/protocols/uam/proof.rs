@@ -3,7 +3,8 @@
 //! Both are tried with the key we know, and once more with the key that is shown now when it does not
 //! hold: that is how a rotation elsewhere is noticed, at the first message signed with the new key.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ::http::HeaderMap;
 use serde_json::json;
@@ -16,6 +17,39 @@ use super::envelope::Envelope;
 use super::relay_request::RelayRequest;
 use super::verify::{self, Rejection};
 use super::{ID, Uam};
+
+/// Keys of relays, parsed once: parsing is a good part of what a signature check costs.
+#[derive(Default)]
+pub(super) struct RelayKeys(RwLock<HashMap<[u8; 32], RelayKey>>);
+
+/// A usable key and its fingerprint.
+#[derive(Clone)]
+struct RelayKey {
+    key: PublicKey,
+    id: Arc<str>,
+}
+
+/// Keys kept parsed at most; with more, all are parsed anew.
+const MAX_PARSED: usize = 10_000;
+
+impl RelayKeys {
+    fn parsed(&self, bytes: &[u8; 32]) -> Option<RelayKey> {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = keys.get(bytes) {
+            return Some(known.clone());
+        }
+        drop(keys);
+        let key = PublicKey::parse(bytes).ok()?;
+        let id = key.fingerprint().into();
+        let parsed = RelayKey { key, id };
+        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if keys.len() >= MAX_PARSED {
+            keys.clear();
+        }
+        keys.insert(*bytes, parsed.clone());
+        Some(parsed)
+    }
+}
 
 /// A relay that proved itself by one request.
 pub(super) struct Proven {
@@ -37,9 +71,9 @@ pub(super) async fn relay_proof(
     let peer = PeerName::parse(&request.from_relay).map_err(|_| bad())?;
     let signed = request.signing_bytes();
     let prove = |bytes: &[u8; 32]| {
-        let key = PublicKey::parse(bytes).ok()?;
+        let RelayKey { key, id } = uam.relay_keys.parsed(bytes)?;
         let proof = verify::check_relay_signature(&signed, signature, &key).ok()?;
-        Some((key.fingerprint(), proof))
+        Some((id.to_string(), proof))
     };
     let known = uam
         .peers
