@@ -16,6 +16,7 @@ pub mod heard;
 pub mod intake;
 pub mod lane;
 pub mod outcome;
+mod rows;
 pub mod schedule;
 pub mod shard;
 

@@ -244,24 +244,7 @@ mod tests {
     }
 
     fn rows(ids: impl IntoIterator<Item = i64>) -> Job {
-        let row = |id| NewRow {
-            id,
-            protocol: "uam",
-            peer: String::new(),
-            msg_id: String::new(),
-            out_seq: 0,
-            event_id: String::new(),
-            event_type: String::new(),
-            order_key: String::new(),
-            body: bytes::Bytes::new(),
-            created_ms: 0,
-            expires_ms: None,
-            traceparent: None,
-            state: RowState::Pending,
-            reason: None,
-            records: Vec::new(),
-        };
-        job(Work::Insert(ids.into_iter().map(row).collect()))
+        job(Work::Insert(ids.into_iter().map(NewRow::example).collect()))
     }
 
     fn outcome(row: i64) -> Job {

@@ -241,21 +241,11 @@ mod tests {
 
     fn row(id: i64, msg_id: &str, body: &'static [u8]) -> NewRow {
         NewRow {
-            id,
-            protocol: "uam",
             peer: format!("p{id}.test"),
             msg_id: msg_id.into(),
-            out_seq: 1,
             event_id: msg_id.into(),
-            event_type: "message".into(),
-            order_key: "k".into(),
             body: Bytes::from_static(body),
-            created_ms: 0,
-            expires_ms: None,
-            traceparent: None,
-            state: RowState::Pending,
-            reason: None,
-            records: Vec::new(),
+            ..NewRow::example(id)
         }
     }
 

@@ -69,6 +69,30 @@ pub struct NewRow {
     pub records: Vec<Record>,
 }
 
+#[cfg(test)]
+impl NewRow {
+    /// A pending row of that number with nothing in it.
+    pub fn example(id: i64) -> Self {
+        Self {
+            id,
+            protocol: "uam",
+            peer: String::new(),
+            msg_id: String::new(),
+            out_seq: 0,
+            event_id: String::new(),
+            event_type: String::new(),
+            order_key: String::new(),
+            body: Bytes::new(),
+            created_ms: 0,
+            expires_ms: None,
+            traceparent: None,
+            state: RowState::Pending,
+            reason: None,
+            records: Vec::new(),
+        }
+    }
+}
+
 /// A row read back.
 #[derive(Clone, Debug, Serialize)]
 pub struct QueueRow {

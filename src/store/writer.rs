@@ -351,7 +351,7 @@ pub(super) async fn refuse(mut jobs: mpsc::Receiver<Job>, gauges: Arc<Gauges>) {
 mod tests {
     use super::*;
     use crate::store::ops::Single;
-    use crate::store::types::{Outcome, Settle};
+    use crate::store::types::{NewRow, Outcome, Settle};
 
     /// Refuses row 13 for a reason of its own, and everything while `full`.
     struct Fake {
@@ -446,26 +446,6 @@ mod tests {
         }
     }
 
-    fn wide_row(id: usize) -> crate::store::types::NewRow {
-        crate::store::types::NewRow {
-            id: i64::try_from(id).unwrap(),
-            protocol: "uam",
-            peer: String::new(),
-            msg_id: String::new(),
-            out_seq: 0,
-            event_id: String::new(),
-            event_type: String::new(),
-            order_key: String::new(),
-            body: bytes::Bytes::new(),
-            created_ms: 0,
-            expires_ms: None,
-            traceparent: None,
-            state: crate::store::types::RowState::Pending,
-            reason: None,
-            records: Vec::new(),
-        }
-    }
-
     #[tokio::test]
     async fn one_bad_operation_takes_no_other_down() {
         let rig = Rig::new();
@@ -495,7 +475,9 @@ mod tests {
         let mut rig = Rig::new();
         rig.full.store(true, Ordering::SeqCst);
         let (full, commits, seen) = (rig.full.clone(), rig.commits.clone(), rig.seen.clone());
-        let first = rig.hand_in(Work::Insert((0..MAX_WIDTH).map(wide_row).collect()));
+        let first = rig.hand_in(Work::Insert(
+            (0..MAX_WIDTH as i64).map(NewRow::example).collect(),
+        ));
         let (one, two) = (rig.settle(1), rig.settle(2));
         let epoch = rig.hand_in(Work::Single(Single::NextEpoch));
         let barrier = rig.hand_in(Work::Barrier);
