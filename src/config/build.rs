@@ -29,7 +29,7 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
         nats: super::nats::nats(layers, &section("nats"), &section("nats.managed"))?,
         store: super::store::read(&section("store"), &data_dir)?,
         http,
-        public: public(&section("public"))?,
+        public: public(&section("public"), &section("http"))?,
         admin: admin(&section("admin"))?,
         admin_access: admin_access(&section("admin"))?,
         outbound: outbound(&section("outbound"))?,
@@ -71,7 +71,7 @@ fn certificate(s: &Section<'_>) -> Result<(Option<PathBuf>, Option<PathBuf>), Co
     }
 }
 
-fn public(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
+fn public(s: &Section<'_>, http: &Section<'_>) -> Result<ListenConfig, ConfigError> {
     let (tls_certificate, tls_key) = certificate(s)?;
     Ok(ListenConfig {
         address: address(s)?,
@@ -84,7 +84,7 @@ fn public(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
         request_timeout: s.duration("request_timeout", "100ms", "10m")?,
         idle_timeout: s.duration("idle_timeout", "100ms", "1h")?,
         drain_timeout: s.duration("drain_timeout", "0s", "10m")?,
-        trusted_proxies: s.parsed("trusted_proxies", "ranges such as \"10.0.0.0/8\"", cidr)?,
+        trusted_proxies: http.parsed("trusted_proxies", "ranges such as \"10.0.0.0/8\"", cidr)?,
     })
 }
 
