@@ -5,6 +5,9 @@
 //! after. Nobody waits for it meanwhile but the broker, who is told when it is durable, as ever.
 //!
 //! - A batch of rows waits until each of its rows has an outcome, at most [`PATIENCE`].
+//! - Batches go in the order they came, complete or not: were a later one written before an earlier
+//!   one, a bridge killed in between would take the earlier messages from the broker again and number
+//!   them behind the later ones.
 //! - While others wait, what is ready waits for them too, at most [`GATHER`]: a commit costs the same
 //!   for ten rows and for a hundred.
 //! - Whoever wants an answer makes what is ready go at once. Whoever asks for all that went before
@@ -54,8 +57,7 @@ struct Place {
 /// The batches that wait, oldest first.
 #[derive(Default)]
 pub(super) struct Linger {
-    /// `None`: gone before those ahead of it.
-    slots: VecDeque<Option<Slot>>,
+    slots: VecDeque<Slot>,
     /// Number of the first of `slots`; each batch has the next.
     first: u64,
     /// Where each row waits that was handed in as pending.
@@ -71,7 +73,7 @@ pub(super) struct Linger {
 impl Linger {
     /// When the next of what waits has waited long enough.
     pub fn due(&self) -> Option<Instant> {
-        let oldest = self.slots.iter().flatten().next().map(|slot| slot.until);
+        let oldest = self.slots.front().map(|slot| slot.until);
         let ready = self.ready_since.map(|since| since + GATHER);
         [oldest, ready].into_iter().flatten().min()
     }
@@ -80,7 +82,6 @@ impl Linger {
     /// may be written.
     pub fn sort(&mut self, jobs: &mut Vec<Job>) {
         let now = Instant::now();
-        self.expire(now);
         let mut urgent = false;
         for job in jobs.drain(..) {
             match &job.work {
@@ -101,6 +102,7 @@ impl Linger {
                 }
             }
         }
+        self.expire(now);
         let waited = self.ready_since.is_some_and(|since| now >= since + GATHER);
         if urgent || waited || self.slots.is_empty() || self.ready.len() >= ENOUGH {
             self.ready_since = None;
@@ -119,62 +121,55 @@ impl Linger {
 
     /// Every row that waits is ready as it is.
     fn give_up_waiting(&mut self) {
-        self.places.clear();
-        self.rows = 0;
-        self.first += self.slots.len() as u64;
-        for slot in self.slots.drain(..).flatten() {
-            self.ready.push(slot.rows);
-            self.ready.extend(slot.outcomes);
-        }
+        while self.go() {}
     }
 
-    /// Lets go what has waited long enough.
+    /// Lets go what has waited long enough, and what waited only for that.
     fn expire(&mut self, now: Instant) {
-        let late = |slots: &VecDeque<Option<Slot>>| {
-            let oldest = slots.iter().flatten().next();
-            oldest.is_some_and(|slot| slot.until <= now)
-        };
-        while late(&self.slots) || self.rows > MAX_ROWS {
-            let Some(slot) = self.oldest() else { break };
+        while let Some(slot) = self.slots.front()
+            && (slot.until <= now || self.rows > MAX_ROWS)
+        {
             if slot.open * 2 > slot.count {
                 self.in_vain += 1;
             } else {
                 self.in_vain = 0;
             }
-            self.go(slot);
+            self.go();
         }
+        self.complete();
         if self.in_vain >= IN_VAIN {
             self.in_vain = 0;
             self.off_until = Some(now + TRY_EVERY);
+            self.give_up_waiting();
         }
     }
 
     /// A batch of rows came.
     fn rows(&mut self, job: Job, now: Instant) {
-        let off = self.off_until.is_some_and(|until| now < until);
         let Work::Insert(rows) = &job.work else {
             return self.ready.push(job);
         };
-        let number = self.first + self.slots.len() as u64;
         let pending = rows.iter().filter(|r| r.state == RowState::Pending);
         let open = pending.clone().count();
-        if off || open == 0 {
-            return self.ready.push(job);
-        }
         let place = Place {
-            slot: number,
+            slot: self.first + self.slots.len() as u64,
             has_outcome: false,
         };
         self.places.extend(pending.map(|row| (row.id, place)));
         let count = rows.len();
         self.rows += count;
-        self.slots.push_back(Some(Slot {
+        self.slots.push_back(Slot {
             rows: job,
             count,
             open,
             outcomes: Vec::with_capacity(open),
             until: now + PATIENCE,
-        }));
+        });
+        if self.off_until.is_some_and(|until| now < until) {
+            self.give_up_waiting();
+        } else {
+            self.complete();
+        }
     }
 
     /// An outcome came; it goes with its row.
@@ -184,37 +179,28 @@ impl Linger {
         };
         let first = !std::mem::replace(&mut place.has_outcome, true);
         let at = usize::try_from(place.slot - self.first).unwrap_or(usize::MAX);
-        let Some(Some(slot)) = self.slots.get_mut(at) else {
+        let Some(slot) = self.slots.get_mut(at) else {
             return self.ready.push(job);
         };
         slot.outcomes.push(job);
         slot.open -= usize::from(first);
-        if slot.open == 0
-            && let Some(slot) = self.slots.get_mut(at).and_then(Option::take)
-        {
+        self.complete();
+    }
+
+    /// The oldest batches go that wait for nothing more.
+    fn complete(&mut self) {
+        while self.slots.front().is_some_and(|slot| slot.open == 0) {
             self.in_vain = 0;
-            self.go(slot);
-            self.tidy();
+            self.go();
         }
     }
 
-    fn oldest(&mut self) -> Option<Slot> {
-        self.tidy();
-        let slot = self.slots.pop_front().flatten();
-        self.first += u64::from(slot.is_some());
-        self.tidy();
-        slot
-    }
-
-    /// The first of `slots` is always there.
-    fn tidy(&mut self) {
-        while let Some(None) = self.slots.front() {
-            self.slots.pop_front();
-            self.first += 1;
-        }
-    }
-
-    fn go(&mut self, slot: Slot) {
+    /// The oldest batch goes; answers whether there was one.
+    fn go(&mut self) -> bool {
+        let Some(slot) = self.slots.pop_front() else {
+            return false;
+        };
+        self.first += 1;
         self.rows -= slot.count;
         if let Work::Insert(rows) = &slot.rows.work {
             for row in rows {
@@ -223,6 +209,7 @@ impl Linger {
         }
         self.ready.push(slot.rows);
         self.ready.extend(slot.outcomes);
+        true
     }
 }
 
@@ -282,13 +269,22 @@ mod tests {
     async fn what_is_ready_waits_for_the_others_but_not_long() {
         let mut linger = Linger::default();
         let begun = Instant::now();
-        assert!(goes(&mut linger, [rows([1]), rows([2]), outcome(2)]).is_empty());
+        assert!(goes(&mut linger, [rows([1]), rows([2]), outcome(1)]).is_empty());
         assert_eq!(linger.due(), Some(begun + GATHER));
         advance(GATHER).await;
-        assert_eq!(goes(&mut linger, []), [2, -2]);
+        assert_eq!(goes(&mut linger, []), [1, -1]);
         assert_eq!(linger.due(), Some(begun + PATIENCE));
         advance(PATIENCE).await;
-        assert_eq!(goes(&mut linger, []), [1]);
+        assert_eq!(goes(&mut linger, []), [2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_batch_is_written_before_one_that_came_earlier() {
+        let mut linger = Linger::default();
+        assert!(goes(&mut linger, [rows([1]), rows([2]), outcome(2)]).is_empty());
+        advance(GATHER).await;
+        assert!(goes(&mut linger, []).is_empty());
+        assert_eq!(goes(&mut linger, [outcome(1)]), [1, -1, 2, -2]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -303,12 +299,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_waits_while_outcomes_do_not_come_but_for_a_try_now_and_then() {
         let mut linger = Linger::default();
-        for id in 0..i64::from(IN_VAIN) {
+        for id in 1..i64::from(IN_VAIN) {
             assert!(goes(&mut linger, [rows([id])]).is_empty());
             advance(PATIENCE).await;
             assert_eq!(goes(&mut linger, []), [id]);
         }
-        assert_eq!(goes(&mut linger, [rows([100])]), [100]);
+        assert!(goes(&mut linger, [rows([98])]).is_empty());
+        advance(PATIENCE / 2).await;
+        assert!(goes(&mut linger, [rows([99])]).is_empty());
+        advance(PATIENCE / 2).await;
+        assert_eq!(goes(&mut linger, [rows([100])]), [98, 99, 100]);
         advance(TRY_EVERY).await;
         assert!(goes(&mut linger, [rows([101])]).is_empty());
     }
@@ -325,9 +325,10 @@ mod tests {
 
     proptest! {
         /// Batches of rows, outcomes (also second ones, and of rows written long ago), barriers and
-        /// time in any order: everything goes once, and no outcome before its row.
+        /// time in any order: everything goes once, rows in the order they came, and no outcome
+        /// before its row.
         #[test]
-        fn everything_goes_once_and_no_outcome_overtakes_its_row(
+        fn everything_goes_once_rows_in_order_and_no_outcome_before_its_row(
             acts in prop::collection::vec((0..5u8, 0..20u64), 1..200),
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -367,6 +368,7 @@ mod tests {
                 assert_eq!(count(|id| *id > 0) as i64, next - 1);
                 assert_eq!(count(|id| *id < 0), outcomes);
                 assert_eq!(count(|id| *id == 0), barriers);
+                assert!(gone.iter().filter(|id| **id > 0).is_sorted(), "{gone:?}");
                 for (at, id) in gone.iter().enumerate().filter(|(_, id)| **id < 0) {
                     assert!(gone[..at].contains(&-id), "{id} before its row: {gone:?}");
                 }
