@@ -1,5 +1,6 @@
 //! Start-up and shutdown, top to bottom; [`reload`] is what can change in between.
 
+mod patience;
 mod reload;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use crate::protocols::uam::{Uam, UamError, UamParts};
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
+use patience::patiently;
 use reload::Reloadable;
 pub use reload::Reloaded;
 
@@ -88,7 +90,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     private_dir(&config.data_dir)?;
     let admin_token = admin::token::load_or_create(&config).map_err(StartError::Setting)?;
 
-    let store = Store::open(&config.store, clock.clone()).await?;
+    let patience = config.store.connect_timeout;
+    let store = patiently(patience, || Store::open(&config.store, clock.clone())).await?;
 
     let (managed, nats) = match &config.nats.url {
         Some(_) => (None, config.nats.clone()),
@@ -106,9 +109,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     durability::watch(&bus, &health, stop_rest.clone()).await?;
     let ops = Ops::start(bus.clone(), config.ops_single);
 
-    let peers = Peers::open(store.clone(), &config.peers, clock.clone()).await?;
-    let trust = Trust::open(store.clone(), clock.clone()).await?;
-    let door = Door::open(store.clone(), bus.clone(), ops.clone(), clock.clone()).await?;
+    let peers = patiently(patience, || {
+        Peers::open(store.clone(), &config.peers, clock.clone())
+    })
+    .await?;
+    let trust = patiently(patience, || Trust::open(store.clone(), clock.clone())).await?;
+    let door = patiently(patience, || {
+        Door::open(store.clone(), bus.clone(), ops.clone(), clock.clone())
+    })
+    .await?;
     door.follow(trust.clone());
     door.report_to(health.clone());
 
@@ -116,7 +125,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut protocols: HashMap<ProtocolId, Arc<dyn Protocol>> = HashMap::new();
     let mut routes = axum::Router::new();
     if config.uam.domain.is_some() {
-        let uam = Uam::new(UamParts {
+        let parts = || UamParts {
             config: config.uam.clone(),
             store: store.clone(),
             peers: peers.clone(),
@@ -125,8 +134,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             net: Arc::new(client.clone()),
             ops: ops.clone(),
             clock: clock.clone(),
-        })
-        .await?;
+        };
+        let uam = patiently(patience, || Uam::new(parts())).await?;
         routes = routes.merge(uam.clone().routes());
         protocols.insert(uam.id(), uam);
     } else {
@@ -137,19 +146,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let spoken = protocols.keys().copied().collect();
     let protocols = Arc::new(protocols);
 
-    let outbound = Outbound::start(
-        &config,
-        outbound::Parts {
-            bus: bus.clone(),
-            store: store.clone(),
-            peers: peers.clone(),
-            ops: ops.clone(),
-            clock: clock.clone(),
-            health: health.clone(),
-            protocols: protocols.clone(),
-        },
-    )
-    .await?;
+    let parts = || outbound::Parts {
+        bus: bus.clone(),
+        store: store.clone(),
+        peers: peers.clone(),
+        ops: ops.clone(),
+        clock: clock.clone(),
+        health: health.clone(),
+        protocols: protocols.clone(),
+    };
+    let outbound = patiently(patience, || Outbound::start(&config, parts())).await?;
     let lanes = outbound.control();
     peers.on_heard(move |protocol, peer| lanes.heard_from(protocol, peer));
     serve_calls(&bus, protocols.clone()).await?;

@@ -36,5 +36,6 @@ pub mod outbound;
 pub mod peers;
 pub mod protocol;
 pub mod protocols;
+mod retry;
 pub mod store;
 pub mod trust;

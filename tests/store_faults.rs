@@ -250,3 +250,25 @@ async fn the_server_is_spoken_to_over_tls_and_only_if_it_is_the_right_one() {
     assert!(postgres::number(&server.url(), encrypted).await > 0);
     store.close().await;
 }
+
+#[tokio::test]
+async fn the_session_of_a_process_that_was_just_killed_is_waited_for() {
+    let Some(server) = Server::start_own().await else {
+        return;
+    };
+    let patience = Duration::from_secs(10);
+    open(&server, patience).await.close().await;
+    let url = server.url();
+    // Such a session: the lock is its own until its statement has ended.
+    let lingering = tokio::spawn(async move {
+        let sql =
+            "SELECT pg_advisory_lock(1685223266, hashtext(current_schema()::text)), pg_sleep(1)";
+        postgres::run(&url, sql).await
+    });
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted";
+    while postgres::number(&server.url(), locks).await == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    open(&server, patience).await.close().await;
+    lingering.await.unwrap().unwrap();
+}

@@ -1,6 +1,6 @@
 //! The database goes away under a running bridge, and comes back: remote servers are told to come
 //! again, messages wait with the broker, and both go on by themselves, with nothing lost and nothing
-//! twice.
+//! twice. A bridge that starts before its database waits for it.
 
 mod support {
     pub mod bridge;
@@ -93,10 +93,11 @@ async fn a_database_that_goes_and_comes_back_costs_a_503_and_some_waiting() {
     bridge.start().await;
     let js = jetstream::new(bridge::connect(&broker.url()).await);
     let client = bridge::client();
+    let public = bridge.public_url();
     let post = async |id: &str| {
         let envelope = uam_client::envelope(id, "bob::beta.test", "alice::alpha.test", "in");
         let delivery = uam_client::delivery("beta.test", &envelope, true);
-        uam_client::post(&client, &bridge.public_url(), &delivery).await
+        uam_client::post(&client, &public, &delivery).await
     };
     let taken = async |id: &str| {
         let arrivals = sink::read_log(&peer_dir);
@@ -188,6 +189,17 @@ async fn a_database_that_goes_and_comes_back_costs_a_503_and_some_waiting() {
     assert_eq!(again, Posted::Ok { duplicate: false });
     assert_eq!(post("before").await, Posted::Ok { duplicate: true });
     assert_eq!(messages(&js, "FED_IN").await, 2);
+    bridge.stop().await;
+
+    server.kill9().await;
+    bridge.spawn();
+    within(20, "the start says what it waits for", async || {
+        bridge.log().contains("cannot start yet").then_some(())
+    })
+    .await;
+    server.start().await;
+    bridge.ready().await;
+    assert_eq!(post("before").await, Posted::Ok { duplicate: true });
     bridge.stop().await;
     peer.abort();
 }

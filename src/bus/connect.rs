@@ -10,9 +10,9 @@ use async_nats::{ConnectErrorKind, ConnectOptions, Event};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::retry::{self, Failure};
 use super::{Bus, BusError, BusErrorKind, Inner, Link, login, publish};
 use crate::config::{NatsConfig, NatsLogin};
+use crate::retry::{self, Failure};
 
 /// Subject transforms and several filter subjects, both needed, came with this version.
 const OLDEST: Version = Version(2, 10, 0);

@@ -42,7 +42,6 @@ mod parse;
 mod publish;
 mod read;
 mod replay;
-mod retry;
 mod scan;
 mod server_config;
 mod streams;

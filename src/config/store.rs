@@ -15,6 +15,8 @@ pub struct StoreConfig {
     pub place: StorePlace,
     /// PostgreSQL: the longest that one transaction, or connecting, may take.
     pub timeout: Duration,
+    /// How long the start tries to reach the database.
+    pub connect_timeout: Duration,
     pub retention: Retention,
 }
 
@@ -69,6 +71,7 @@ impl StoreConfig {
         Self {
             place,
             timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(30),
             retention: Retention::default(),
         }
     }
@@ -160,6 +163,7 @@ pub(super) fn read(s: &Section<'_>, data_dir: &Path) -> Result<StoreConfig, Conf
     Ok(StoreConfig {
         place,
         timeout: s.duration("timeout", "100ms", "5m")?,
+        connect_timeout: s.duration("connect_timeout", "100ms", "1h")?,
         retention: Retention {
             delivered: s.duration("keep_delivered", "1d", "365d")?,
             failed: s.duration("keep_failed", "1d", "3650d")?,

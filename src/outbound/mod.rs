@@ -37,7 +37,7 @@ use crate::ops::{Ops, metrics, trace};
 use crate::peers::Peers;
 use crate::peers::health::{Facts, Policy};
 use crate::protocol::{Protocol, ProtocolId};
-use crate::store::{Outcome, QueueRow, Settle, Store, StoreError};
+use crate::store::{LaneSummary, Outcome, QueueRow, Settle, Store, StoreError};
 pub use control::{Control, ControlError, PeerOutlook, PeerState, Probed};
 use heard::Listening;
 use lane::Limits;
@@ -116,7 +116,9 @@ impl Outbound {
             drain: config.public.drain_timeout,
             listening: Listening::default(),
         };
+        // All reads before the first thread: whoever failed may start again.
         let mut known = known(&parts, shards).await?;
+        let waiting = parts.store.lanes().await?;
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
         let mut clients = Vec::new();
         for n in 0..shards {
@@ -143,7 +145,7 @@ impl Outbound {
             senders.push(sender);
         }
         metrics::window(shared.window * shards);
-        arm(&parts, &senders).await?;
+        arm(&parts.protocols, waiting, &senders).await;
         let control = Control {
             shards: senders.clone(),
             protocols: parts.protocols.clone(),
@@ -231,10 +233,14 @@ async fn known(
 }
 
 /// Tells the shards which lanes have rows; says which rows have none.
-async fn arm(parts: &Parts, shards: &[mpsc::Sender<Work>]) -> Result<(), StoreError> {
+async fn arm(
+    protocols: &HashMap<ProtocolId, Arc<dyn Protocol>>,
+    waiting: Vec<LaneSummary>,
+    shards: &[mpsc::Sender<Work>],
+) {
     let mut stranded: HashMap<String, u64> = HashMap::new();
-    for summary in parts.store.lanes().await? {
-        match control::stranded(&parts.protocols, &summary.protocol, &summary.peer) {
+    for summary in waiting {
+        match control::stranded(protocols, &summary.protocol, &summary.peer) {
             Ok(key) => {
                 if let Some(shard) = shards.get(intake::shard_of(&key, shards.len())) {
                     let _ = shard.send(Work::Tail(key, summary.first_id)).await;
@@ -254,7 +260,6 @@ async fn arm(parts: &Parts, shards: &[mpsc::Sender<Work>]) -> Result<(), StoreEr
     for (protocol, rows) in stranded {
         metrics::queue_stranded(&protocol, rows);
     }
-    Ok(())
 }
 
 /// Finds rows whose `Fed-Expires` is over; the owning shard decides.

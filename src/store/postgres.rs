@@ -26,6 +26,8 @@ const READERS: u32 = 4;
 const STATEMENTS: usize = 256;
 /// First half of the advisory lock's key ("drwb"); the second is the schema's.
 const LOCK: i32 = 0x6472_7762;
+/// Pause before the lock is tried again.
+const LOCK_AGAIN: Duration = Duration::from_millis(100);
 /// The mark in `meta` that counts openings.
 const OPENINGS: &str = "openings";
 
@@ -74,7 +76,7 @@ impl Place {
             .within(async {
                 let mut conn = Conn::Postgres(self.connect().await?);
                 self.set_up(&mut conn).await?;
-                self.lock(&mut conn).await?;
+                self.lock_soon(&mut conn).await?;
                 self.warn(&mut conn).await?;
                 Ok(conn)
             })
@@ -144,6 +146,22 @@ impl Place {
             .await
             .map(drop)
             .map_err(|e| opening(&self.shown, e))
+    }
+
+    /// Takes the lock, with some patience for the session of a process that was just killed: it lasts
+    /// as long as the statement it was in.
+    async fn lock_soon(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        let until = tokio::time::Instant::now() + self.patience / 2;
+        loop {
+            match self.lock(conn).await {
+                Err(e)
+                    if e.kind == StoreErrorKind::InUse && tokio::time::Instant::now() < until =>
+                {
+                    tokio::time::sleep(LOCK_AGAIN).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     async fn lock(&self, conn: &mut Conn) -> Result<(), StoreError> {

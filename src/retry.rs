@@ -1,4 +1,4 @@
-//! Delays between attempts to reach the broker.
+//! Delays between attempts to reach the broker or the database.
 //!
 //! The only place that uses the `backoff` crate: one function, so that replacing the crate (it is
 //! no longer maintained) is a change of a few lines.
@@ -10,7 +10,7 @@ use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff;
 
 /// Whether trying again can help.
-pub(super) enum Failure<E> {
+pub(crate) enum Failure<E> {
     /// It may heal.
     Passing(E),
     /// It will not.
@@ -19,7 +19,7 @@ pub(super) enum Failure<E> {
 
 /// Runs `attempt` until it succeeds, fails for good, or `patience` is over; delays grow from 50 ms
 /// to 2 s and are jittered. Answers the last failure.
-pub(super) async fn until<T, E, F, A>(patience: Duration, mut attempt: A) -> Result<T, E>
+pub(crate) async fn until<T, E, F, A>(patience: Duration, mut attempt: A) -> Result<T, E>
 where
     A: FnMut() -> F,
     F: Future<Output = Result<T, Failure<E>>>,
@@ -45,7 +45,7 @@ where
 
 /// Delay before the `attempt`-th reconnect: at once, then 50 ms doubling to 4 s, half of it at
 /// random, so that many clients do not come back in step.
-pub(super) fn reconnect_delay(attempt: usize) -> Duration {
+pub(crate) fn reconnect_delay(attempt: usize) -> Duration {
     if attempt <= 1 {
         return Duration::ZERO;
     }
