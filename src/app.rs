@@ -102,11 +102,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         }
     };
     let bus = Bus::connect(&nats).await?;
-    for difference in bus.apply_streams().await? {
+    let broker_patience = config.nats.connect_timeout;
+    for difference in patiently(broker_patience, || bus.apply_streams()).await? {
         tracing::warn!("{difference}");
     }
     let (stop_listening, stop_rest) = (CancellationToken::new(), CancellationToken::new());
-    durability::watch(&bus, &health, stop_rest.clone()).await?;
+    patiently(broker_patience, || {
+        durability::watch(&bus, &health, stop_rest.clone())
+    })
+    .await?;
     let ops = Ops::start(bus.clone(), config.ops_single);
 
     let peers = patiently(patience, || {

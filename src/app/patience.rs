@@ -1,4 +1,5 @@
-//! Starting while the database is away, as it may be for a moment whenever machines start together.
+//! Starting while the database or the broker is away, as they may be for a moment whenever machines
+//! start together.
 
 use std::future::Future;
 use std::time::Duration;
@@ -52,4 +53,43 @@ fn may_pass(error: &StartError) -> bool {
 
 fn is_away(error: &StoreError) -> bool {
     error.kind == StoreErrorKind::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::bus::BusError;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn failed(kind: BusErrorKind) -> BusError {
+        let detail = "no answer".into();
+        BusError { kind, detail }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_is_taken_again_until_what_was_away_is_back() {
+        let taken = Cell::new(0);
+        let step = || async {
+            taken.set(taken.get() + 1);
+            match taken.get() {
+                1 | 2 => Err(failed(BusErrorKind::Unavailable)),
+                n => Ok(n),
+            }
+        };
+        assert_eq!(patiently(PATIENCE, step).await.unwrap(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_no_waiting_mends_ends_the_start_at_once() {
+        let taken = Cell::new(0);
+        let step = || async {
+            taken.set(taken.get() + 1);
+            Err::<(), _>(failed(BusErrorKind::Stream))
+        };
+        assert!(patiently(PATIENCE, step).await.is_err());
+        assert_eq!(taken.get(), 1);
+    }
 }

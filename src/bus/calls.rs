@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::subject::token;
 use super::{Bus, BusError, BusErrorKind, CallHandler};
 use crate::protocol::Refusal;
+use crate::retry::{self, Failure};
 
 /// Calls answered at the same time at most; further ones wait in the subscription.
 const CALLS: usize = 64;
@@ -121,7 +122,11 @@ impl Bus {
             .map_err(|e| failed(&e))?;
         // The broker handles a connection's commands in order: once it answers this one it knows
         // the subscription. (A flush only empties our own buffer.)
-        self.round_trip().await.map_err(|e| failed(&e))?;
+        retry::until(self.inner.config.connect_timeout, || async {
+            self.round_trip().await.map_err(Failure::Passing)
+        })
+        .await
+        .map_err(|e| failed(&e))?;
         let closed = self.inner.closed.clone();
         tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(CALLS));

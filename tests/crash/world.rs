@@ -251,8 +251,22 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        // A stream that lost what it held is found at the latest by the look that the bridge takes
+        // every 30 seconds.
+        while !self.published().await && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
         // What was still on its way when the last answer came.
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
+    /// Whether all events that were answered 200 are on `fed.in`.
+    async fn published(&self) -> bool {
+        let (_, scan) = traffic::scan(&self.js, 1).await;
+        let ids: HashSet<String> = scan.into_iter().map(|event| event.id).collect();
+        let posted = snapshot(&self.posted);
+        let mut answered = posted.iter().filter(|i| i.class == Class::Ok);
+        answered.all(|i| ids.contains(&i.id))
     }
 
     /// Stops the bridge in an orderly way, then reads what there is to see.
