@@ -60,15 +60,16 @@ pub(super) fn load(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileEr
             )));
         }
         Ok(_) => {}
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            return if fs::symlink_metadata(path).is_ok() {
-                Err(KeyFileError(format!(
+        Err(e) if e.kind() == ErrorKind::NotFound => match fs::symlink_metadata(path) {
+            Ok(name) if name.is_symlink() => {
+                return Err(KeyFileError(format!(
                     "the key file {shown} is a symbolic link to a file that does not exist"
-                )))
-            } else {
-                Ok(None)
-            };
-        }
+                )));
+            }
+            // Another process made it between the two looks.
+            Ok(_) => {}
+            Err(_) => return Ok(None),
+        },
         Err(e) => return Err(cannot(e)),
     }
     let file = match File::open(path) {
@@ -204,6 +205,7 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::identity::SigningKey;
@@ -240,6 +242,29 @@ mod tests {
         let made = keys.iter().filter(|k| k.1 == KeyOrigin::Created).count();
         assert_eq!(made, 1);
         assert!(keys.iter().all(|k| k.0.public() == keys[0].0.public()));
+    }
+
+    #[test]
+    fn a_look_while_the_file_is_made_finds_nothing_or_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        for _ in 0..100 {
+            let over = AtomicBool::new(false);
+            let made = std::thread::scope(|s| {
+                for _ in 0..3 {
+                    s.spawn(|| {
+                        while !over.load(Ordering::Relaxed) {
+                            load(&path).unwrap();
+                        }
+                    });
+                }
+                let made = create(&path);
+                over.store(true, Ordering::Relaxed);
+                made
+            });
+            assert!(made.unwrap());
+            fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]
