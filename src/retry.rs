@@ -3,7 +3,6 @@
 //! The only place that uses the `backoff` crate: one function, so that replacing the crate (it is
 //! no longer maintained) is a change of a few lines.
 
-use std::future::Future;
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
@@ -19,11 +18,10 @@ pub(crate) enum Failure<E> {
 
 /// Runs `attempt` until it succeeds, fails for good, or `patience` is over; delays grow from 50 ms
 /// to 2 s and are jittered. Answers the last failure.
-pub(crate) async fn until<T, E, F, A>(patience: Duration, mut attempt: A) -> Result<T, E>
-where
-    A: FnMut() -> F,
-    F: Future<Output = Result<T, Failure<E>>>,
-{
+pub(crate) async fn until<T, E>(
+    patience: Duration,
+    mut attempt: impl AsyncFnMut() -> Result<T, Failure<E>>,
+) -> Result<T, E> {
     let mut delays = ExponentialBackoff {
         current_interval: Duration::from_millis(50),
         initial_interval: Duration::from_millis(50),
@@ -76,9 +74,9 @@ mod tests {
     #[tokio::test]
     async fn a_final_failure_is_not_tried_again() {
         let mut tries = 0;
-        let answer: Result<(), u8> = until(Duration::from_secs(60), || {
+        let answer: Result<(), u8> = until(Duration::from_secs(60), async || {
             tries += 1;
-            std::future::ready(Err(Failure::Final(7)))
+            Err(Failure::Final(7))
         })
         .await;
         assert_eq!((answer, tries), (Err(7), 1));

@@ -1,7 +1,6 @@
 //! Starting while the database or the broker is away, as they may be for a moment whenever machines
 //! start together.
 
-use std::future::Future;
 use std::time::Duration;
 
 use super::StartError;
@@ -12,30 +11,27 @@ use crate::retry::{self, Failure};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Takes a step of the start, and again while it fails because something is away, for `patience`.
-pub(super) async fn patiently<T, E, F>(
+pub(super) async fn patiently<T, E>(
     patience: Duration,
-    mut step: impl FnMut() -> F,
+    step: impl AsyncFn() -> Result<T, E>,
 ) -> Result<T, StartError>
 where
-    F: Future<Output = Result<T, E>>,
     StartError: From<E>,
 {
     let mut told = false;
-    retry::until(patience, || {
-        let taken = step();
-        let first = !std::mem::replace(&mut told, true);
-        async move {
-            taken.await.map_err(|error| {
-                let error = StartError::from(error);
-                if !may_pass(&error) {
-                    return Failure::Final(error);
-                }
-                if first {
-                    tracing::warn!(%error, "cannot start yet; trying for {patience:?}");
-                }
-                Failure::Passing(error)
-            })
+    retry::until(patience, async || {
+        let error = match step().await {
+            Ok(done) => return Ok(done),
+            Err(error) => StartError::from(error),
+        };
+        if !may_pass(&error) {
+            return Err(Failure::Final(error));
         }
+        if !told {
+            told = true;
+            tracing::warn!(%error, "cannot start yet; trying for {patience:?}");
+        }
+        Err(Failure::Passing(error))
     })
     .await
 }
