@@ -146,6 +146,10 @@ impl Linger {
 
     /// A batch of rows came.
     fn rows(&mut self, job: Job, now: Instant) {
+        // Nothing waits then: all that did went when the waiting was given up.
+        if self.off_until.is_some_and(|until| now < until) {
+            return self.ready.push(job);
+        }
         let Work::Insert(rows) = &job.work else {
             return self.ready.push(job);
         };
@@ -165,11 +169,7 @@ impl Linger {
             outcomes: Vec::with_capacity(open),
             until: now + PATIENCE,
         });
-        if self.off_until.is_some_and(|until| now < until) {
-            self.give_up_waiting();
-        } else {
-            self.complete();
-        }
+        self.complete();
     }
 
     /// An outcome came; it goes with its row.
