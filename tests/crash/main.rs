@@ -74,8 +74,8 @@ async fn run(
             }
             return Err(text);
         }
-        let (sent, taken) = world.accepted();
         if round >= rounds {
+            let (sent, taken) = world.accepted();
             if sent > 50 * rounds && taken > 10 * rounds {
                 break;
             }
