@@ -16,9 +16,10 @@ use crate::protocol::{PeerName, ProtocolId};
 use crate::store::{Accepted, HeldBatch, NewInbound, Released, Store, StoreError, Way};
 
 use super::flights::Reply;
+use super::marks::Acknowledged;
 use super::message::bus_message;
 use super::outlet::Outlet;
-use super::publisher::{Acknowledged, ToPublish};
+use super::publisher::ToPublish;
 use super::{Entry, conflict, state::State};
 
 /// Commits awaited at once at most.

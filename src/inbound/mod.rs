@@ -8,6 +8,8 @@
 //!
 //! Route → [`Door::enter`] → [`flights`] → [`ledger`] → [`publisher`] → answer.
 //!
+//! What was acknowledged is told to the store in commits of many rows ([`marks`]).
+//!
 //! What a quarantined peer sends goes the same way to `fed.held` ([`Door::hold`], [`held`]). What the
 //! broker acknowledged and then lost is published again ([`repair`], [`guard`], [`series`]).
 
@@ -15,6 +17,7 @@ mod flights;
 mod guard;
 mod held;
 mod ledger;
+mod marks;
 mod message;
 mod outlet;
 mod publisher;
@@ -44,8 +47,9 @@ use flights::{Boarding, Flights, Outcome};
 use guard::Guard;
 pub use held::HeldError;
 use ledger::{Entering, Job, Ledger};
+use marks::Acknowledged;
 pub use outlet::{Held, Outlet, PubAck};
-use publisher::{Acknowledged, Publisher, RepairError};
+use publisher::{Publisher, RepairError};
 use state::State;
 
 /// Whoever waits longer is told to come again; the event goes on its way regardless.

@@ -9,7 +9,7 @@
 //! made again behind our back: nothing is noted from there on, and repair follows.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -21,24 +21,17 @@ use tokio::time::{Instant, timeout};
 use crate::bus::{BusError, BusErrorKind, BusMessage};
 use crate::clock::Clock;
 use crate::ops::Ops;
-use crate::store::{Acked, Store, StoreError, Tip, Way};
+use crate::store::{Store, StoreError, Way};
 
 use super::Entry;
 use super::flights::Reply;
+use super::marks::{Acknowledged, Marks};
 use super::message::msg_id_of;
 use super::outlet::Outlet;
 use super::state::State;
 
 /// A publish or its PubAck that takes longer has failed.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(10);
-/// Acknowledged rows are marked together: after this long at the latest …
-const MARK_AFTER: Duration = Duration::from_millis(50);
-/// … or as soon as there are this many.
-const MARK_AT: usize = 512;
-/// A checkpoint is written with a mark when the last one is this old …
-const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
-/// … or this many events ago.
-const CHECKPOINT_AT: usize = 1_000;
 /// PubAcks awaited at once at most (the bus has its own, usually smaller window).
 const MAX_IN_FLIGHT: usize = 4096;
 /// Pauses between attempts to repair.
@@ -59,32 +52,6 @@ pub struct ToPublish {
     pub reply: Option<Reply>,
 }
 
-/// Ledger numbers that JetStream acknowledged and the store does not know of yet.
-#[derive(Clone, Default)]
-pub struct Acknowledged(Arc<Mutex<HashSet<i64>>>);
-
-impl Acknowledged {
-    /// Whether this one is among them.
-    pub fn has(&self, id: i64) -> bool {
-        self.lock().contains(&id)
-    }
-
-    fn add(&self, id: i64) {
-        self.lock().insert(id);
-    }
-
-    fn forget(&self, ids: &[i64]) {
-        let mut set = self.lock();
-        for id in ids {
-            set.remove(id);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<i64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// An event on its way to its PubAck.
 struct Flight {
     id: i64,
@@ -98,7 +65,6 @@ struct Flight {
 type Landing = BoxFuture<'static, (Flight, Result<(u64, bool), BusError>)>;
 pub(super) type Ack = BoxFuture<'static, Result<(u64, bool), BusError>>;
 type HandOver = BoxFuture<'static, Result<Ack, BusError>>;
-type Marking = BoxFuture<'static, (Vec<i64>, Result<(), StoreError>)>;
 
 /// Why a repair stopped before all was published.
 #[derive(Debug, thiserror::Error)]
@@ -109,19 +75,6 @@ pub enum RepairError {
     Bus(#[from] BusError),
 }
 
-/// What is known of one stream.
-#[derive(Default)]
-pub(super) struct Known {
-    /// The stream that PubAcks come from; `None` before the first repair.
-    pub created_ns: Option<i64>,
-    /// The newest message acknowledged.
-    pub best: Option<Tip>,
-    /// The store does not have `best` yet.
-    fresh: bool,
-    /// It has no checkpoint of it yet.
-    dirty: bool,
-}
-
 /// The publisher's state between events.
 pub struct Publisher {
     pub(super) store: Store,
@@ -129,17 +82,9 @@ pub struct Publisher {
     pub(super) ops: Ops,
     pub(super) state: State,
     pub(super) clock: Clock,
-    pub(super) acknowledged: Acknowledged,
+    pub(super) marks: Marks,
     queue: mpsc::Receiver<ToPublish>,
     in_flight: FuturesUnordered<Landing>,
-    marks: Vec<i64>,
-    mark_at: Option<Instant>,
-    marking: FuturesUnordered<Marking>,
-    last_checkpoint: Option<Instant>,
-    since_checkpoint: usize,
-    ways: [Known; 2],
-    /// PubAcks went backwards: nothing they say of the stream is noted until it is repaired.
-    pub(super) tripped: bool,
     /// Events given to a stream again by repairs that did not end well, by way.
     pub(super) given_again: HashMap<Way, usize>,
     /// Rows that the last repair dealt with while the ledger may still hand them over.
@@ -160,21 +105,14 @@ impl Publisher {
         queue: mpsc::Receiver<ToPublish>,
     ) -> Self {
         Self {
+            marks: Marks::new(store.clone(), clock.clone(), acknowledged),
             store,
             outlet,
             ops,
             state,
             clock,
-            acknowledged,
             queue,
             in_flight: FuturesUnordered::new(),
-            marks: Vec::new(),
-            mark_at: None,
-            marking: FuturesUnordered::new(),
-            last_checkpoint: None,
-            since_checkpoint: 0,
-            ways: [Known::default(), Known::default()],
-            tripped: false,
             given_again: HashMap::new(),
             repaired: HashSet::new(),
             too_large: HashSet::new(),
@@ -196,12 +134,7 @@ impl Publisher {
                 }
                 Mood::Finished => {
                     self.settle_in_flight().await;
-                    // The last thing known is worth a checkpoint: the next start reads from there.
-                    self.last_checkpoint = None;
-                    self.mark_now().await;
-                    while let Some(marked) = self.marking.next().await {
-                        self.marked(marked);
-                    }
+                    self.marks.finish().await;
                     return;
                 }
             }
@@ -210,18 +143,18 @@ impl Publisher {
 
     /// One event of the direct mood.
     async fn direct(&mut self) -> Mood {
-        let mark_at = self.mark_at;
+        let mark_at = self.marks.due();
         tokio::select! {
             biased;
             Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => {
                 if self.landed(done) { Mood::Direct } else { Mood::Repair }
             }
-            Some(marked) = self.marking.next(), if !self.marking.is_empty() => {
-                self.marked(marked);
+            Some(marked) = self.marks.committed() => {
+                self.marks.marked(marked);
                 Mood::Direct
             }
             () = sleep_until(mark_at), if mark_at.is_some() => {
-                self.mark_now().await;
+                self.marks.hand_in().await;
                 Mood::Direct
             }
             () = self.state.repair_asked() => Mood::Repair,
@@ -252,7 +185,7 @@ impl Publisher {
             id,
             way,
             msg_id: msg_id_of(&message.headers).unwrap_or_default().to_owned(),
-            floor: self.known(way).best.as_ref().map_or(0, |tip| tip.seq),
+            floor: self.marks.known(way).best.as_ref().map_or(0, |tip| tip.seq),
             reply,
         };
         // PubAcks are awaited meanwhile: they are what makes room in the bus's window.
@@ -284,7 +217,7 @@ impl Publisher {
     fn landed(&mut self, (flight, result): (Flight, Result<(u64, bool), BusError>)) -> bool {
         match result {
             Ok((seq, false)) => {
-                self.mark(flight.id);
+                self.marks.add(flight.id);
                 if seq <= flight.floor {
                     tracing::warn!(
                         stream = flight.way.stream(),
@@ -292,12 +225,12 @@ impl Publisher {
                         before = flight.floor,
                         "the broker counts from an earlier place than before: it was rolled back"
                     );
-                    self.trip();
-                } else if !self.tripped {
-                    self.advance(flight.way, seq, flight.msg_id);
+                    self.marks.trip();
+                } else if !self.marks.tripped() {
+                    self.marks.advance(flight.way, seq, flight.msg_id);
                 }
                 answer(flight.reply, taken(flight.way));
-                !self.tripped
+                !self.marks.tripped()
             }
             // A new event that the broker has seen: whether it still has it, repair finds out.
             Ok((_, true)) => {
@@ -312,129 +245,10 @@ impl Publisher {
         }
     }
 
-    /// Notes a row as acknowledged, to be marked soon.
-    pub(super) fn mark(&mut self, id: i64) {
-        self.acknowledged.add(id);
-        self.marks.push(id);
-        self.since_checkpoint += 1;
-        let when = if self.marks.len() >= MARK_AT {
-            Instant::now()
-        } else {
-            let soon = Instant::now() + MARK_AFTER;
-            self.mark_at.map_or(soon, |at| at.min(soon))
-        };
-        self.mark_at = Some(when);
-    }
-
-    /// A stream was acknowledged to have come this far.
-    pub(super) fn advance(&mut self, way: Way, seq: u64, msg_id: String) {
-        let known = self.known_mut(way);
-        let Some(created_ns) = known.created_ns else {
-            return;
-        };
-        if known.best.as_ref().is_none_or(|tip| tip.seq < seq) {
-            known.best = Some(Tip {
-                created_ns,
-                seq,
-                msg_id,
-            });
-            (known.fresh, known.dirty) = (true, true);
-        }
-    }
-
-    /// What PubAcks said since the last mark may be of another history.
-    fn trip(&mut self) {
-        self.tripped = true;
-        for known in &mut self.ways {
-            (known.fresh, known.dirty) = (false, false);
-        }
-    }
-
-    /// A stream is known to be this one, come this far; the store has been told.
-    pub(super) fn settled_on(&mut self, way: Way, tip: Tip) {
-        *self.known_mut(way) = Known {
-            created_ns: Some(tip.created_ns),
-            best: Some(tip),
-            fresh: false,
-            dirty: false,
-        };
-    }
-
-    pub(super) fn known(&self, way: Way) -> &Known {
-        let [first, second] = &self.ways;
-        match way {
-            Way::In => first,
-            Way::Held => second,
-        }
-    }
-
-    pub(super) fn known_mut(&mut self, way: Way) -> &mut Known {
-        let [first, second] = &mut self.ways;
-        match way {
-            Way::In => first,
-            Way::Held => second,
-        }
-    }
-
     /// Waits for every PubAck that is still out (each has its time limit).
     async fn settle_in_flight(&mut self) {
         while let Some(done) = self.in_flight.next().await {
             self.landed(done);
-        }
-    }
-
-    /// Hands the acknowledged rows to the store's writer, with a checkpoint when one is due.
-    pub(super) async fn mark_now(&mut self) {
-        self.mark_at = None;
-        let due = self.since_checkpoint >= CHECKPOINT_AT
-            || self
-                .last_checkpoint
-                .is_none_or(|at| at.elapsed() >= CHECKPOINT_AFTER);
-        let mut tips = Vec::new();
-        for way in [Way::In, Way::Held] {
-            let known = self.known_mut(way);
-            if known.fresh || (due && known.dirty) {
-                tips.extend(known.best.clone().map(|tip| (way, tip)));
-                known.fresh = false;
-                known.dirty &= !due;
-            }
-        }
-        if self.marks.is_empty() && tips.is_empty() {
-            return;
-        }
-        if due && !tips.is_empty() {
-            self.last_checkpoint = Some(Instant::now());
-            self.since_checkpoint = 0;
-        } else if self.ways.iter().any(|known| known.dirty) {
-            self.mark_at = self.last_checkpoint.map(|at| at + CHECKPOINT_AFTER);
-        }
-        let ids = std::mem::take(&mut self.marks);
-        let acked = Acked {
-            ids: ids.clone(),
-            tips,
-            checkpoint_ms: due.then(|| self.clock.now_ms()),
-        };
-        match self.store.acknowledged(acked).await {
-            Ok(commit) => self
-                .marking
-                .push(Box::pin(async move { (ids, commit.await) })),
-            Err(error) => self.marked((ids, Err(error))),
-        }
-    }
-
-    fn marked(&mut self, (ids, result): (Vec<i64>, Result<(), StoreError>)) {
-        match result {
-            Ok(()) => self.acknowledged.forget(&ids),
-            Err(error) => {
-                // They stay in `acknowledged`, so no repair publishes them again in this life.
-                tracing::warn!(%error, rows = ids.len(), "acknowledged events are not marked yet");
-                self.marks.extend(ids);
-                for known in &mut self.ways {
-                    let noted = known.best.is_some() && !self.tripped;
-                    (known.fresh, known.dirty) = (noted, noted);
-                }
-                self.mark_at = Some(Instant::now() + Duration::from_secs(1));
-            }
         }
     }
 

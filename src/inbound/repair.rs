@@ -71,8 +71,8 @@ impl Publisher {
             count += report.published + report.republished;
             self.tell(way, report);
         }
-        self.tripped = false;
-        self.mark_now().await;
+        self.marks.untrip();
+        self.marks.hand_in().await;
         Ok(count)
     }
 
@@ -80,8 +80,8 @@ impl Publisher {
         let Some(facts) = self.facts(way).await? else {
             return Ok(Report::default());
         };
-        let known_tip = match self.known(way).best.clone() {
-            Some(tip) if !self.tripped => Some(tip),
+        let known_tip = match self.marks.known(way).best.clone() {
+            Some(tip) if !self.marks.tripped() => Some(tip),
             _ => self.store.tip(way).await?,
         };
         let lost = match &known_tip {
@@ -128,7 +128,7 @@ impl Publisher {
             },
             newest: None,
         };
-        self.known_mut(way).created_ns = Some(created_ns(&ground.facts));
+        self.marks.known_mut(way).created_ns = Some(created_ns(&ground.facts));
         let limit = u64::try_from(self.outlet.max_body()).unwrap_or(u64::MAX);
         let mut looked = false;
         let mut after = 0;
@@ -172,14 +172,14 @@ impl Publisher {
         let tip = self.verify(way, &ground).await?;
         if rebase || ground.report.republished > 0 {
             let now = self.clock.now_ms();
-            self.mark_now().await;
+            self.marks.hand_in().await;
             self.store
                 .rebase(way, above, tip.clone(), now)
                 .await?
                 .await?;
-            self.settled_on(way, tip);
+            self.marks.settled_on(way, tip);
         } else if tip.seq > 0 {
-            self.advance(way, tip.seq, tip.msg_id);
+            self.marks.advance(way, tip.seq, tip.msg_id);
         }
         Ok(ground.report)
     }
@@ -234,11 +234,11 @@ impl Publisher {
         let mut wanted: VecDeque<(LedgerEntry, u64)> = VecDeque::new();
         let mut stuck = Vec::new();
         for entry in entries {
-            let acknowledged = entry.acknowledged || self.acknowledged.has(entry.id);
+            let acknowledged = entry.acknowledged || self.marks.has(entry.id);
             let id = message_id(&entry.protocol, &entry.dedupe_key);
             if ground.held.has(&id) {
                 if !acknowledged {
-                    self.mark(entry.id);
+                    self.marks.add(entry.id);
                     self.repaired.insert(entry.id);
                 }
                 continue;
@@ -357,7 +357,7 @@ impl Publisher {
                         *self.given_again.entry(way).or_default() += 1;
                     } else {
                         report.published += 1;
-                        self.mark(id);
+                        self.marks.add(id);
                         self.repaired.insert(id);
                     }
                     if !duplicate && ground.newest.as_ref().is_none_or(|(top, _)| *top < seq) {
