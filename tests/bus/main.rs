@@ -1,19 +1,20 @@
 //! The bus against a real nats-server: what it promises when all is well and when things break.
 
+mod breaks;
+mod managed;
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
 use bytes::Bytes;
 use drawbridge::bus::subject::token;
-use drawbridge::bus::{Bus, BusErrorKind, BusMessage, Intake, ManagedServer, OutMessage, TailFrom};
+use drawbridge::bus::{Bus, BusErrorKind, BusMessage, Intake, OutMessage, TailFrom};
 use drawbridge::config::StreamPolicy;
 use drawbridge::protocol::Refusal;
 use support::nats::{self, NatsServer};
-use tokio::io::{AsyncBufReadExt, BufReader};
 
 const STORE: &str = "store-1";
 
@@ -473,150 +474,6 @@ async fn many_messages_flow_without_a_pause_between_pulls() {
 }
 
 #[tokio::test]
-async fn a_tail_neither_skips_nor_repeats_over_a_restart_of_the_broker() {
-    let mut server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let put = async |n: usize| {
-        bus.publish(BusMessage {
-            subject: "fed.in.uam.beta_com.message".to_owned(),
-            headers: vec![],
-            payload: Bytes::from(n.to_string()),
-            stream: "FED_IN",
-        })
-        .await
-        .expect("published")
-    };
-    put(0).await;
-    let mut tail = bus.tail("fed.in.>", TailFrom::New).await.expect("tail");
-    put(1).await;
-    put(2).await;
-    assert_eq!(soon("1", tail.next()).await.expect("read").payload, "1");
-    let mut changes = bus.connected_changes();
-    server.kill().await;
-    soon("loss noticed", changes.wait_for(|up| !up))
-        .await
-        .expect("a change");
-    server.restart().await;
-    soon("back", changes.wait_for(|up| *up))
-        .await
-        .expect("a change");
-    put(3).await;
-    assert_eq!(soon("2", tail.next()).await.expect("read").payload, "2");
-    assert_eq!(soon("3", tail.next()).await.expect("read").payload, "3");
-    let js = jetstream::new(server.client().await);
-    js.delete_stream("FED_IN").await.expect("deleted");
-    let error = soon("the end", tail.next()).await.expect_err("gone");
-    assert_eq!(error.kind, BusErrorKind::Stream, "{error}");
-}
-
-#[tokio::test]
-async fn a_deleted_consumer_is_noticed() {
-    let server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let mut intake = open(&bus, 1).await;
-    send(&bus, "beta.com", 0).await;
-    take(&mut intake, 1).await;
-    let js = jetstream::new(server.client().await);
-    let stream = js.get_stream("FED_OUT").await.expect("stream");
-    stream
-        .delete_consumer("drawbridge-1")
-        .await
-        .expect("deleted");
-    let error = soon("noticed", intake.next_batch(10))
-        .await
-        .err()
-        .expect("an error");
-    assert_eq!(error.kind, BusErrorKind::Unavailable, "{error}");
-    let mut again = open(&bus, 2).await;
-    assert_eq!(bodies(&take(&mut again, 1).await), ["0"]);
-}
-
-#[tokio::test]
-async fn a_deleted_stream_is_noticed_and_made_again() {
-    let server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let mut intake = open(&bus, 1).await;
-    let js = jetstream::new(server.client().await);
-    js.delete_stream("FED_OUT").await.expect("deleted");
-    let error = soon("noticed", intake.next_batch(10))
-        .await
-        .err()
-        .expect("an error");
-    assert_eq!(error.kind, BusErrorKind::Stream, "{error}");
-    let refused = bus
-        .open_intake(STORE, 2, &["uam"], &[])
-        .await
-        .err()
-        .expect("no stream");
-    assert_eq!(refused.kind, BusErrorKind::Stream, "{refused}");
-    bus.apply_streams().await.expect("made again");
-    let mut again = open(&bus, 3).await;
-    send(&bus, "beta.com", 5).await;
-    assert_eq!(bodies(&take(&mut again, 1).await), ["5"]);
-}
-
-#[tokio::test]
-async fn a_consumer_of_another_store_is_refused_and_left_alone() {
-    let server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let mut intake = open(&bus, 1).await;
-    let error = bus
-        .open_intake("store-2", 9, &["uam"], &[])
-        .await
-        .err()
-        .expect("foreign");
-    assert_eq!(error.kind, BusErrorKind::Foreign);
-    assert!(error.detail.contains(STORE), "{error}");
-    send(&bus, "beta.com", 0).await;
-    assert_eq!(bodies(&take(&mut intake, 1).await), ["0"]);
-}
-
-#[tokio::test]
-async fn a_broker_that_is_killed_and_comes_back_is_connected_to_again() {
-    let mut server = NatsServer::start().await;
-    let bus = server.bus().await;
-    let mut intake = open(&bus, 1).await;
-    for n in 0..5 {
-        send(&bus, "beta.com", n).await;
-    }
-    take(&mut intake, 3).await;
-    let mut changes = bus.connected_changes();
-    server.kill().await;
-    soon("loss noticed", changes.wait_for(|up| !up))
-        .await
-        .expect("a change");
-    assert!(!bus.connected());
-    // What had arrived may still be handed out; then the loss is said.
-    let kind = loop {
-        match soon("intake ends", intake.next_batch(10)).await {
-            Ok(_) => {}
-            Err(e) => break e.kind,
-        }
-    };
-    assert_eq!(kind, BusErrorKind::Unavailable);
-    let refused = bus
-        .open_intake(STORE, 2, &["uam"], &[])
-        .await
-        .err()
-        .expect("down");
-    assert_eq!(refused.kind, BusErrorKind::Unavailable);
-    server.restart().await;
-    soon("back", changes.wait_for(|up| *up))
-        .await
-        .expect("a change");
-    let mut again = soon("opened", async {
-        loop {
-            match bus.open_intake(STORE, 3, &["uam"], &[]).await {
-                Ok(intake) => break intake,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    })
-    .await;
-    assert_eq!(bodies(&take(&mut again, 5).await), numbers(0..5));
-}
-
-#[tokio::test]
 async fn calls_of_backends_are_answered_and_questions_to_them_too() {
     let server = NatsServer::start().await;
     let bus = server.bus().await;
@@ -686,153 +543,4 @@ async fn notices_reach_the_ops_stream_without_being_awaited() {
     let seen = soon("the notice", tail.next()).await.expect("read");
     assert_eq!(seen.subject, "fed.ops.delivery.dead.uam.beta_com");
     assert_eq!(bus.notices_dropped(), 0);
-}
-
-#[tokio::test]
-async fn no_broker_is_an_error_within_the_patience_configured() {
-    let dir = tempfile::tempdir().expect("dir");
-    let mut config = nats::config(Some("nats://127.0.0.1:1".to_owned()), dir.path().into());
-    config.connect_timeout = Duration::from_millis(300);
-    let error = soon("gives up", Bus::connect(&config))
-        .await
-        .err()
-        .expect("no broker");
-    assert_eq!(error.kind, BusErrorKind::Unavailable);
-}
-
-#[tokio::test]
-async fn the_managed_server_is_started_again_on_its_port_and_stopped_with_us() {
-    let dir = tempfile::tempdir().expect("dir");
-    let mut config = nats::config(None, dir.path().join("nats"));
-    let guard = nats::drawbridge_binary();
-    let server = ManagedServer::start_guarded_by(&config, &guard)
-        .await
-        .expect("started");
-    assert_eq!(
-        ManagedServer::running_url(&config.managed).await,
-        Some(server.url())
-    );
-    config.url = Some(server.url());
-    let bus = Bus::connect(&config).await.expect("connected");
-    bus.apply_streams().await.expect("streams");
-    assert_eq!(bus.server().max_payload, 16 * 1024 * 1024);
-    send(&bus, "beta.com", 1).await;
-
-    let second = ManagedServer::start_guarded_by(&config, &guard).await;
-    assert_eq!(
-        second.err().expect("same directory").kind,
-        BusErrorKind::Config
-    );
-
-    let first = server.pid().expect("running");
-    let mut pids = server.pid_changes();
-    kill(first, "-KILL");
-    let pid = soon(
-        "started again",
-        pids.wait_for(|pid| pid.is_some_and(|p| p != first)),
-    )
-    .await
-    .expect("a change")
-    .expect("running");
-    let mut up = bus.connected_changes();
-    soon("connected again", up.wait_for(|up| *up))
-        .await
-        .expect("a change");
-    let mut intake = soon("intake", async {
-        loop {
-            match bus.open_intake(STORE, 1, &["uam"], &[]).await {
-                Ok(intake) => break intake,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    })
-    .await;
-    assert_eq!(
-        bodies(&take(&mut intake, 1).await),
-        ["1"],
-        "nothing was lost"
-    );
-    let url = server.url();
-    soon("stops", server.stop()).await;
-    assert!(!nats::alive(pid));
-    assert_eq!(ManagedServer::running_url(&config.managed).await, None);
-
-    let again = ManagedServer::start_guarded_by(&config, &guard)
-        .await
-        .expect("started");
-    assert_eq!(again.url(), url, "the port is kept over runs");
-    again.stop().await;
-}
-
-#[tokio::test]
-async fn a_guard_that_is_killed_leaves_no_second_server_behind() {
-    let dir = tempfile::tempdir().expect("dir");
-    let config = nats::config(None, dir.path().join("nats"));
-    let server = ManagedServer::start_guarded_by(&config, &nats::drawbridge_binary())
-        .await
-        .expect("started");
-    let first = server.pid().expect("running");
-    let parent = std::fs::read_to_string(format!("/proc/{first}/stat")).expect("its parent");
-    let guard: u32 = parent
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(1))
-        .and_then(|pid| pid.parse().ok())
-        .expect("a process id");
-    let mut pids = server.pid_changes();
-    kill(guard, "-KILL");
-    soon(
-        "started again",
-        pids.wait_for(|pid| pid.is_some_and(|p| p != first)),
-    )
-    .await
-    .expect("a change");
-    assert!(!nats::alive(first), "the old server was ended first");
-    server.stop().await;
-}
-
-/// The test starts itself again as the bridge would run, kills that, and looks for the server.
-#[tokio::test]
-async fn the_managed_server_ends_when_its_bridge_is_killed() {
-    const INNER: &str = "DRAWBRIDGE_TEST_INNER_STORE";
-    if let Some(dir) = std::env::var_os(INNER) {
-        let config = nats::config(None, dir.into());
-        let server = ManagedServer::start_guarded_by(&config, &nats::drawbridge_binary())
-            .await
-            .expect("started");
-        println!("\nserver {}", server.pid().expect("running"));
-        std::future::pending::<()>().await;
-    }
-    let dir = tempfile::tempdir().expect("dir");
-    let mut bridge = tokio::process::Command::new(std::env::current_exe().expect("this test"))
-        .args([
-            "--exact",
-            "the_managed_server_ends_when_its_bridge_is_killed",
-            "--nocapture",
-        ])
-        .env(INNER, dir.path().join("nats"))
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("started");
-    let mut lines = BufReader::new(bridge.stdout.take().expect("its output")).lines();
-    let pid: u32 = soon("the server runs", async {
-        loop {
-            let line = lines.next_line().await.expect("a line").expect("more");
-            if let Some(pid) = line.strip_prefix("server ") {
-                break pid.parse().expect("a process id");
-            }
-        }
-    })
-    .await;
-    assert!(nats::alive(pid));
-    bridge.kill().await.expect("killed");
-    nats::gone(pid).await;
-}
-
-fn kill(pid: u32, signal: &str) {
-    let status = std::process::Command::new("kill")
-        .args([signal, &pid.to_string()])
-        .status()
-        .expect("kill runs");
-    assert!(status.success());
 }
