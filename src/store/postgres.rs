@@ -149,7 +149,8 @@ impl Place {
     }
 
     /// Takes the lock, with some patience for the session of a process that was just killed: it lasts
-    /// as long as the statement it was in.
+    /// as long as the statement it was in. A fixed pause instead of `retry::until`, whose last delay
+    /// may outlast the limit on the whole opening: that would hide who holds the lock.
     async fn lock_soon(&self, conn: &mut Conn) -> Result<(), StoreError> {
         let until = tokio::time::Instant::now() + self.patience / 2;
         loop {
