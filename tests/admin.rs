@@ -5,20 +5,18 @@ use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use drawbridge::admin::{AdminState, router};
-use drawbridge::clock::Clock;
-use drawbridge::config::{PeerPin, Secret};
-use drawbridge::ops::Ops;
-use drawbridge::ops::health::Health;
-use drawbridge::peers::Peers;
 use drawbridge::protocol::{PeerName, PeerRecord};
-use drawbridge::store::{NewRow, RowState, Store};
-use drawbridge::trust::{Rule, Trust};
+use drawbridge::store::{NewRow, RowState};
+use drawbridge::trust::Rule;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
-const NOW: i64 = 1_800_000_000_000;
-const TOKEN: &str = "a-token-of-these-tests-alone";
+mod support {
+    pub mod admin_state;
+}
+
+use support::admin_state::{NOW, TOKEN, state};
 
 struct Bridge {
     state: AdminState,
@@ -27,37 +25,7 @@ struct Bridge {
 
 impl Bridge {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let clock = Clock::fixed(NOW);
-        let store = Store::open(&dir.path().join("d.sqlite"), clock.clone())
-            .await
-            .unwrap();
-        let pin = PeerPin {
-            protocol: "uam".into(),
-            name: "beta.com".into(),
-            endpoint: Some("https://relay.beta.com".into()),
-            public_key: None,
-            accepted: true,
-        };
-        let peers = Peers::open(store.clone(), &[pin], clock.clone())
-            .await
-            .unwrap();
-        let trust = Trust::open(store.clone(), clock.clone()).await.unwrap();
-        let state = AdminState {
-            store,
-            peers,
-            trust,
-            door: None,
-            lanes: None,
-            health: Health::new(),
-            ops: Ops::silent(),
-            clock,
-            protocols: vec!["uam"],
-            speakers: Vec::new(),
-            token: Secret(TOKEN.to_owned().into()),
-            metrics_open: true,
-            loopback_only: true,
-        };
+        let (state, dir) = state("beta.com").await;
         Self { state, _dir: dir }
     }
 

@@ -10,12 +10,7 @@ use bytes::Bytes;
 use drawbridge::admin::routes::table;
 use drawbridge::admin::{Access, AdminState, router};
 use drawbridge::clock::Clock;
-use drawbridge::config::{PeerPin, Secret};
-use drawbridge::ops::Ops;
-use drawbridge::ops::health::Health;
-use drawbridge::peers::Peers;
-use drawbridge::store::{NewRow, RowState, Store};
-use drawbridge::trust::Trust;
+use drawbridge::store::{NewRow, RowState};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
@@ -26,12 +21,12 @@ mod queue;
 
 #[path = "../support"]
 mod support {
+    pub mod admin_state;
     pub mod openapi;
     pub mod speaker;
 }
 
-const NOW: i64 = 1_800_000_000_000;
-const TOKEN: &str = "a-token-of-these-tests-alone";
+use support::admin_state::{NOW, TOKEN, state};
 
 struct Bridge {
     state: AdminState,
@@ -41,40 +36,11 @@ struct Bridge {
 
 impl Bridge {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let clock = Clock::fixed(NOW);
-        let store = Store::open(&dir.path().join("d.sqlite"), clock.clone())
-            .await
-            .unwrap();
-        let pin = PeerPin {
-            protocol: "uam".into(),
-            name: "pinned.com".into(),
-            endpoint: Some("https://relay.pinned.com".into()),
-            public_key: None,
-            accepted: true,
-        };
-        let peers = Peers::open(store.clone(), &[pin], clock.clone())
-            .await
-            .unwrap();
-        let trust = Trust::open(store.clone(), clock.clone()).await.unwrap();
-        let state = AdminState {
-            store,
-            peers,
-            trust,
-            door: None,
-            lanes: None,
-            health: Health::new(),
-            ops: Ops::silent(),
-            clock: clock.clone(),
-            protocols: vec!["uam"],
-            speakers: vec![Arc::new(support::speaker::Speaker::new())],
-            token: Secret(TOKEN.to_owned().into()),
-            metrics_open: true,
-            loopback_only: true,
-        };
+        let (mut state, dir) = state("pinned.com").await;
+        state.speakers = vec![Arc::new(support::speaker::Speaker::new())];
         Self {
+            clock: state.clock.clone(),
             state,
-            clock,
             _dir: dir,
         }
     }

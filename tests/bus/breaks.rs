@@ -7,7 +7,7 @@ use bytes::Bytes;
 use drawbridge::bus::{Bus, BusErrorKind, BusMessage, TailFrom};
 
 use crate::support::nats::{self, NatsServer};
-use crate::{STORE, bodies, numbers, open, send, soon, take};
+use crate::{STORE, bodies, numbers, open, open_again, send, soon, take};
 
 #[tokio::test]
 async fn a_tail_neither_skips_nor_repeats_over_a_restart_of_the_broker() {
@@ -141,15 +141,7 @@ async fn a_broker_that_is_killed_and_comes_back_is_connected_to_again() {
     soon("back", changes.wait_for(|up| *up))
         .await
         .expect("a change");
-    let mut again = soon("opened", async {
-        loop {
-            match bus.open_intake(STORE, 3, &["uam"], &[]).await {
-                Ok(intake) => break intake,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    })
-    .await;
+    let mut again = open_again(&bus, 3).await;
     assert_eq!(bodies(&take(&mut again, 5).await), numbers(0..5));
 }
 

@@ -37,6 +37,19 @@ async fn open(bus: &Bus, epoch: i64) -> Intake {
         .expect("intake")
 }
 
+/// The same as soon as the broker, which is coming up, lets us.
+async fn open_again(bus: &Bus, epoch: i64) -> Intake {
+    soon("the intake", async {
+        loop {
+            match bus.open_intake(STORE, epoch, &["uam"], &[]).await {
+                Ok(intake) => break intake,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    })
+    .await
+}
+
 /// Reads this many messages.
 async fn take(intake: &mut Intake, count: usize) -> Vec<OutMessage> {
     let mut all = Vec::new();

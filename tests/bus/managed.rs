@@ -2,13 +2,12 @@
 //! bridge, never twice.
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use drawbridge::bus::{Bus, BusErrorKind, ManagedServer};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::nats;
-use crate::{STORE, bodies, send, soon, take};
+use crate::{bodies, open_again, send, soon, take};
 
 #[tokio::test]
 async fn the_managed_server_is_started_again_on_its_port_and_stopped_with_us() {
@@ -48,15 +47,7 @@ async fn the_managed_server_is_started_again_on_its_port_and_stopped_with_us() {
     soon("connected again", up.wait_for(|up| *up))
         .await
         .expect("a change");
-    let mut intake = soon("intake", async {
-        loop {
-            match bus.open_intake(STORE, 1, &["uam"], &[]).await {
-                Ok(intake) => break intake,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    })
-    .await;
+    let mut intake = open_again(&bus, 1).await;
     assert_eq!(
         bodies(&take(&mut intake, 1).await),
         ["1"],
