@@ -1,0 +1,1 @@
+//! Which hosts may peer with us.

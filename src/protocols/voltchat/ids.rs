@@ -1,0 +1,1 @@
+//! Ids, relay types, reserved keys.

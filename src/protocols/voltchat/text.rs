@@ -1,0 +1,1 @@
+//! Text as ECMAScript measures and trims it.

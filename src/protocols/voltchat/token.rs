@@ -1,0 +1,1 @@
+//! The token that proves a request.
