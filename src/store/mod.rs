@@ -8,7 +8,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | [`types`] | rows and operations as callers see them |
-//! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
+//! | `queue`, `inbound`, `replay`, `facts` | the handle's methods: outbound, inbound, ids spent, peers and the rest |
 //! | `checkpoint`, `held` | how far the broker is known to have come; what is held back from `fed.in` |
 //! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
@@ -40,6 +40,7 @@ mod postgres;
 mod prune;
 mod queue;
 mod read;
+mod replay;
 mod schema;
 mod shapes;
 mod single;
