@@ -20,6 +20,7 @@ mod nats;
 mod read;
 mod secret;
 mod store;
+mod voltchat;
 
 use std::path::Path;
 

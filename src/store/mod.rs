@@ -8,7 +8,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | [`types`] | rows and operations as callers see them |
-//! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
+//! | `queue`, `inbound`, `replay`, `facts` | the handle's methods: outbound, inbound, ids spent, peers and the rest |
 //! | `checkpoint`, `held` | how far the broker is known to have come; what is held back from `fed.in` |
 //! | `mailbox` | rows that a peer fetches |
 //! | `manage` | what an operator does to rows, and the counts of each peer |
@@ -42,6 +42,7 @@ mod postgres;
 mod prune;
 mod queue;
 mod read;
+mod replay;
 mod schema;
 mod shapes;
 mod single;
