@@ -10,18 +10,16 @@ mod keys;
 mod outbound;
 mod peer;
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
+use std::sync::Arc;
 
 pub use inbound::{ReplayId, Verified, VerifiedParts};
 pub use keys::{KeyState, OwnKey, Rotation};
 pub use outbound::{
-    Answer, Fault, Judgement, Learned, OutEvent, Record, Request, Schedule, Scope, Sealed, Targets,
-    TransportError, TransportKind, Try, Verdict, Via,
+    Answer, Beats, Fault, Judgement, Learned, MailboxBounds, OutEvent, Record, Request, Schedule,
+    Scope, Sealed, Targets, TransportError, TransportKind, Try, Verdict, Via,
 };
 pub use peer::{BadPeerName, PeerName, PeerRecord};
 
@@ -66,7 +64,8 @@ pub type Tell<'a> = &'a mut (dyn FnMut(Step) + Send);
 /// One federation protocol.
 ///
 /// Rooms kept for protocols to come, each with a default here so that a protocol states only what
-/// it has: `scope` (sealing in order), `via` (mailboxes), `beats` (polling and heartbeats).
+/// it has: `scope` (sealing in order), `via` and `mailbox` (peers that fetch), `beats` (polling and
+/// heartbeats).
 pub trait Protocol: Send + Sync + 'static {
     /// Its name in subjects, tables and settings.
     fn id(&self) -> ProtocolId;
@@ -157,13 +156,23 @@ pub trait Protocol: Send + Sync + 'static {
         Ok(())
     }
 
-    /// How often [`Protocol::beat`] wants to run for a peer; `None`: never.
-    fn beats(&self) -> Option<Duration> {
+    /// How long rows of [`Via::Held`] peers are kept; `None`: the protocol knows no mailboxes.
+    fn mailbox(&self) -> Option<MailboxBounds> {
         None
     }
 
-    /// Heartbeat, polling, gossip with one peer. Run by the peer's owner, one at a time.
-    fn beat<'a>(&'a self, _peer: &'a PeerRecord) -> BoxFuture<'a, ()> {
+    /// How often [`Protocol::beat`] wants to run for each of [`Protocol::beating`]; `None`: never.
+    fn beats(&self) -> Option<Beats> {
+        None
+    }
+
+    /// Whom to beat for at this moment.
+    fn beating(&self) -> Vec<PeerName> {
+        Vec::new()
+    }
+
+    /// Heartbeat, polling, gossip with one peer. One at a time for each peer.
+    fn beat<'a>(&'a self, _peer: &'a PeerName) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 }

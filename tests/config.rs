@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use drawbridge::config::{Config, DEFAULT_TOML, StreamPolicy};
 
+#[path = "config/voltchat.rs"]
+mod voltchat;
+
 fn load(text: &str) -> Config {
     Config::from_text(text).unwrap_or_else(|e| panic!("{text}: {e}"))
 }

@@ -53,6 +53,7 @@ pub(super) fn parse(stored: Stored<'_>) -> Parsed {
     let order = note(key(headers, "Fed-Order"));
     let expires = note(single(headers, "Fed-Expires"));
     let hops = note(single(headers, "Fed-Hops"));
+    let came_from = note(single(headers, "Fed-Peer")).filter(|peer| !peer.is_empty());
     let traceparent = single(headers, "traceparent")
         .ok()
         .flatten()
@@ -86,6 +87,7 @@ pub(super) fn parse(stored: Stored<'_>) -> Parsed {
         order,
         expires_ms,
         hops,
+        came_from,
         traceparent,
         payload: stored.payload,
     };

@@ -4,6 +4,7 @@
 mod http;
 mod peers;
 mod uam;
+mod voltchat;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
     Ok(Config {
         nats: super::nats::nats(layers, &section("nats"), &section("nats.managed"))?,
         store: super::store::read(&section("store"), &data_dir)?,
+        voltchat: voltchat::voltchat(layers, &section("voltchat"), &http)?,
         http,
         public: public(&section("public"), &section("http"))?,
         admin: admin(&section("admin"))?,
@@ -106,19 +108,27 @@ fn admin(s: &Section<'_>) -> Result<ListenConfig, ConfigError> {
     })
 }
 
-/// Fewest characters of a token that may open the admin API.
+/// Fewest characters of a bearer token that operators may use.
 const MIN_TOKEN: usize = 16;
+
+/// Whether a bearer token is long enough and fits into a header.
+fn usable_token(token: &Secret) -> bool {
+    token.0.len() >= MIN_TOKEN && token.0.bytes().all(|b| b.is_ascii_graphic())
+}
+
+fn token_sentence() -> String {
+    format!(
+        "must be at least {MIN_TOKEN} printable ASCII characters without spaces, such as \
+         `openssl rand -hex 32` prints"
+    )
+}
 
 fn admin_access(s: &Section<'_>) -> Result<AdminAccess, ConfigError> {
     let token = s.secret("token")?;
     if let Some(token) = &token
-        && (token.0.len() < MIN_TOKEN || !token.0.bytes().all(|b| b.is_ascii_graphic()))
+        && !usable_token(token)
     {
-        return Err(s.wrong(
-            "token",
-            "must be at least 16 printable ASCII characters without spaces, such as \
-             `openssl rand -hex 32` prints",
-        ));
+        return Err(s.wrong("token", &token_sentence()));
     }
     let address = address(s)?;
     if token.is_none() && !address.ip().is_loopback() {

@@ -2,8 +2,8 @@
 //!
 //! `DRAWBRIDGE_SECTION__KEY` names any key of the file. A name with `__` in it must be a setting; one
 //! without is left alone unless it is a top-level key or a setting written with too few underscores,
-//! since tools keep variables of their own under the same prefix. The UAM document's names come
-//! first, so that ours win.
+//! since tools keep variables of their own under the same prefix. The names of the UAM document and of
+//! a VoltChat mainline come first, so that ours win.
 
 use toml::Value;
 
@@ -22,6 +22,10 @@ enum Form {
     Hours,
     /// Python's names of levels.
     Level,
+    /// `true`, exactly; anything else is false.
+    Exactly,
+    /// Items with commas between.
+    List,
 }
 
 const UAM: [(&str, &str, Form); 10] = [
@@ -49,13 +53,35 @@ const UAM: [(&str, &str, Form); 10] = [
     ("UAM_LOG_LEVEL", "log.level", Form::Level),
 ];
 
+/// A mainline's names. The general ones stand first, so that the federation's own win.
+const VOLTCHAT: [(&str, &str, Form); 5] = [
+    ("SERVER_URL", "voltchat.url", Form::Text),
+    ("SERVER_NAME", "voltchat.server_name", Form::Text),
+    ("FEDERATION_ENABLED", "voltchat.enabled", Form::Exactly),
+    ("FEDERATION_SERVER_NAME", "voltchat.server_name", Form::Text),
+    (
+        "FEDERATION_ALLOWED_SERVERS",
+        "voltchat.allowed_servers",
+        Form::List,
+    ),
+];
+/// Many programs have a SERVER_URL: the general names count only beside one that begins like this.
+const VOLTCHAT_OWN: &str = "FEDERATION_";
+
 /// Puts the variables that are settings on top.
 pub(super) fn apply(layers: &mut Layers, env: &[(String, String)]) -> Result<(), ConfigError> {
-    for (name, path, form) in UAM {
-        let given = env.iter().find(|(n, _)| n == name).map(|(_, v)| v.trim());
+    let given = |name: &str| {
+        let found = env.iter().find(|(n, _)| n == name).map(|(_, v)| v.trim());
         // An empty variable is how compose files write "not set".
-        if let Some(text) = given.filter(|text| !text.is_empty()) {
-            layers.add_value(path, uam_value(name, text, form)?, name)?;
+        found.filter(|text| !text.is_empty())
+    };
+    let meant = VOLTCHAT
+        .iter()
+        .any(|(name, ..)| name.starts_with(VOLTCHAT_OWN) && given(name).is_some());
+    let voltchat = VOLTCHAT.into_iter().filter(|_| meant);
+    for (name, path, form) in UAM.into_iter().chain(voltchat) {
+        if let Some(text) = given(name) {
+            layers.add_value(path, documented(name, text, form)?, name)?;
         }
     }
     let paths = layers.paths();
@@ -113,7 +139,8 @@ fn refuse_two_forms(ours: &[(&String, &str, &String)]) -> Result<(), ConfigError
     Ok(())
 }
 
-fn uam_value(name: &str, text: &str, form: Form) -> Result<Value, ConfigError> {
+/// Reads `text` as the document of the variable's protocol has it.
+fn documented(name: &str, text: &str, form: Form) -> Result<Value, ConfigError> {
     let number = |unit: &str| {
         text.parse::<i64>()
             .ok()
@@ -127,6 +154,8 @@ fn uam_value(name: &str, text: &str, form: Form) -> Result<Value, ConfigError> {
             text.to_ascii_lowercase().as_str(),
             "1" | "true" | "yes"
         )),
+        Form::Exactly => Value::Boolean(text == "true"),
+        Form::List => list(text),
         Form::Seconds => Value::String(format!("{}s", number("a whole number of seconds")?)),
         Form::Hours => Value::String(format!("{}h", number("a whole number of hours")?.max(1))),
         Form::Level => Value::String(match text.to_ascii_lowercase().as_str() {
@@ -151,14 +180,18 @@ fn typed(layers: &Layers, path: &str, name: &str, text: &str) -> Result<Value, C
             "0" | "false" | "no" => Value::Boolean(false),
             _ => return Err(wrong("true or false")),
         },
-        Some(Value::Array(_)) => Value::Array(
-            trimmed
-                .split(',')
-                .map(str::trim)
-                .filter(|item| !item.is_empty())
-                .map(|item| Value::String(item.to_owned()))
-                .collect(),
-        ),
+        Some(Value::Array(_)) => list(trimmed),
         _ => Value::String(trimmed.to_owned()),
     })
+}
+
+/// Items with commas between.
+fn list(text: &str) -> Value {
+    Value::Array(
+        text.split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+            .map(|item| Value::String(item.to_owned()))
+            .collect(),
+    )
 }

@@ -1,8 +1,9 @@
 //! Layers of settings, merged, each value with the name of where it came from.
 //!
-//! The default file is the schema: a key that it does not name is unknown. Two places are free:
-//! `[http.hosts]`, whose keys are host names, and `[[peers]]`, which the default file can only show
-//! in a comment ([`PEER_KEYS`]).
+//! The default file is the schema: a key that it does not name is unknown. Free are `[http.hosts]`,
+//! whose keys are host names, and the blocks, which the default file can only show in a comment
+//! ([`BLOCKS`]). A few settings have a second name, as another program's document writes them
+//! ([`ALIASES`]).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -15,10 +16,24 @@ use super::{ConfigError, DEFAULT_TOML, Secret};
 
 /// The table whose keys are the user's own.
 const FREE_TABLE: &str = "http.hosts";
-/// The list of tables.
+/// What is pinned of peers.
 pub(super) const PEERS: &str = "peers";
-/// Keys of one `[[peers]]` block.
-pub(super) const PEER_KEYS: [&str; 5] = ["protocol", "name", "endpoint", "public_key", "accepted"];
+/// Who may use VoltChat's administrative routes.
+pub(super) const OPERATORS: &str = "voltchat.operators";
+/// Lists of tables, with the keys of one block.
+const BLOCKS: [(&str, &[&str]); 2] = [
+    (
+        PEERS,
+        &["protocol", "name", "endpoint", "public_key", "accepted"],
+    ),
+    (OPERATORS, &["name", "role", "token", "token_file"]),
+];
+/// Second names of settings, and the first.
+const ALIASES: [(&str, &str); 3] = [
+    ("voltchat.serverName", "server_name"),
+    ("voltchat.allowedServers", "allowed_servers"),
+    ("voltchat.maxHops", "max_hops"),
+];
 
 /// All layers so far as one table.
 pub(super) struct Layers {
@@ -101,7 +116,8 @@ impl Layers {
         self.add(layer, origin)
     }
 
-    fn add(&mut self, layer: Table, origin: &str) -> Result<(), ConfigError> {
+    fn add(&mut self, mut layer: Table, origin: &str) -> Result<(), ConfigError> {
+        rename(&mut layer, origin)?;
         self.check(&layer, &self.schema, "", origin)?;
         for one in self.two_forms() {
             let other = format!("{one}_file");
@@ -144,8 +160,8 @@ impl Layers {
     ) -> Result<(), ConfigError> {
         for (key, value) in layer {
             let path = join(prefix, key);
-            if path == PEERS {
-                check_peers(value, origin)?;
+            if let Some((_, keys)) = BLOCKS.iter().find(|(name, _)| *name == path) {
+                check_blocks(&path, keys, value, origin)?;
                 continue;
             }
             match (schema.get(key), value) {
@@ -168,9 +184,8 @@ impl Layers {
 
     fn unknown(&self, path: &str, key: &str, schema: &Table, origin: &str) -> ConfigError {
         let mut beside: Vec<String> = schema.keys().map(|k| join(parent(path), k)).collect();
-        if parent(path).is_empty() {
-            beside.push(PEERS.to_owned());
-        }
+        let blocks = BLOCKS.iter().map(|(name, _)| (*name).to_owned());
+        beside.extend(blocks.filter(|name| parent(name) == parent(path)));
         let all = self.paths();
         let hint = nearest(path, &beside)
             .or_else(|| {
@@ -217,22 +232,43 @@ impl Layers {
     }
 }
 
-fn check_peers(value: &Value, origin: &str) -> Result<(), ConfigError> {
+/// Gives settings written under their second name their first.
+fn rename(layer: &mut Table, origin: &str) -> Result<(), ConfigError> {
+    for (alias, key) in ALIASES {
+        let Some((section, second)) = alias.split_once('.') else {
+            continue;
+        };
+        let Some(Value::Table(inner)) = layer.get_mut(section) else {
+            continue;
+        };
+        let Some(value) = inner.remove(second) else {
+            continue;
+        };
+        if inner.insert(key.to_owned(), value).is_some() {
+            return Err(ConfigError(format!(
+                "{origin}: {alias} and {section}.{key} are two names of one setting; keep one"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_blocks(name: &str, keys: &[&str], value: &Value, origin: &str) -> Result<(), ConfigError> {
     let blocks = value.as_array().filter(|a| a.iter().all(Value::is_table));
     let Some(blocks) = blocks else {
         return Err(ConfigError(format!(
-            "{origin}: peers must be blocks that begin with [[peers]], not {}",
+            "{origin}: {name} must be blocks that begin with [[{name}]], not {}",
             kind(value)
         )));
     };
-    let known: Vec<String> = PEER_KEYS.iter().map(|k| join(PEERS, k)).collect();
+    let known: Vec<String> = keys.iter().map(|k| join(name, k)).collect();
     for key in blocks
         .iter()
         .filter_map(Value::as_table)
         .flat_map(Table::keys)
     {
-        if !PEER_KEYS.contains(&key.as_str()) {
-            let path = join(PEERS, key);
+        if !keys.contains(&key.as_str()) {
+            let path = join(name, key);
             let hint = nearest(&path, &known)
                 .map_or_else(String::new, |near| format!("; did you mean {near}?"));
             return Err(ConfigError(format!(

@@ -8,6 +8,7 @@ use super::StoreConfig;
 pub use super::given::Given;
 pub use super::nats::{DurabilityPolicy, ManagedConfig, NatsConfig, NatsLogin, NatsTls};
 pub use super::secret::{Secret, SecretFrom};
+pub use super::voltchat::{Operator, OperatorRole, VoltChatConfig};
 
 /// Everything, validated.
 #[derive(Clone, Debug)]
@@ -26,6 +27,7 @@ pub struct Config {
     /// Each delivered or accepted message its own operator event, instead of sums.
     pub ops_single: bool,
     pub uam: UamConfig,
+    pub voltchat: VoltChatConfig,
     pub peers: Vec<PeerPin>,
     /// What was written, for telling one reading from another.
     pub given: Given,

@@ -28,6 +28,7 @@ use tower::Service;
 
 use super::forwarded::client_address;
 use super::server::ClientAddr;
+use super::written;
 use crate::config::ListenConfig;
 
 /// Header fields of one request at most.
@@ -71,9 +72,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let activity = Arc::new(Activity::new());
+    let left = written::Connection::default();
     let io = TokioIo::new(Watched {
         stream,
         activity: Arc::clone(&activity),
+        left: left.clone(),
     });
     let service = {
         let shared = Arc::clone(&shared);
@@ -81,8 +84,9 @@ where
         hyper::service::service_fn(move |request: Request<Incoming>| {
             let busy = Busy::new(&activity, request.version());
             let shared = Arc::clone(&shared);
+            let left = left.clone();
             async move {
-                let answer = answer(request, peer, &shared).await;
+                let answer = answer(request, peer, left, &shared).await;
                 drop(busy);
                 Ok::<_, Infallible>(answer)
             }
@@ -117,7 +121,12 @@ where
 }
 
 /// One request through the listener's limits to the router.
-async fn answer(request: Request<Incoming>, peer: IpAddr, shared: &Shared) -> Response<Body> {
+async fn answer(
+    request: Request<Incoming>,
+    peer: IpAddr,
+    left: written::Connection,
+    shared: &Shared,
+) -> Response<Body> {
     let config = &shared.config;
     if request.headers().len() > MAX_HEADERS {
         return refusal(
@@ -146,6 +155,7 @@ async fn answer(request: Request<Incoming>, peer: IpAddr, shared: &Shared) -> Re
         received.store(true, Ordering::Relaxed);
     }
     request.extensions_mut().insert(ClientAddr(client));
+    request.extensions_mut().insert(left);
     let mut router = shared.router.clone();
     match tokio::time::timeout(config.request_timeout, router.call(request)).await {
         Ok(Ok(response)) => response,
@@ -270,6 +280,7 @@ impl Drop for Busy {
 struct Watched<S> {
     stream: S,
     activity: Arc<Activity>,
+    left: written::Connection,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -313,7 +324,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            self.left.flushed();
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -17,3 +17,4 @@ mod resolver;
 pub mod server;
 pub mod tls;
 pub mod unrouted;
+pub mod written;

@@ -209,6 +209,7 @@ fn log(protocol: &'static str, peer: &PeerName, item: &Item, finished: &Finished
         Verdict::Throttled { reason, .. } => ("throttled", Some(reason)),
         Verdict::Refused(reason) => ("refused", Some(reason)),
         Verdict::Hold(reason) => ("held", Some(reason)),
+        Verdict::Mailbox(reason) => ("mailbox", Some(reason)),
         Verdict::Again | Verdict::Rediscover { .. } => ("again", None),
     };
     let trace_id = item.traceparent.as_deref().and_then(trace::id);

@@ -77,6 +77,7 @@ pub fn decide(item: &Item, finished: &Finished, now: UnixMs, terms: &Terms<'_>) 
             };
             leaves(item, finished, outcome, Some(why))
         }
+        Verdict::Mailbox(why) => untouched(item, why, HealthNews::Good),
         Verdict::Retry {
             fault,
             reason,

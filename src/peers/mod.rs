@@ -9,6 +9,7 @@
 //! pinned peer too passes through `discover`, which asks [`Peers::pin`] and [`Peers::pinned_key`]:
 //! with endpoint and key pinned it needs no I/O, and the record it makes never goes stale.
 
+pub mod beats;
 mod discovery;
 pub mod health;
 mod persist;

@@ -28,6 +28,8 @@ pub struct OutEvent {
     pub expires_ms: Option<UnixMs>,
     /// The backend's `Fed-Hops`, if any.
     pub hops: Option<u32>,
+    /// The backend's `Fed-Peer`, if any: whom an event it passes on came from.
+    pub came_from: Option<String>,
     /// W3C trace context.
     pub traceparent: Option<String>,
     /// The body as published.
@@ -79,8 +81,8 @@ pub struct Sealed {
 pub enum Via {
     /// Lanes attempt them.
     Post,
-    /// Rows wait until the peer fetches them.
-    Held,
+    /// Rows wait until the peer fetches them, or until that time, when the question is asked again.
+    Held { until_ms: UnixMs },
 }
 
 /// Which attempt this is.
@@ -207,6 +209,9 @@ pub enum Verdict {
     Rediscover { fault: Fault, reason: Refusal },
     /// Wait for an operator.
     Hold(Refusal),
+    /// This peer fetches: the row waits for that as it is. [`Protocol::via`](super::Protocol::via)
+    /// answers [`Via::Held`] from now on.
+    Mailbox(Refusal),
 }
 
 /// A fact about the peer to remember with its record.
@@ -232,4 +237,22 @@ pub struct Judgement {
 pub struct Schedule {
     /// Delay after the 1st, 2nd, … failed attempt; after the last one the row is dead.
     pub delays: Vec<Duration>,
+}
+
+/// Bounds of what waits for a peer that fetches; what is beyond them is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MailboxBounds {
+    /// Messages of one peer at most: later ones are dead.
+    pub messages: u64,
+    /// Messages wait no longer than this.
+    pub age: Duration,
+}
+
+/// The rhythm of a protocol's beats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beats {
+    /// From one beat of a peer to its next, about.
+    pub every: Duration,
+    /// Peers at once at most.
+    pub at_once: usize,
 }

@@ -1,6 +1,7 @@
 //! One folder per protocol.
 
 pub mod uam;
+pub mod voltchat;
 
 use std::path::PathBuf;
 

@@ -75,6 +75,7 @@ fn event() -> OutEvent {
         order: None,
         expires_ms: None,
         hops: None,
+        came_from: None,
         traceparent: None,
         payload: Bytes::from(request.envelope()),
     }

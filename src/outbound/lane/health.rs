@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::{Cause, Item, Lane};
 use crate::clock::UnixMs;
 use crate::peers::health::{Change, Facts, Pause, Policy, Verdict};
+use crate::protocol::Via;
 
 /// Who asked for an early attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +126,19 @@ impl Lane {
         self.facts.pause.as_ref().is_some_and(over) && self.facts.end_pause(now)
     }
 
+    /// Says how the peer's messages leave: it fetches them until that time, or they are pushed.
+    pub fn leaves_by(&mut self, via: Via) {
+        let until = match via {
+            Via::Post => None,
+            Via::Held { until_ms } => Some(until_ms),
+        };
+        if until.is_some() && self.fetched_until.is_none() {
+            self.grant = None;
+            self.spill_all();
+        }
+        self.fetched_until = until;
+    }
+
     /// Forgets the failures and what the peer asked for. The rows keep their times.
     pub fn reset(&mut self) {
         self.facts.reset();
@@ -140,7 +154,7 @@ impl Lane {
     /// Whether a word from the peer would earn an early attempt.
     pub fn would_listen(&self, now: UnixMs) -> bool {
         self.facts.failures > self.heard_at
-            && self.facts.pause.is_none()
+            && !self.keeps_nothing()
             && !self.facts.throttled_at(now)
             && !self.is_idle()
     }
@@ -175,6 +189,10 @@ impl Lane {
                 (until_ms, format!("an operator paused the peer{why}"))
             }
             _ if nothing => (None, "nothing waits".to_owned()),
+            _ if self.fetched_until.is_some() => (
+                self.fetched_until,
+                "the peer fetches its messages; a push is tried again then".to_owned(),
+            ),
             Verdict::Wait { until_ms } if self.facts.throttled_at(now) => {
                 (Some(until_ms), "the peer asked for patience".to_owned())
             }

@@ -13,7 +13,8 @@
 //!   A page asked for before `loaded_to` went back is thrown away: it would jump over rows.
 //! - Every key not busy, not waiting and without rows in memory that has a `disk_from` is in `freed`.
 //! - A row is in memory at most once: `held` has the number of every row in memory or in flight.
-//! - A paused lane has nothing in memory but what is in flight; what arrives stays on disk.
+//! - A paused lane has nothing in memory but what is in flight; what arrives stays on disk. So has
+//!   one whose peer fetches its messages.
 //!
 //! | file | what it holds |
 //! | --- | --- |
@@ -165,6 +166,8 @@ pub struct Lane {
     probed_ms: UnixMs,
     /// The clock has jumped: nothing dies of its age.
     pub unsteady: bool,
+    /// The peer fetches its messages: nothing is attempted until then.
+    fetched_until: Option<UnixMs>,
 }
 
 /// Rows of one key read back at once.
@@ -202,6 +205,7 @@ impl Lane {
             heard_at: 0,
             probed_ms: 0,
             unsteady: false,
+            fetched_until: None,
         }
     }
 
@@ -242,7 +246,7 @@ impl Lane {
         }
         self.met_to = item.id;
         if self.tail
-            || self.facts.pause.is_some()
+            || self.keeps_nothing()
             || self.active() + self.asked >= self.limits.head
             || self.waiting.len() >= MAX_WAITING
         {
@@ -322,11 +326,17 @@ impl Lane {
             return;
         };
         key.busy = false;
-        if self.facts.tripped(policy) || self.facts.pause.is_some() {
+        if self.facts.tripped(policy) || self.facts.pause.is_some() || self.fetched_until.is_some()
+        {
             key.items.push_front(item);
             return self.spill_all();
         }
         self.park(item);
+    }
+
+    /// Whether what arrives stays on disk because nothing is attempted.
+    fn keeps_nothing(&self) -> bool {
+        self.facts.pause.is_some() || self.fetched_until.is_some()
     }
 
     /// Rows in memory that do not merely wait for their time.

@@ -21,6 +21,11 @@ impl Lane {
             self.grant = None;
             return Step::Rest;
         }
+        if let Some(until_ms) = self.fetched_until
+            && !matches!(verdict, Verdict::Paused { .. })
+        {
+            return Step::Sleep(until_ms);
+        }
         let early = self.grant.filter(|_| self.in_flight == 0);
         let window = match verdict {
             Verdict::Paused { until_ms } => return until_ms.map_or(Step::Rest, Step::Sleep),

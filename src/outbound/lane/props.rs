@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::tests::row;
 use super::*;
 use crate::peers::health::Pause;
-use crate::protocol::Schedule;
+use crate::protocol::{Schedule, Via};
 
 const POLICY: Policy = Policy {
     threshold: 3,
@@ -42,6 +42,11 @@ enum Act {
     Heard,
     Probe,
     Flush,
+    /// The peer turns out to fetch its messages, for so many milliseconds; or takes them pushed.
+    Fetches(u16),
+    Takes,
+    /// It fetches so many, if it fetches.
+    Fetch(u8),
 }
 
 enum Under {
@@ -69,11 +74,19 @@ struct World {
     under: Vec<Under>,
     first: HashMap<String, i64>,
     tried: HashSet<i64>,
+    fetched_until: i64,
 }
 
 impl World {
     fn poke(&mut self) {
         self.lane.pause_ran_out(self.now);
+        self.lane.leaves_by(if self.fetched() {
+            Via::Held {
+                until_ms: self.fetched_until,
+            }
+        } else {
+            Via::Post
+        });
         for turn in 0.. {
             assert!(turn < 10_000, "the lane asks for ever");
             match self.lane.next(&POLICY, &self.schedule, self.now, true) {
@@ -137,6 +150,7 @@ impl World {
 
     fn begin(&mut self, item: Item, cause: Cause) {
         assert!(!self.paused(), "{} goes to a paused peer", item.id);
+        assert!(!self.fetched(), "{} goes to a peer that fetches", item.id);
         assert!(self.disk.contains_key(&item.id), "{} was settled", item.id);
         for other in &self.under {
             if let Under::Attempt(o, ..) = other {
@@ -153,6 +167,10 @@ impl World {
             );
         }
         self.under.push(Under::Attempt(item, cause, self.now));
+    }
+
+    fn fetched(&self) -> bool {
+        self.fetched_until > self.now
     }
 
     fn paused(&self) -> bool {
@@ -240,6 +258,9 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Heard),
         1 => Just(Act::Probe),
         1 => Just(Act::Flush),
+        1 => (0..3_000u16).prop_map(Act::Fetches),
+        1 => Just(Act::Takes),
+        1 => (0..6u8).prop_map(Act::Fetch),
     ]
 }
 
@@ -258,6 +279,7 @@ fn run(head: usize, acts: Vec<Act>) -> Result<(), TestCaseError> {
         under: vec![],
         first: HashMap::new(),
         tried: HashSet::new(),
+        fetched_until: 0,
     };
     for act in acts {
         match act {
@@ -286,6 +308,16 @@ fn run(head: usize, acts: Vec<Act>) -> Result<(), TestCaseError> {
                 world.lane.heard(world.now);
             }
             Act::Probe => world.lane.grant(Grant::Operator),
+            Act::Fetches(ms) => world.fetched_until = world.now + i64::from(ms),
+            Act::Takes => world.fetched_until = 0,
+            Act::Fetch(n) => {
+                // A push that is under way may bring one of them a second time; its id tells.
+                if world.fetched() && world.under.is_empty() && world.untold.is_empty() {
+                    for _ in 0..n {
+                        world.disk.pop_first();
+                    }
+                }
+            }
             Act::Flush => {
                 for row in world.disk.values_mut() {
                     row.next_at_ms = row.next_at_ms.map(|t| t.min(world.now));
@@ -308,6 +340,7 @@ fn run(head: usize, acts: Vec<Act>) -> Result<(), TestCaseError> {
     }
     world.tell(usize::MAX);
     world.lane.resume(world.now);
+    world.fetched_until = 0;
     world.poke();
     for turn in 0.. {
         if world.disk.is_empty() && world.under.is_empty() && world.lane.is_idle() {
@@ -367,7 +400,7 @@ proptest! {
             lane: Lane::new(Limits { window: 4, head: HEADS[0] }, Facts::default()),
             schedule: Schedule { delays: vec![Duration::from_secs(1 << 30)] },
             now: 1, next: 1, disk: BTreeMap::new(), untold: Default::default(), under: vec![], first: HashMap::new(),
-            tried: HashSet::new(),
+            tried: HashSet::new(), fetched_until: 0,
         };
         for (key, wait) in rows {
             let mut new = row(world.next, &format!("k{key}"));

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::peers::health::{Change, Pause};
-use crate::protocol::Schedule;
+use crate::protocol::{Schedule, Via};
 use crate::store::RowState;
 
 const POLICY: Policy = Policy {
@@ -441,6 +441,28 @@ fn a_paused_lane_keeps_nothing_in_memory_and_goes_on_where_it_was() {
     assert!(lane.resume(10));
     assert_eq!(
         drain(&mut lane, &[(2, "a"), (3, "a"), (4, "b")], 10),
+        [2, 4, 3]
+    );
+}
+
+#[test]
+fn a_lane_whose_peer_fetches_attempts_nothing_and_goes_on_when_pushes_are_tried_again() {
+    let mut lane = lane();
+    for id in 1..=3 {
+        lane.arrive(row(id, "a").into());
+    }
+    lane.leaves_by(Via::Held { until_ms: 100 });
+    lane.arrive(row(4, "b").into());
+    assert!(lane.held.is_empty(), "all of it is on disk");
+    lane.grant(Grant::Operator);
+    assert!(matches!(
+        lane.next(&POLICY, &schedule(), 5, true),
+        Step::Sleep(100)
+    ));
+    lane.leaves_by(Via::Post);
+    // The first was fetched meanwhile.
+    assert_eq!(
+        drain(&mut lane, &[(2, "a"), (3, "a"), (4, "b")], 100),
         [2, 4, 3]
     );
 }

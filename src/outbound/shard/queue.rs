@@ -28,6 +28,7 @@ impl Shard {
                 return;
             };
             entry.lane.unsteady = !steady;
+            entry.lane.leaves_by(protocol.via(&key.1));
             resumed |= entry.lane.pause_ran_out(now);
             let room = self.room.admits(entry.pace(), entry.lane.in_flight());
             match entry
