@@ -98,6 +98,7 @@ on_both! {
     a_body_sent_to_many_is_stored_once_and_goes_with_the_last_of_them,
     an_event_is_new_once_then_a_duplicate_that_says_whether_it_is_the_same,
     a_replay_id_counts_until_it_expires,
+    a_replay_id_is_spent_by_one_of_many_whether_with_an_event_or_without,
     what_waits_at_closing_is_still_written,
     ledger_numbers_ascend_over_restarts_and_pruning,
     pruning_keeps_what_is_still_needed,
@@ -461,6 +462,39 @@ async fn a_replay_id_counts_until_it_expires(f: Fixture) {
     later.replay[0].expires_ms = NOW + 1_200_000;
     assert!(matches!(accept(&f.store, later).await, Accepted::New(_)));
     assert!(f.store.replay_seen("uam", &id).await.unwrap());
+}
+
+async fn a_replay_id_is_spent_by_one_of_many_whether_with_an_event_or_without(f: Fixture) {
+    let claim = async |id: ReplayId| {
+        let commit = f.store.claim_replay("uam", id).await.unwrap();
+        commit.await.unwrap()
+    };
+    let id = arrival("", b"n1").replay.remove(0);
+    let all = futures_util::future::join_all((0..16).map(|_| claim(id.clone()))).await;
+    assert_eq!(all.iter().filter(|won| **won).count(), 1);
+    assert_eq!(
+        accept(&f.store, arrival("k1", b"n1")).await,
+        Accepted::Replayed,
+        "what a claim has spent carries no event"
+    );
+    accept(&f.store, arrival("k2", b"n2")).await;
+    let carried = arrival("", b"n2").replay.remove(0);
+    assert!(
+        !claim(carried).await,
+        "what an event has spent is claimed no more"
+    );
+    let other = ReplayId {
+        scope: "another.test".into(),
+        ..id.clone()
+    };
+    assert!(claim(other).await, "another peer's id is another id");
+    f.clock.set(NOW + 600_000);
+    let later = ReplayId {
+        expires_ms: NOW + 1_200_000,
+        ..id
+    };
+    assert!(claim(later.clone()).await, "its time was over");
+    assert!(!claim(later).await);
 }
 
 #[test]

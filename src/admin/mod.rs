@@ -12,6 +12,7 @@
 //! | `trust` | allow, block and quarantine rules; what is held of quarantined peers |
 //! | `inbound` | inbound events whose bodies the ledger still holds |
 //! | `keys` | our public keys; rotation |
+//! | `calls` | a protocol's own methods, as backends call them over NATS |
 //!
 //! A refusal is `{"error": code, "detail": sentence}`: 400 for a request that cannot be read, 404 for
 //! what is not there, 409 for what its state forbids, 422 for what names something unknown, 503 while
@@ -19,6 +20,7 @@
 
 mod access;
 mod bulk;
+mod calls;
 mod end;
 mod explain;
 mod inbound;

@@ -10,7 +10,9 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{self, MethodRouter};
 
 use super::access::{self, Access};
-use super::{AdminState, failure, inbound, keys, lanes, openapi, peers, probes, queue, trust};
+use super::{
+    AdminState, calls, failure, inbound, keys, lanes, openapi, peers, probes, queue, trust,
+};
 
 /// One route.
 pub struct Route {
@@ -64,6 +66,7 @@ pub fn table() -> Vec<Route> {
     table.extend(trust::routes());
     table.extend(inbound::routes());
     table.extend(keys::routes());
+    table.extend(calls::routes());
     table
 }
 

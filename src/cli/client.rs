@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use serde_json::Value;
 
+use crate::admin::params::encode;
 use crate::admin::token;
 use crate::config::{Config, HttpConfig, Secret};
 use crate::http::client::Client;
@@ -104,6 +105,22 @@ impl AdminClient {
     /// The body of a `POST` with or without a JSON body.
     pub async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, AdminError> {
         self.ask(Method::POST, path, body).await
+    }
+
+    /// What a protocol's own method answers (`fed.do.<protocol>.<method>`).
+    pub async fn call(
+        &self,
+        protocol: &str,
+        method: &str,
+        body: &Value,
+    ) -> Result<Value, AdminError> {
+        let path = format!(
+            "/api/v1/protocols/{}/call/{}",
+            encode(protocol),
+            encode(method)
+        );
+        let mut answer = self.post(&path, Some(body)).await?;
+        Ok(answer["result"].take())
     }
 
     /// The body of a `DELETE`.

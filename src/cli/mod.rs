@@ -108,6 +108,12 @@ enum ConfigCommand {
     Defaults,
     /// Read the configuration and say whether it is right.
     Check(ConfigArgs),
+    /// Print a [voltchat] section made from a mainline's own config.json.
+    ImportVoltchat {
+        /// The mainline's config.json; `-` reads standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 impl ConfigArgs {
@@ -159,12 +165,21 @@ pub fn main() -> ExitCode {
                 println!("the configuration is right");
                 ExitCode::SUCCESS
             }),
+            Command::Config(ConfigCommand::ImportVoltchat { file }) => import_voltchat(&file),
         }
     });
     // What still runs does not hold the end up: `run` has waited for all that had to be.
     runtime.shutdown_background();
     crate::ops::log::flush();
     outcome.unwrap_or_else(|sentence| fail(&sentence))
+}
+
+fn import_voltchat(file: &std::path::Path) -> Outcome {
+    let bytes = read(file)?;
+    let about = |what: String| format!("{}: {what}", file.display());
+    let text = std::str::from_utf8(&bytes).map_err(|e| about(format!("it is no text: {e}")))?;
+    print!("{}", crate::config::mainline::section(text).map_err(about)?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn fail(sentence: &str) -> ExitCode {

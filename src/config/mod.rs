@@ -6,6 +6,7 @@
 //! where it stands, the key, what is allowed and what was found.
 //!
 //! [`secret`] is the rule for files that hold one, [`context`] reads the `nats` command's contexts.
+//! [`mainline`] makes a section of a VoltChat server's own file.
 //! [`layers`] merges and remembers which layer a value came from, [`env`] turns variables into a
 //! layer, [`read`] reads one value of one kind, [`build`] puts them together and checks what
 //! concerns several keys, [`given`] tells one reading from another.
@@ -15,6 +16,7 @@ mod context;
 mod env;
 mod given;
 mod layers;
+pub mod mainline;
 mod model;
 mod nats;
 mod read;

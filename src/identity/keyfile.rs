@@ -16,20 +16,29 @@ use super::{KeyFileError, KeyOrigin, b64};
 /// A key file is 44 characters and a line end; anything much larger is something else.
 const MAX_FILE: u64 = 1024;
 
+/// What a key file is for, as the sentences about it say.
+pub(super) struct Purpose {
+    /// What somebody who reads the file gets at.
+    pub exposed: &'static str,
+    /// What it means when the key is gone.
+    pub lost: &'static str,
+}
+
 /// Reads the seed, or makes the file with a fresh one.
 pub(super) fn load_or_create(
     path: &Path,
+    purpose: &Purpose,
 ) -> Result<(Zeroizing<[u8; 32]>, KeyOrigin), KeyFileError> {
-    if let Some(seed) = load(path)? {
+    if let Some(seed) = load(path, purpose)? {
         return Ok((seed, KeyOrigin::Loaded));
     }
     if create(path)? {
-        match load(path)? {
+        match load(path, purpose)? {
             Some(seed) => return Ok((seed, KeyOrigin::Created)),
             None => return Err(vanished(path)),
         }
     }
-    match load(path)? {
+    match load(path, purpose)? {
         Some(seed) => Ok((seed, KeyOrigin::Loaded)),
         None => Err(vanished(path)),
     }
@@ -43,7 +52,10 @@ fn vanished(path: &Path) -> KeyFileError {
 }
 
 /// `None`: there is no such file.
-pub(super) fn load(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileError> {
+pub(super) fn load(
+    path: &Path,
+    purpose: &Purpose,
+) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileError> {
     let shown = path.display();
     let cannot = |e: io::Error| match e.kind() {
         ErrorKind::PermissionDenied => KeyFileError(format!(
@@ -87,42 +99,49 @@ pub(super) fn load(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFileEr
     };
     if mode & others != 0 {
         return Err(KeyFileError(format!(
-            "the key file {shown} has mode {mode:04o}, so other users can read the relay's \
-             identity; run: chmod 600 {shown}"
+            "the key file {shown} has mode {mode:04o}, so other users can read {}; run: \
+             chmod 600 {shown}",
+            purpose.exposed
         )));
     }
     let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
     file.take(MAX_FILE + 1)
         .read_to_string(&mut text)
         .map_err(|e| match e.kind() {
-            ErrorKind::InvalidData => bad_content(path, "it is not text"),
+            ErrorKind::InvalidData => bad_content(path, purpose, "it is not text"),
             _ => cannot(e),
         })?;
     if text.len() as u64 > MAX_FILE {
-        return Err(bad_content(path, "it is far too long"));
+        return Err(bad_content(path, purpose, "it is far too long"));
     }
     let line = text.trim_ascii();
     if line.is_empty() {
-        return Err(bad_content(path, "it is empty"));
+        return Err(bad_content(path, purpose, "it is empty"));
     }
     if line.starts_with("-----BEGIN") {
-        return Err(bad_content(path, "it is PEM"));
+        return Err(bad_content(path, purpose, "it is PEM"));
     }
-    let mut bytes = b64::decode(line).map_err(|_| bad_content(path, "it is not base64"))?;
+    let mut bytes =
+        b64::decode(line).map_err(|_| bad_content(path, purpose, "it is not base64"))?;
     let seed = <[u8; 32]>::try_from(bytes.as_slice());
     let found = bytes.len();
     bytes.zeroize();
     match seed {
         Ok(seed) => Ok(Some(Zeroizing::new(seed))),
-        Err(_) => Err(bad_content(path, &format!("it decodes to {found} bytes"))),
+        Err(_) => Err(bad_content(
+            path,
+            purpose,
+            &format!("it decodes to {found} bytes"),
+        )),
     }
 }
 
-fn bad_content(path: &Path, what: &str) -> KeyFileError {
+fn bad_content(path: &Path, purpose: &Purpose, what: &str) -> KeyFileError {
     KeyFileError(format!(
         "the key file {} does not hold a key: {what}; expected one line, base64 of a 32-byte seed. \
-         Restore it from a backup; moving it away makes a new identity, which peers must learn first",
-        path.display()
+         Restore it from a backup; {}",
+        path.display(),
+        purpose.lost
     ))
 }
 
@@ -254,7 +273,7 @@ mod tests {
                 for _ in 0..3 {
                     s.spawn(|| {
                         while !over.load(Ordering::Relaxed) {
-                            load(&path).unwrap();
+                            load(&path, &crate::identity::IDENTITY).unwrap();
                         }
                     });
                 }

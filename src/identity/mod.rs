@@ -1,13 +1,18 @@
-//! Ed25519 keys, and the proof that a signature held.
+//! Keys and shared secrets, and the proof that a signature or a MAC held.
 //!
 //! Verification is strict: a scalar not below the group order, a small-order point and a key in
 //! non-canonical form are refused, so that every verifier agrees on what a signature proves.
-//! [`Proof`] can be made by [`PublicKey::verify`] alone; what demands one cannot be reached by an
-//! event that nobody checked.
+//! [`Proof`] can be made by [`PublicKey::verify`] and [`SharedSecret::verify`] alone; what demands one
+//! cannot be reached by an event that nobody checked.
+//!
+//! [`SharedSecret::verify`]: hmac::SharedSecret::verify
 
 pub mod b64;
+pub mod hmac;
 mod keyfile;
 pub mod ring;
+pub mod units;
+pub mod vault;
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +22,8 @@ use ed25519_dalek::{Signature, Signer, VerifyingKey};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// Evidence that an Ed25519 signature was verified. Only [`PublicKey::verify`] makes one.
+/// Evidence that an Ed25519 signature or an HMAC was verified. Only [`PublicKey::verify`] and
+/// [`hmac::SharedSecret::verify`] make one.
 #[derive(Debug)]
 pub struct Proof(());
 
@@ -34,6 +40,8 @@ pub enum KeyError {
     SmallOrder,
     #[error("the signature is not 64 bytes")]
     BadLength,
+    #[error("the message authentication code is not 32 bytes")]
+    BadMac,
     #[error("the signature does not match")]
     Mismatch,
 }
@@ -96,6 +104,12 @@ impl fmt::Debug for SigningKey {
     }
 }
 
+/// What a file with a signing key is worth, for the sentences about it.
+const IDENTITY: keyfile::Purpose = keyfile::Purpose {
+    exposed: "the relay's identity",
+    lost: "moving it away makes a new identity, which peers must learn first",
+};
+
 /// What [`SigningKey::load_or_create`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyOrigin {
@@ -125,7 +139,7 @@ impl SigningKey {
     /// Reads the file (one line, base64 of the 32-byte seed, mode 0600), or makes it (0600, fsynced,
     /// by a temporary name and link, never overwriting).
     pub fn load_or_create(path: &Path) -> Result<(Self, KeyOrigin), KeyFileError> {
-        let (seed, origin) = keyfile::load_or_create(path)?;
+        let (seed, origin) = keyfile::load_or_create(path, &IDENTITY)?;
         Ok((
             Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed))),
             origin,
@@ -134,7 +148,7 @@ impl SigningKey {
 
     /// Reads the file; `None`: there is none. Makes nothing.
     pub fn load(path: &Path) -> Result<Option<Self>, KeyFileError> {
-        let seed = keyfile::load(path)?;
+        let seed = keyfile::load(path, &IDENTITY)?;
         Ok(seed.map(|seed| Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed)))))
     }
 

@@ -126,7 +126,7 @@ impl Keyring {
                 path.display()
             ))
         };
-        let Some(seed) = keyfile::load(&next)? else {
+        let Some(seed) = keyfile::load(&next, &super::IDENTITY)? else {
             return Err(KeyFileError(format!(
                 "the key file {} disappeared while the key was being switched",
                 next.display()

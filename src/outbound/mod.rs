@@ -15,6 +15,7 @@ mod ended;
 pub mod heard;
 pub mod intake;
 pub mod lane;
+pub mod mailbox;
 pub mod outcome;
 mod rows;
 pub mod schedule;
@@ -41,6 +42,7 @@ use crate::store::{LaneSummary, Outcome, QueueRow, Settle, Store, StoreError};
 pub use control::{Control, ControlError, PeerOutlook, PeerState, Probed};
 use heard::Listening;
 use lane::Limits;
+pub use mailbox::Mailbox;
 use shard::{Known, LaneKey, Shard, Shared, Work};
 
 /// Batches a shard may have waiting.
@@ -167,12 +169,18 @@ impl Outbound {
             dead: dead.clone(),
             max_body,
         };
+        let mailboxes = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());
         let tasks = vec![
             tokio::spawn(reader.run(stop.clone())),
             tokio::spawn(dead::run(
                 parts.bus.clone(),
                 parts.store.clone(),
                 dead,
+                stop.clone(),
+            )),
+            tokio::spawn(mailboxes.keep_bounds(
+                parts.protocols.values().cloned().collect(),
+                control.dead.clone(),
                 stop.clone(),
             )),
             tokio::spawn(sweep(parts, senders, stop.clone())),

@@ -8,8 +8,9 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | [`types`] | rows and operations as callers see them |
-//! | `queue`, `inbound`, `facts` | the handle's methods: outbound, inbound, peers and the rest |
+//! | `queue`, `inbound`, `replay`, `facts` | the handle's methods: outbound, inbound, ids spent, peers and the rest |
 //! | `checkpoint`, `held` | how far the broker is known to have come; what is held back from `fed.in` |
+//! | `mailbox` | rows that a peer fetches |
 //! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
 //! | `backend`, `apply`, `arrive`, `single`, `prune` | a batch written in one transaction |
@@ -33,6 +34,7 @@ mod inbound;
 mod info;
 mod lanes;
 mod linger;
+mod mailbox;
 mod manage;
 mod ops;
 mod plan;
@@ -40,6 +42,7 @@ mod postgres;
 mod prune;
 mod queue;
 mod read;
+mod replay;
 mod schema;
 mod shapes;
 mod single;
@@ -52,6 +55,7 @@ pub use backup::{Backup, backup};
 pub use checkpoint::{Acked, BodyHorizon, Checkpoint, LedgerEntry, Tip, Way};
 pub use held::{HeldBatch, HeldCount, Released};
 pub use info::{StoreInfo, TableRows, info};
+pub use mailbox::Waiting;
 pub use transfer::{Moved, transfer};
 pub use types::*;
 

@@ -54,6 +54,8 @@ pub(super) enum Single {
         now_ms: UnixMs,
         limit: i64,
     },
+    /// An answer with these rows has left for a peer that fetches.
+    HandedOut(BTreeSet<i64>, UnixMs),
     /// Pending rows are due at once.
     DueNow(BTreeSet<i64>),
     /// Pending and held rows are dead: code and sentence.

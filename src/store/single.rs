@@ -7,7 +7,7 @@ use sqlx::AssertSqlSafe;
 use super::apply::Marks;
 use super::db::{Conn, Kind};
 use super::ops::{Single, Statement};
-use super::{checkpoint, held, manage};
+use super::{checkpoint, held, mailbox, manage};
 
 /// Runs one; answers its number (rows changed, or the value asked for).
 pub(super) async fn run(
@@ -71,6 +71,7 @@ pub(super) async fn run(
             .execute()
             .await?
         }
+        Single::HandedOut(ids, now_ms) => return mailbox::hand_out(conn, ids, *now_ms).await,
         Single::DueNow(ids) => return manage::due_now(conn, ids).await,
         Single::GiveUp {
             ids,
@@ -114,7 +115,7 @@ async fn redrive(conn: &mut Conn, ids: &BTreeSet<i64>) -> Result<i64, sqlx::Erro
         changed += conn.query(
             "UPDATE federation_queue SET state = 'pending', attempts = 0, first_failed_ms = NULL, \
              next_at_ms = NULL, peer_fault = 0, reason_code = NULL, reason = NULL, \
-             settled_ms = NULL, noticed = 0 WHERE id = $1 AND state IN ('failed', 'held')",
+             settled_ms = NULL, handed_ms = NULL, noticed = 0 WHERE id = $1 AND state IN ('failed', 'held')",
         )
         .bind(id)
         .execute()

@@ -1,5 +1,6 @@
 //! The admin API: its token against those without it, its routes and answers against its OpenAPI
-//! document ([`document`]), and what it does to rows ([`queue`]), peers and rules ([`peers`]).
+//! document ([`document`]), what it does to rows ([`queue`]), peers and rules ([`peers`]), and a protocol's own
+//! methods ([`calls`]).
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
+mod calls;
 mod document;
 mod peers;
 mod queue;
@@ -119,6 +121,7 @@ fn fill(path: &str, id: i64) -> String {
     path.replace("{id}", &id.to_string())
         .replace("{protocol}", "uam")
         .replace("{name}", "pinned.com")
+        .replace("{method}", "echo")
 }
 
 #[tokio::test]
