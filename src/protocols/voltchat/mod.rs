@@ -7,5 +7,11 @@
 pub mod allow;
 pub mod host;
 pub mod ids;
+pub mod invites;
 pub mod text;
 pub mod token;
+
+use crate::protocol::ProtocolId;
+
+/// Its name in subjects, tables and settings.
+pub const ID: ProtocolId = "voltchat";
