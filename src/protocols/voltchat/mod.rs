@@ -12,6 +12,7 @@
 //! | [`pages`] | what we say of ourselves to anybody |
 
 pub mod allow;
+pub mod explain;
 pub mod host;
 pub mod ids;
 pub mod invites;
