@@ -14,7 +14,7 @@
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
 //! | [`invites`] | what we share and what peers share |
 //! | [`pages`] | what we say of ourselves to anybody |
-//! | [`explain`] | why a saved request is taken or refused |
+//! | [`explain`], [`probe`] | why a saved request is taken or refused; examining a server |
 
 pub mod acts;
 pub mod admin;
@@ -30,6 +30,7 @@ pub mod ids;
 pub mod invites;
 pub mod operator;
 pub mod pages;
+pub mod probe;
 pub mod record;
 pub mod request;
 pub mod routes;
@@ -159,7 +160,7 @@ pub struct Own {
 
 impl Own {
     /// By the configuration.
-    fn of(config: &VoltChatConfig) -> Result<Self, VoltChatError> {
+    pub fn of(config: &VoltChatConfig) -> Result<Self, VoltChatError> {
         let setting = |why: &str| VoltChatError::Setting(format!("voltchat.url: {why}"));
         let url = config.url.as_deref();
         let url = url.ok_or_else(|| setting("is not set: other servers need our address"))?;
