@@ -11,13 +11,17 @@
 //! | [`push`], [`fetch`], [`queue`] | a peer's message in; mailboxes, theirs and ours; an operator's message |
 //! | [`message`] | relay messages, read without touching the payload |
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
+//! | [`invites`] | what we share and what peers share |
+//! | [`pages`] | what we say of ourselves to anybody |
 
 pub mod allow;
 pub mod fetch;
 pub mod host;
 pub mod ids;
+pub mod invites;
 pub mod judge;
 pub mod message;
+pub mod pages;
 pub mod push;
 pub mod queue;
 pub mod send;
@@ -48,6 +52,7 @@ use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
 use allow::AllowList;
+use invites::Invites;
 
 /// Its name in subjects, tables and settings.
 pub const ID: ProtocolId = "voltchat";
@@ -172,6 +177,7 @@ pub struct VoltChat {
     pub(super) net: Arc<dyn Net>,
     pub(super) bus: Option<Bus>,
     pub(super) mailbox: Mailbox,
+    pub(super) invites: Invites,
     pub(super) ops: Ops,
     pub(super) clock: Clock,
     schedule: Schedule,
@@ -188,6 +194,8 @@ impl VoltChat {
             delays: config.retry_delays.clone(),
         };
         let mailbox = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());
+        let (store, ops, clock) = (parts.store.clone(), parts.ops.clone(), parts.clock.clone());
+        let invites = Invites::open(store, ops, clock, own.host.as_str(), &own.name).await?;
         Ok(Arc::new_cyclic(|me| Self {
             config,
             own,
@@ -199,6 +207,7 @@ impl VoltChat {
             net: parts.net,
             bus: parts.bus,
             mailbox,
+            invites,
             ops: parts.ops,
             clock: parts.clock,
             schedule,
