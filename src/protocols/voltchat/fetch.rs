@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::value::RawValue;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::answer::Fail;
 use super::judge::{self, NO_PUSHES, Serving};
@@ -43,7 +43,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Answers a peer's fetch.
 pub async fn serve(v: &Arc<VoltChat>, r: &Received) -> Result<Response, Fail> {
-    let caller = request::authenticate(v, r).await?;
+    let caller = request::authenticate(v, r)?;
     request::spend(v, &caller.nonce, caller.client.as_deref()).await?;
     let (host, now) = (&caller.peer.host, v.clock.now_ms());
     let record = v.peers.known(ID, host);
@@ -151,8 +151,10 @@ async fn take(v: &VoltChat, peer: &Peer, answer: &Answer) {
                 Entry::Unavailable { .. } => {
                     tracing::error!(peer = %peer.host, "fetched messages could not be taken; what the peer does not keep is lost");
                     let detail = "messages were fetched while ledger or bus took nothing";
-                    let body = json!({"peer": peer.host.as_str(), "code": "fetch_lost", "detail": detail});
-                    v.ops.event("ingest", "rejected", ID, peer.host.as_str(), body);
+                    let body =
+                        json!({"peer": peer.host.as_str(), "code": "fetch_lost", "detail": detail});
+                    v.ops
+                        .event("ingest", "rejected", ID, peer.host.as_str(), body);
                     return;
                 }
                 Entry::TooLarge => {

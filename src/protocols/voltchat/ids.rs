@@ -55,7 +55,10 @@ pub fn fresh(prefix: &str, now_ms: UnixMs) -> String {
 /// When an id such as [`fresh`] makes was made, milliseconds since the epoch; `None`: it has not that
 /// form.
 pub fn made_at(prefix: &str, id: &str) -> Option<UnixMs> {
-    let (time, tag) = id.strip_prefix(prefix)?.strip_prefix('_')?.split_once('_')?;
+    let (time, tag) = id
+        .strip_prefix(prefix)?
+        .strip_prefix('_')?
+        .split_once('_')?;
     let is_hex = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
     let formed = time.len() == 13
         && time.bytes().all(|b| b.is_ascii_digit())
@@ -85,7 +88,12 @@ mod tests {
             made_at("relay", &fresh("relay", 1_700_000_000_000)),
             Some(1_700_000_000_000)
         );
-        for other in ["relay_1_0a1b2c3d", "peer_1700000000000_0a1b2c3d", "relay_1700000000000_0A1B2C3D", "x"] {
+        for other in [
+            "relay_1_0a1b2c3d",
+            "peer_1700000000000_0a1b2c3d",
+            "relay_1700000000000_0A1B2C3D",
+            "x",
+        ] {
             assert_eq!(made_at("relay", other), None, "{other}");
         }
     }

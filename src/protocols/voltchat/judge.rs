@@ -165,13 +165,25 @@ fn succeeded(answer: &Answer) -> bool {
 pub(super) fn said(answer: &Answer) -> Option<String> {
     let body: Value = serde_json::from_slice(&answer.body).ok()?;
     let words = body.get("error")?.as_str()?;
-    Some(words.chars().filter(|c| !c.is_control()).take(200).collect())
+    Some(
+        words
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(200)
+            .collect(),
+    )
 }
 
 /// `Retry-After` in seconds.
 fn retry_after(answer: &Answer) -> Option<Duration> {
     let value = answer.headers.get(::http::header::RETRY_AFTER)?;
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    value
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -235,7 +247,10 @@ mod tests {
         ));
         for (status, body) in [
             (400, "<html>"),
-            (401, r#"{"error":"Missing or invalid federation credentials"}"#),
+            (
+                401,
+                r#"{"error":"Missing or invalid federation credentials"}"#,
+            ),
             (403, r#"{"error":"Federation is not enabled"}"#),
             (200, "<html>welcome</html>"),
             (404, ""),

@@ -26,7 +26,7 @@ pub async fn receive(v: &VoltChat, r: &Received) -> Result<Response, Fail> {
         proof,
         nonce,
         client,
-    } = request::authenticate(v, r).await?;
+    } = request::authenticate(v, r)?;
     let read = match Members::read(&r.raw) {
         Some(members) => Message::read(&members, peer.host.as_str(), &peer.name),
         None => Err(super::message::Malformed::Incomplete),

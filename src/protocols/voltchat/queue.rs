@@ -10,14 +10,18 @@ use super::message::{Draft, Malformed, Members, Outgoing};
 use super::record::Peer;
 use super::request::Received;
 use super::send::RELAY;
-use super::{ID, VoltChat, ids, text};
+use super::{ID, VoltChat, admin, ids, text};
 
 /// Longest type that stands in the subject, bytes; a longer one stands in the body alone.
 const MAX_SUBJECT_TYPE: usize = 64;
 
-/// Queues the message in the body for this peer and answers it as it will go out. The caller has
-/// found operator and peer.
-pub async fn post(v: &VoltChat, peer: &Peer, r: &Received) -> Result<Response, Fail> {
+/// Queues the message in the body for the peer of this id and answers it as it will go out. The caller
+/// has found the operator.
+pub async fn post(v: &VoltChat, id: &str, r: &Received) -> Result<Response, Fail> {
+    if !v.config.enabled {
+        return Err(Fail::disabled());
+    }
+    let peer = admin::known(v, id)?;
     if !peer.status.is_accepted() {
         return Err(Fail::bad("Peer not connected"));
     }
@@ -27,7 +31,7 @@ pub async fn post(v: &VoltChat, peer: &Peer, r: &Received) -> Result<Response, F
     let kind = kind.ok_or_else(|| Fail::bad(Malformed::NoTypeOrPayload.words()))?;
     let now = v.clock.now_ms();
     let id = ids::fresh(RELAY, now);
-    publish(v, peer, &id, kind, draft.payload)
+    publish(v, &peer, &id, kind, draft.payload)
         .await
         .map_err(|why| {
             tracing::warn!(peer = %peer.host, why, "an operator's message could not be queued");

@@ -57,8 +57,12 @@ fn targets(volt: &VoltChat, to: &str, from: Option<&str>) -> Result<Targets, Ref
         peers.retain(|peer| Some(peer.as_str()) != from);
         return Ok(Targets::Peers(peers));
     }
-    let peer = PeerName::parse(to)
-        .map_err(|_| Refusal::new("bad_peer", format!("{to:?} is no host of a VoltChat server")))?;
+    let peer = PeerName::parse(to).map_err(|_| {
+        Refusal::new(
+            "bad_peer",
+            format!("{to:?} is no host of a VoltChat server"),
+        )
+    })?;
     if Some(peer.as_str()) == from {
         let why = "a message received from a peer is not sent back to it";
         return Err(Refusal::new("loop", why));
@@ -68,10 +72,7 @@ fn targets(volt: &VoltChat, to: &str, from: Option<&str>) -> Result<Targets, Ref
 }
 
 /// The peer, where it may be sent anything.
-pub(super) fn accepted(
-    volt: &VoltChat,
-    name: &PeerName,
-) -> Result<Arc<Peer>, Refusal> {
+pub(super) fn accepted(volt: &VoltChat, name: &PeerName) -> Result<Arc<Peer>, Refusal> {
     let not = |why: String| Refusal::new("peer_not_connected", why);
     let peer = volt
         .book
@@ -169,11 +170,7 @@ pub(super) fn credentials(
 }
 
 /// A token for this peer.
-pub(super) fn fresh_token(
-    volt: &VoltChat,
-    peer: &Peer,
-    now_ms: UnixMs,
-) -> Result<String, Refusal> {
+pub(super) fn fresh_token(volt: &VoltChat, peer: &Peer, now_ms: UnixMs) -> Result<String, Refusal> {
     let nonce = token::fresh_nonce().map_err(|error| {
         let why = format!("the system gives no random numbers: {error}");
         Refusal::new("internal_error", why)
