@@ -94,7 +94,10 @@ async fn an_invite_is_one_thing_by_every_way() {
 
     let moderator = Some(MODERATOR);
     let (status, answer) = a.api("DELETE", "/invites/nope", moderator, None).await;
-    assert_eq!((status, &answer["error"]), (404, &json!("Invite not found")));
+    assert_eq!(
+        (status, &answer["error"]),
+        (404, &json!("Invite not found"))
+    );
     let mut wanted = invite("ABC123");
     wanted["maxUses"] = 2.into();
     wanted["expiresAt"] = "2099-12-31T23:59:59+01:00".into();
@@ -107,7 +110,11 @@ async fn an_invite_is_one_thing_by_every_way() {
     let third: Value = serde_json::from_slice(&third.stdout).expect("the invite");
 
     let all = a.moderate("GET", "/invites", None).await;
-    assert_eq!(all, json!([first, second, third]), "in the order of sharing");
+    assert_eq!(
+        all,
+        json!([first, second, third]),
+        "in the order of sharing"
+    );
     assert_eq!(done(&a, "invite.list", json!({})).await, all);
     let rows = cli_rows(&a, &["invites", "list", "--json"]).await;
     assert_eq!(Value::from(rows), all);
@@ -147,7 +154,10 @@ async fn an_invite_is_one_thing_by_every_way() {
     let (status, answer) = a
         .api("POST", "/invites/share", moderator, Some(invite("LATE")))
         .await;
-    assert_eq!((status, &answer["error"]), (404, &json!("Server not found")));
+    assert_eq!(
+        (status, &answer["error"]),
+        (404, &json!("Server not found"))
+    );
 
     // A backend that follows has seen it all.
     let mut seen = Vec::new();
@@ -155,13 +165,26 @@ async fn an_invite_is_one_thing_by_every_way() {
         let event = tokio::time::timeout(Duration::from_secs(10), ops.next()).await;
         let event = event.expect("in time").expect("an event");
         let body: Value = serde_json::from_slice(&event.payload).expect("JSON");
-        let what = event.subject.split('.').nth(3).unwrap_or_default().to_owned();
+        let what = event
+            .subject
+            .split('.')
+            .nth(3)
+            .unwrap_or_default()
+            .to_owned();
         seen.push((what, body));
     }
     let whats: Vec<&str> = seen.iter().map(|(what, _)| what.as_str()).collect();
     assert_eq!(
         whats,
-        ["shared", "shared", "shared", "used", "used", "removed", "server_removed"]
+        [
+            "shared",
+            "shared",
+            "shared",
+            "used",
+            "used",
+            "removed",
+            "server_removed"
+        ]
     );
     assert_eq!(seen[0].1["invite"], first);
     assert_eq!(seen[4].1["invite"]["uses"], 2);
@@ -175,7 +198,8 @@ async fn a_peer_browses_what_is_for_it_and_remembers_it_while_we_are_away() {
     let early = refused(&b, "invite.browse", json!({"peer": a.host})).await;
     assert_eq!(early, "no_such_peer");
     connect(&a, &b).await;
-    a.moderate("POST", "/invites/share", Some(invite("ALL"))).await;
+    a.moderate("POST", "/invites/share", Some(invite("ALL")))
+        .await;
     let mut aimed = invite("ONLYB");
     aimed["targetPeerId"] = a.id_of(&b.host).await.into();
     aimed["maxUses"] = 5.into();
@@ -183,7 +207,10 @@ async fn a_peer_browses_what_is_for_it_and_remembers_it_while_we_are_away() {
 
     assert_eq!(codes(&public(&a, "").await), ["ALL"]);
     assert_eq!(codes(&public(&a, "?host=volt-x.example").await), ["ALL"]);
-    assert_eq!(codes(&public(&a, &format!("?host={}", b.host)).await), ["ALL", "ONLYB"]);
+    assert_eq!(
+        codes(&public(&a, &format!("?host={}", b.host)).await),
+        ["ALL", "ONLYB"]
+    );
     let (status, answer) = a.api("GET", "/invites/public?host=a/b", None, None).await;
     assert_eq!(
         (status, &answer["error"]),
@@ -192,7 +219,10 @@ async fn a_peer_browses_what_is_for_it_and_remembers_it_while_we_are_away() {
 
     let fresh = done(&b, "invite.browse", json!({"peer": a.host})).await;
     assert_eq!(codes(&fresh["invites"]), ["ALL", "ONLYB"]);
-    assert_eq!((&fresh["cached"], &fresh["error"]), (&json!(false), &Value::Null));
+    assert_eq!(
+        (&fresh["cached"], &fresh["error"]),
+        (&json!(false), &Value::Null)
+    );
     let id = b.id_of(&a.host).await;
 
     // Uses at once, by both ways, and a kill in the middle of nothing: never more than allowed.
@@ -217,7 +247,10 @@ async fn a_peer_browses_what_is_for_it_and_remembers_it_while_we_are_away() {
     tokio::time::sleep(Duration::from_millis(2_100)).await;
     let away = done(&b, "invite.browse", json!({"peer": id})).await;
     assert_eq!(away["invites"], fresh["invites"]);
-    assert_eq!((&away["cached"], &away["fetchedAt"]), (&json!(true), &fresh["fetchedAt"]));
+    assert_eq!(
+        (&away["cached"], &away["fetchedAt"]),
+        (&json!(true), &fresh["fetchedAt"])
+    );
     assert!(away["error"].is_string(), "{away}");
     let rows = cli_rows(&b, &["invites", "browse", &a.host, "--json"]).await;
     assert_eq!(Value::from(rows), fresh["invites"]);
@@ -252,10 +285,16 @@ async fn with_federation_off_the_open_list_answers_and_nothing_is_shared() {
     assert_eq!(refused(&a, "invite.share", invite("X")).await, "disabled");
     let (status, info) = a.api("GET", "/info", None, None).await;
     assert_eq!((status, &info["federationEnabled"]), (200, &json!(false)));
-    assert!(info["features"].is_object() && info.get("peerCount").is_none(), "{info}");
+    assert!(
+        info["features"].is_object() && info.get("peerCount").is_none(),
+        "{info}"
+    );
     let known = reqwest_get(&a, "/.well-known/voltchat/mainnet").await;
     assert_eq!(known["capabilities"]["federation"], false);
-    assert_eq!(known["endpoints"]["federation"], format!("{}/api/federation", a.url()));
+    assert_eq!(
+        known["endpoints"]["federation"],
+        format!("{}/api/federation", a.url())
+    );
 }
 
 /// A page outside the protocol's base.
@@ -271,7 +310,10 @@ async fn floods_and_large_bodies_are_bounded() {
     let a = alone(&Setup::new("Volt A")).await;
     let to = a.host.parse().expect("an address");
     // Ten mebibytes and a byte, with and without the right to share.
-    let large = format!(r#"{{"code":"{}","serverId":"srv_lab1"}}"#, "a".repeat(10 << 20));
+    let large = format!(
+        r#"{{"code":"{}","serverId":"srv_lab1"}}"#,
+        "a".repeat(10 << 20)
+    );
     let bearer = format!("Bearer {MODERATOR}");
     for headers in [&[][..], &[("authorization", bearer.as_str())][..]] {
         let answer = post(to, "/api/federation/invites/share", headers, &large).await;
@@ -281,11 +323,17 @@ async fn floods_and_large_bodies_are_bounded() {
         }
     }
     // Just under it: read, and refused for what it is.
-    let long = format!(r#"{{"code":"{}","serverId":"srv_lab1"}}"#, "a".repeat(9 << 20));
+    let long = format!(
+        r#"{{"code":"{}","serverId":"srv_lab1"}}"#,
+        "a".repeat(9 << 20)
+    );
     let headers = [("authorization", bearer.as_str())];
     let answer = post(to, "/api/federation/invites/share", &headers, &long).await;
     let answer = answer.expect("an answer");
-    assert_eq!((answer.status, &answer.json()["error"]), (400, &json!("Invalid invite code")));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]),
+        (400, &json!("Invalid invite code"))
+    );
 
     // The open list, asked without end.
     let mut limited = None;
@@ -325,7 +373,12 @@ impl Hands {
     }
 
     fn token(&self) -> String {
-        token(&self.secret, "peer_1700000000000_0a1b2c3d", &self.host, "\"B\"")
+        token(
+            &self.secret,
+            "peer_1700000000000_0a1b2c3d",
+            &self.host,
+            "\"B\"",
+        )
     }
 
     async fn get(&self, a: &Volt, path: &str) -> Answered {
@@ -343,20 +396,35 @@ impl Hands {
 async fn a_backend_describes_its_servers_and_hears_who_joined() {
     // Nobody listens there; the heartbeat finds out, and the peer stays authenticated.
     let there = support::bridge::free_address().to_string();
-    let a = alone(&Setup::new("Volt A").allow(&there).line("backend_timeout", "\"300ms\"")).await;
+    let a = alone(
+        &Setup::new("Volt A")
+            .allow(&there)
+            .line("backend_timeout", "\"300ms\""),
+    )
+    .await;
     let b = Hands::of(&a, &there).await;
 
     let list = b.get(&a, "/api/federation/servers").await;
     assert_eq!((list.status, list.json()), (200, json!([])));
     let info = "/api/federation/server-info/srv_lab1";
     let none = b.get(&a, info).await;
-    assert_eq!((none.status, none.json()), (404, json!({"error": "Server not found"})));
+    assert_eq!(
+        (none.status, none.json()),
+        (404, json!({"error": "Server not found"}))
+    );
     let odd = b.get(&a, "/api/federation/server-info/a%20b").await;
-    assert_eq!((odd.status, odd.json()), (400, json!({"error": "Invalid server id"})));
+    assert_eq!(
+        (odd.status, odd.json()),
+        (400, json!({"error": "Invalid server id"}))
+    );
     let (status, _) = a.api("GET", "/server-info/srv_lab1", None, None).await;
     assert_eq!(status, 401);
 
-    let mut asks = a.client.subscribe("fed.ask.voltchat.>").await.expect("subscribed");
+    let mut asks = a
+        .client
+        .subscribe("fed.ask.voltchat.>")
+        .await
+        .expect("subscribed");
     a.client.flush().await.expect("the broker knows it");
     let client = a.client.clone();
     let backend = tokio::spawn(async move {
@@ -365,7 +433,10 @@ async fn a_backend_describes_its_servers_and_hears_who_joined() {
             let answer = json!({"id": body["id"], "name": "Lab", "host": "elsewhere.example",
                                 "askedBy": body["peer"], "as": ask.subject.as_str()});
             let reply = ask.reply.expect("a question");
-            client.publish(reply, answer.to_string().into()).await.expect("answered");
+            client
+                .publish(reply, answer.to_string().into())
+                .await
+                .expect("answered");
         }
     });
     for what in ["server-info", "server-snapshot"] {
@@ -390,7 +461,10 @@ async fn a_backend_describes_its_servers_and_hears_who_joined() {
     let to = a.host.parse().expect("an address");
     let path = "/api/federation/member-joined";
     let joined = post(to, path, &[], &body).await.expect("an answer");
-    assert_eq!((joined.status, joined.json()), (200, json!({"success": true})));
+    assert_eq!(
+        (joined.status, joined.json()),
+        (200, json!({"success": true}))
+    );
     let events = a.until_events(1, Duration::from_secs(10)).await;
     let subject = format!(
         "fed.in.voltchat.{}.member-joined",
@@ -400,11 +474,18 @@ async fn a_backend_describes_its_servers_and_hears_who_joined() {
     let again = post(to, path, &[], &body).await.expect("an answer");
     assert_eq!(again.status, 401, "a token is used once");
     let odd = json!({"serverId": "s", "user": {"id": "a b"}, "host": there, "token": b.token()});
-    let odd = post(to, path, &[], &odd.to_string()).await.expect("an answer");
-    assert_eq!((odd.status, odd.json()), (400, json!({"error": "Invalid user id"})));
+    let odd = post(to, path, &[], &odd.to_string())
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (odd.status, odd.json()),
+        (400, json!({"error": "Invalid user id"}))
+    );
     let body = json!({"serverId": "srv_lab1", "user": {"id": "u2"}, "host": there,
                       "token": b.token()});
-    post(to, path, &[], &body.to_string()).await.expect("an answer");
+    post(to, path, &[], &body.to_string())
+        .await
+        .expect("an answer");
     let events = a.until_events(2, Duration::from_secs(10)).await;
     assert_eq!(
         events[1].payload,

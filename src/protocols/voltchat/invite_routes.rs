@@ -109,7 +109,10 @@ mod tests {
         let host = |query| claimed(Some(query));
         assert_eq!(claimed(None), Ok(None));
         assert_eq!(host("x=1&y"), Ok(None));
-        assert_eq!(host("host=b.example%3A8443"), Ok(Some("b.example:8443".into())));
+        assert_eq!(
+            host("host=b.example%3A8443"),
+            Ok(Some("b.example:8443".into()))
+        );
         assert_eq!(host("a=1&h%6Fst=b+c"), Ok(Some("b c".into())));
         assert_eq!(host("host=%zz%4"), Ok(Some("%zz%4".into())));
         assert_eq!(host("host=a&host=a"), Err(Refused::BadHost));

@@ -8,8 +8,8 @@ use std::borrow::Cow;
 
 use axum::response::Response;
 use bytes::Bytes;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::Serialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -29,9 +29,9 @@ pub const EVENT_TYPE: &str = "member-joined";
 const TAG: usize = 16;
 
 /// `POST /member-joined`.
-pub async fn route(v: &VoltChat, r: &Received) -> Result<Response, Fail> {
-    let caller = request::authenticate(v, r)?;
-    request::spend(v, r, caller.nonce.clone()).await?;
+pub async fn receive(v: &VoltChat, r: &Received) -> Result<Response, Fail> {
+    let caller = request::authenticate(v, r).await?;
+    request::spend(v, &caller).await?;
     let joined = Joined::read(r).map_err(Fail::bad)?;
     let held = v.trust.standing(ID, caller.peer.host.as_str()) == Standing::Quarantined;
     let event = event(&joined, caller, r)?;
@@ -63,14 +63,22 @@ impl<'a> Joined<'a> {
     /// Reads a body; the error is the answer's text.
     fn read(r: &'a Received) -> Result<Self, &'static str> {
         let missing = "serverId and user are required";
-        let server = r.member("serverId").filter(|id| !blank(id)).ok_or(missing)?;
+        let server = r
+            .member("serverId")
+            .filter(|id| !blank(id))
+            .ok_or(missing)?;
         let user = raw_member(&r.raw, "user").ok_or(missing)?;
         if serde_json::from_str(user.get()).is_ok_and(|user: Value| blank(&user)) {
             return Err(missing);
         }
-        let server_id = server.as_str().and_then(ids::id).ok_or("Invalid serverId")?;
+        let server_id = server
+            .as_str()
+            .and_then(ids::id)
+            .ok_or("Invalid serverId")?;
         let members = request::members(user.get().as_bytes());
-        let members = members.filter(Value::is_object).ok_or("Invalid user payload")?;
+        let members = members
+            .filter(Value::is_object)
+            .ok_or("Invalid user payload")?;
         if ids::has_reserved_key(&members) {
             return Err("Invalid user payload");
         }
@@ -188,15 +196,27 @@ mod tests {
         for (body, said) in [
             ("{}", "serverId and user are required"),
             (r#"{"serverId":"a b"}"#, "serverId and user are required"),
-            (r#"{"serverId":" ","user":{"id":"u"}}"#, "serverId and user are required"),
-            (r#"{"serverId":"s","user":null}"#, "serverId and user are required"),
-            (r#"{"serverId":"s","user":""}"#, "serverId and user are required"),
+            (
+                r#"{"serverId":" ","user":{"id":"u"}}"#,
+                "serverId and user are required",
+            ),
+            (
+                r#"{"serverId":"s","user":null}"#,
+                "serverId and user are required",
+            ),
+            (
+                r#"{"serverId":"s","user":""}"#,
+                "serverId and user are required",
+            ),
             ("[]", "serverId and user are required"),
             (r#"{"serverId":"a b","user":"x"}"#, "Invalid serverId"),
             (r#"{"serverId":5,"user":{"id":"u"}}"#, "Invalid serverId"),
             (r#"{"serverId":"s","user":"x"}"#, "Invalid user payload"),
             (r#"{"serverId":"s","user":[1]}"#, "Invalid user payload"),
-            (r#"{"serverId":"s","user":{"id":"u","__proto__":1}}"#, "Invalid user payload"),
+            (
+                r#"{"serverId":"s","user":{"id":"u","__proto__":1}}"#,
+                "Invalid user payload",
+            ),
             (r#"{"serverId":"s","user":{}}"#, "Invalid user id"),
             (r#"{"serverId":"s","user":{"id":"a b"}}"#, "Invalid user id"),
         ] {
@@ -208,9 +228,15 @@ mod tests {
     #[tokio::test]
     async fn a_user_is_passed_on_as_it_came() {
         let user = r#"{"id":" u1 ","displayName":"a\ud800b","n":1.0}"#;
-        let r = received(&format!(r#"{{"user":1,"serverId":" s1 ","token":"t","user":{user}}}"#)).await;
+        let r = received(&format!(
+            r#"{{"user":1,"serverId":" s1 ","token":"t","user":{user}}}"#
+        ))
+        .await;
         let joined = Joined::read(&r).unwrap();
-        assert_eq!((joined.server_id.as_str(), joined.user_id.as_str()), ("s1", "u1"));
+        assert_eq!(
+            (joined.server_id.as_str(), joined.user_id.as_str()),
+            ("s1", "u1")
+        );
         assert_eq!(joined.user.get(), user);
     }
 }

@@ -31,8 +31,8 @@ impl Description {
 
 /// `GET /servers`.
 pub async fn list(v: &VoltChat, r: &Received) -> Result<Response, Fail> {
-    let caller = request::authenticate(v, r)?;
-    request::spend(v, r, caller.nonce).await?;
+    let caller = request::authenticate(v, r).await?;
+    request::spend(v, &caller).await?;
     Ok(ok(&json!([])))
 }
 
@@ -43,8 +43,8 @@ pub async fn describe(
     what: Description,
     id: &str,
 ) -> Result<Response, Fail> {
-    let caller = request::authenticate(v, r)?;
-    request::spend(v, r, caller.nonce).await?;
+    let caller = request::authenticate(v, r).await?;
+    request::spend(v, &caller).await?;
     let id = ids::id(id).ok_or_else(|| Fail::bad("Invalid server id"))?;
     let found = ask(v, what, id, caller.peer.host.as_str()).await;
     match found {
@@ -53,15 +53,13 @@ pub async fn describe(
     }
 }
 
-async fn ask(
-    v: &VoltChat,
-    what: Description,
-    id: &str,
-    peer: &str,
-) -> Option<Map<String, Value>> {
+async fn ask(v: &VoltChat, what: Description, id: &str, peer: &str) -> Option<Map<String, Value>> {
     let bus = v.bus.as_ref()?;
     let body = Bytes::from(json!({"id": id, "peer": peer}).to_string());
-    match bus.ask(ID, what.method(), body, v.config.backend_timeout).await {
+    match bus
+        .ask(ID, what.method(), body, v.config.backend_timeout)
+        .await
+    {
         Ok(answer) => described(&answer, id, v.own.host.as_str()),
         Err(error) => {
             tracing::debug!(%error, id, "no backend describes the server");
@@ -91,13 +89,27 @@ mod tests {
     fn a_backends_answer_goes_out_under_our_host() {
         let body = json!({"id": "s1", "name": "Lab", "host": "other.example"}).to_string();
         let server = described(body.as_bytes(), "s1", "a.example").unwrap();
-        assert_eq!((&server["host"], &server["name"]), (&json!("a.example"), &json!("Lab")));
+        assert_eq!(
+            (&server["host"], &server["name"]),
+            (&json!("a.example"), &json!("Lab"))
+        );
     }
 
     #[test]
     fn an_answer_that_is_no_server_is_none() {
-        for body in ["", "null", "[]", "{}", "\"x\"", "{\"error\":\"unknown\"}", "{"] {
-            assert!(described(body.as_bytes(), "s1", "a.example").is_none(), "{body}");
+        for body in [
+            "",
+            "null",
+            "[]",
+            "{}",
+            "\"x\"",
+            "{\"error\":\"unknown\"}",
+            "{",
+        ] {
+            assert!(
+                described(body.as_bytes(), "s1", "a.example").is_none(),
+                "{body}"
+            );
         }
     }
 }

@@ -33,8 +33,9 @@ pub async fn call(v: &VoltChat, method: &str, body: &Bytes) -> Option<Result<Val
         },
         "invite.list" => list(v).map_err(Refusal::from),
         "invite.public" => match object(body) {
-            Ok(body) => public(v, body.get("host").filter(|host| !host.is_null()))
-                .map_err(Refusal::from),
+            Ok(body) => {
+                public(v, body.get("host").filter(|host| !host.is_null())).map_err(Refusal::from)
+            }
             Err(refusal) => Err(refusal),
         },
         "invite.use" => match named(body, "id") {
@@ -82,7 +83,10 @@ pub fn public(v: &VoltChat, claimed: Option<&Value>) -> Result<Value, Refused> {
     let peer = match claimed {
         None => None,
         Some(host) => {
-            let host = host.as_str().and_then(host::strict).ok_or(Refused::BadHost)?;
+            let host = host
+                .as_str()
+                .and_then(host::strict)
+                .ok_or(Refused::BadHost)?;
             let known = PeerName::parse(&host).ok();
             known.and_then(|host| v.book.get(&host))
         }
@@ -147,6 +151,11 @@ mod tests {
         assert_eq!(object(b"null").unwrap(), json!({}));
         assert_eq!(object(b"[]").unwrap_err().code, "bad_request");
         assert_eq!(named(b"{\"id\":\"x\"}", "id").unwrap(), "x");
-        assert!(named(b"{\"id\":5}", "id").unwrap_err().detail.contains("\"id\""));
+        assert!(
+            named(b"{\"id\":5}", "id")
+                .unwrap_err()
+                .detail
+                .contains("\"id\"")
+        );
     }
 }
