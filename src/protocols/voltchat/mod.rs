@@ -15,6 +15,7 @@
 //! | [`invites`], [`invite_routes`] | what we share and what peers share |
 //! | [`servers`], [`member`] | what a local backend knows of its servers, and hears of their members |
 //! | [`pages`] | what we say of ourselves to anybody |
+//! | [`explain`] | why a saved request is taken or refused |
 
 pub mod acts;
 pub mod admin;
@@ -22,6 +23,7 @@ pub mod allow;
 pub mod answer;
 pub mod book;
 pub mod calls;
+pub mod explain;
 pub mod handshake;
 pub mod heartbeat;
 pub mod host;
