@@ -5,6 +5,7 @@
 //! nonce names the event. The user is passed on as it came, byte for byte.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use axum::response::Response;
 use bytes::Bytes;
@@ -17,9 +18,10 @@ use sha2::{Digest, Sha256};
 use super::answer::{Fail, ok};
 use super::record::Peer;
 use super::request::{self, Caller, Received};
-use super::{ID, VoltChat, ids, text};
+use super::{ID, VoltChat, ids, push, text};
 use crate::identity::hex;
 use crate::inbound::Entry;
+use crate::ops::metrics;
 use crate::protocol::{Verified, VerifiedParts};
 use crate::trust::Standing;
 
@@ -30,24 +32,35 @@ const TAG: usize = 16;
 
 /// `POST /member-joined`.
 pub async fn receive(v: &VoltChat, r: &Received) -> Result<Response, Fail> {
-    let caller = request::authenticate(v, r).await?;
-    request::spend(v, &caller).await?;
-    let joined = Joined::read(r).map_err(Fail::bad)?;
-    let held = v.trust.standing(ID, caller.peer.host.as_str()) == Standing::Quarantined;
+    let caller = request::authenticate(v, r)?;
+    request::spend(v, &caller.nonce, caller.client.as_deref()).await?;
+    let peer = Arc::clone(&caller.peer);
+    let joined = Joined::read(r).map_err(|words| {
+        push::refused(v, &peer, words);
+        Fail::bad(words)
+    })?;
     let event = event(&joined, caller, r)?;
-    let entry = if held {
-        v.door.hold(event).await
-    } else {
-        v.door.enter(event).await
+    let entry = match v.trust.standing(ID, peer.host.as_str()) {
+        Standing::Quarantined => v.door.hold(event).await,
+        _ => v.door.enter(event).await,
     };
     match entry {
-        Entry::New | Entry::Held | Entry::Duplicate => Ok(ok(&json!({"success": true}))),
-        Entry::Replayed => Err(Fail::credentials()),
-        Entry::TooLarge => Err(Fail::too_large()),
+        Entry::New | Entry::Held | Entry::Duplicate => {}
+        Entry::Replayed => return Err(Fail::credentials()),
+        Entry::TooLarge => {
+            push::refused(v, &peer, "Payload too large");
+            return Err(Fail::too_large());
+        }
         Entry::Unavailable { retry_after_s } => {
-            Err(Fail::unavailable("the door is shut", retry_after_s))
+            metrics::inbound(ID, "unavailable");
+            metrics::refusal(ID, "unavailable");
+            let why = "the ledger or the bus takes nothing now";
+            return Err(Fail::unavailable(why, retry_after_s));
         }
     }
+    v.book.seen(&peer.host, r.now_ms).await;
+    v.peers.heard_from(ID, &peer.host);
+    Ok(ok(&json!({"success": true})))
 }
 
 /// Who joined what.
@@ -68,7 +81,8 @@ impl<'a> Joined<'a> {
             .filter(|id| !blank(id))
             .ok_or(missing)?;
         let user = raw_member(&r.raw, "user").ok_or(missing)?;
-        if serde_json::from_str(user.get()).is_ok_and(|user: Value| blank(&user)) {
+        let scalar = !user.get().starts_with(['{', '[']);
+        if scalar && serde_json::from_str(user.get()).is_ok_and(|user: Value| blank(&user)) {
             return Err(missing);
         }
         let server_id = server
@@ -160,7 +174,8 @@ fn event(joined: &Joined<'_>, caller: Caller, r: &Received) -> Result<Verified, 
         VerifiedParts {
             protocol: ID,
             peer: peer.host.clone(),
-            dedupe_key: format!("{host}/{id}"),
+            // No relay id has a slash.
+            dedupe_key: format!("{host}/{EVENT_TYPE}/{id}"),
             event_id: id,
             event_type: EVENT_TYPE.to_owned(),
             payload,
@@ -168,7 +183,7 @@ fn event(joined: &Joined<'_>, caller: Caller, r: &Received) -> Result<Verified, 
             key_id: peer.id.clone(),
             hops: 1,
             received_at_ms: r.now_ms,
-            traceparent: None,
+            traceparent: push::traceparent(&r.headers),
             replay: Vec::new(),
         },
     ))

@@ -31,8 +31,8 @@ impl Description {
 
 /// `GET /servers`.
 pub async fn list(v: &VoltChat, r: &Received) -> Result<Response, Fail> {
-    let caller = request::authenticate(v, r).await?;
-    request::spend(v, &caller).await?;
+    let caller = request::authenticate(v, r)?;
+    request::spend(v, &caller.nonce, caller.client.as_deref()).await?;
     Ok(ok(&json!([])))
 }
 
@@ -43,8 +43,8 @@ pub async fn describe(
     what: Description,
     id: &str,
 ) -> Result<Response, Fail> {
-    let caller = request::authenticate(v, r).await?;
-    request::spend(v, &caller).await?;
+    let caller = request::authenticate(v, r)?;
+    request::spend(v, &caller.nonce, caller.client.as_deref()).await?;
     let id = ids::id(id).ok_or_else(|| Fail::bad("Invalid server id"))?;
     let found = ask(v, what, id, caller.peer.host.as_str()).await;
     match found {
