@@ -7,11 +7,31 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
+//! | [`routes`], [`request`], [`answer`] | what is asked of us: dispatch, reading and credentials, answers |
+//! | [`state`], [`record`], [`book`] | peers: the state machine (pure), one record, all of them |
+//! | [`handshake`], [`heartbeat`] | peering with a host, and staying in touch, both ways |
+//! | [`acts`], [`admin`], [`calls`], [`operator`] | what operators and backends do with peers |
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
+//! | [`invites`] | what we share and what peers share |
+//! | [`pages`] | what we say of ourselves to anybody |
 
+pub mod acts;
+pub mod admin;
 pub mod allow;
+pub mod answer;
+pub mod book;
+pub mod calls;
+pub mod handshake;
+pub mod heartbeat;
 pub mod host;
 pub mod ids;
+pub mod invites;
+pub mod operator;
+pub mod pages;
+pub mod record;
+pub mod request;
+pub mod routes;
+pub mod state;
 pub mod text;
 pub mod token;
 
@@ -27,6 +47,7 @@ use crate::clock::Clock;
 use crate::config::VoltChatConfig;
 use crate::http::client::Client;
 use crate::identity::KeyFileError;
+use crate::identity::vault::Vault;
 use crate::inbound::Door;
 use crate::ops::Ops;
 use crate::outbound::Mailbox;
@@ -36,6 +57,9 @@ use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
 use allow::AllowList;
+use book::{Book, BookError};
+use invites::Invites;
+use record::Peer;
 
 /// Its name in subjects, tables and settings.
 pub const ID: ProtocolId = "voltchat";
@@ -43,6 +67,8 @@ pub const ID: ProtocolId = "voltchat";
 pub const BASE: &str = "/api/federation";
 /// Largest request body, either way, bytes (sheet, 6.1).
 pub const MAX_BODY: usize = 10 * 1024 * 1024;
+/// Bytes of an answer that says little.
+const SMALL_ANSWER: usize = 64 * 1024;
 /// How we name ourselves to peers. A mainline distrusts short names and those of tools (sheet, 6.1).
 const USER_AGENT: &str = concat!("Drawbridge/", env!("CARGO_PKG_VERSION"), " (federation)");
 
@@ -55,6 +81,11 @@ pub trait Net: Send + Sync + 'static {
         timeout: Duration,
         max_answer: usize,
     ) -> BoxFuture<'a, Result<Answer, TransportError>>;
+
+    /// Whether this server may be spoken to without TLS.
+    fn speaks_plain(&self, _host: &PeerName) -> bool {
+        false
+    }
 
     /// The client behind it, for a probe; a stub has none.
     fn client(&self) -> Option<&Client> {
@@ -70,6 +101,10 @@ impl Net for Client {
         max_answer: usize,
     ) -> BoxFuture<'a, Result<Answer, TransportError>> {
         Box::pin(Client::send(self, request, timeout, max_answer))
+    }
+
+    fn speaks_plain(&self, host: &PeerName) -> bool {
+        Client::speaks_plain(self, host)
     }
 
     fn client(&self) -> Option<&Client> {
@@ -104,6 +139,9 @@ pub enum VoltChatError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What is kept of the peers cannot be read.
+    #[error(transparent)]
+    Book(#[from] BookError),
 }
 
 /// Who we are on the wire.
@@ -138,6 +176,7 @@ pub struct VoltChat {
     pub(super) config: VoltChatConfig,
     pub(super) own: Own,
     pub(super) allow: AllowList,
+    pub(super) book: Book,
     pub(super) store: Store,
     pub(super) peers: Peers,
     pub(super) trust: Trust,
@@ -145,6 +184,7 @@ pub struct VoltChat {
     pub(super) net: Arc<dyn Net>,
     pub(super) bus: Option<Bus>,
     pub(super) mailbox: Mailbox,
+    pub(super) invites: Invites,
     pub(super) ops: Ops,
     pub(super) clock: Clock,
     me: Weak<Self>,
@@ -156,11 +196,22 @@ impl VoltChat {
         let config = parts.config;
         let own = Own::of(&config)?;
         let allow = AllowList::new(&config.allowed_servers);
+        let book = Book::open(
+            parts.store.clone(),
+            Vault::open_file(&config.key_path)?,
+            parts.ops.clone(),
+            parts.clock.clone(),
+            config.max_pending,
+        )
+        .await?;
         let mailbox = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());
+        let (store, ops, clock) = (parts.store.clone(), parts.ops.clone(), parts.clock.clone());
+        let invites = Invites::open(store, ops, clock, own.host.as_str(), &own.name).await?;
         Ok(Arc::new_cyclic(|me| Self {
             config,
             own,
             allow,
+            book,
             store: parts.store,
             peers: parts.peers,
             trust: parts.trust,
@@ -168,6 +219,7 @@ impl VoltChat {
             net: parts.net,
             bus: parts.bus,
             mailbox,
+            invites,
             ops: parts.ops,
             clock: parts.clock,
             me: me.clone(),
@@ -192,6 +244,33 @@ impl VoltChat {
             body: body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string())),
         };
         self.net.send(request, limits.time, limits.answer).await
+    }
+
+    /// A small POST to a peer at its stored url.
+    pub(super) async fn tell(
+        &self,
+        peer: &Peer,
+        path: &str,
+        body: &serde_json::Value,
+        time: Duration,
+    ) -> Result<Answer, TransportError> {
+        let limits = Limits {
+            time,
+            answer: SMALL_ANSWER,
+        };
+        let headers = HeaderMap::new();
+        self.ask(Method::POST, &peer.url, path, headers, Some(body), limits)
+            .await
+    }
+
+    /// Whether a peer's url may be `http://`.
+    pub(super) fn takes_plain(&self, host: &PeerName) -> bool {
+        self.net.speaks_plain(host)
+    }
+
+    /// A peer has become accepted, and knows: what waits for it goes out.
+    pub(super) fn opened(&self, host: &PeerName) {
+        self.peers.heard_from(ID, host);
     }
 }
 
