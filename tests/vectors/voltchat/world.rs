@@ -21,7 +21,7 @@ use drawbridge::protocol::{
 };
 use drawbridge::protocols::voltchat::invites::rules::{self, Invite};
 use drawbridge::protocols::voltchat::record::{Direction, Peer, Status};
-use drawbridge::protocols::voltchat::{ID, Net, VoltChat, VoltChatParts, book, text};
+use drawbridge::protocols::voltchat::{ID, Net, VoltChat, VoltChatParts, book, host, ids, text};
 use drawbridge::store::{NewRow, RowState, Store};
 use drawbridge::trust::Trust;
 use futures_util::future::BoxFuture;
@@ -414,15 +414,28 @@ async fn remember(door: &Door, given: &Given) {
     }
 }
 
-/// Puts messages into the first peer's mailbox, as the intake does.
+/// Puts messages into the first peer's mailbox, as the intake does. What a message does not say is
+/// as in any other.
 async fn wait(store: &Store, given: &Given) {
     let Some(peer) = given.peers.first() else {
         return;
     };
-    let ids = store.reserve_rows(given.queue.len());
-    let rows: Vec<NewRow> = ids
+    let reserved = store.reserve_rows(given.queue.len());
+    let rows: Vec<NewRow> = reserved
         .zip(given.queue.iter().zip(1..))
         .map(|(id, (message, out_seq))| {
+            let mut whole = json!({
+                "id": ids::fresh("relay", given.now_ms),
+                "schemaVersion": 1,
+                "fromHost": host::normal(&given.own.url),
+                "fromMainline": given.own.name,
+                "type": "announcement",
+                "payload": null,
+                "timestamp": text::iso(given.now_ms),
+            });
+            let said = message.as_object().expect("a message is an object").clone();
+            whole.as_object_mut().expect("an object").extend(said);
+            let message = whole;
             let text = |key: &str| message[key].as_str().unwrap_or(key).to_owned();
             NewRow {
                 id,
