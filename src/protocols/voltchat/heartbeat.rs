@@ -35,7 +35,7 @@ const SOON: [Duration; 3] = [
 /// `POST /ping`.
 pub async fn receive(v: &Arc<VoltChat>, r: &Received) -> Result<Response, Fail> {
     let caller = request::authenticate_as(v, r, Contact::Ping)?;
-    request::spend(v, &caller).await?;
+    request::spend(v, &caller.nonce, caller.client.as_deref()).await?;
     let contact = v.book.try_contact(&caller.peer, Contact::Ping, r.now_ms);
     if !contact.await.map_err(|error| unkept(&error))? {
         // Rejected or removed meanwhile.

@@ -7,6 +7,9 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
+//! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
+//! | [`push`], [`fetch`], [`queue`] | a peer's message in; mailboxes, theirs and ours; an operator's message |
+//! | [`message`] | relay messages, read without touching the payload |
 //! | [`routes`], [`request`], [`answer`] | what is asked of us: dispatch, reading and credentials, answers |
 //! | [`state`], [`record`], [`book`] | peers: the state machine (pure), one record, all of them |
 //! | [`handshake`], [`heartbeat`] | peering with a host, and staying in touch, both ways |
@@ -14,6 +17,7 @@
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
 //! | [`invites`] | what we share and what peers share |
 //! | [`pages`] | what we say of ourselves to anybody |
+//! | [`explain`] | why a saved request is taken or refused |
 
 pub mod acts;
 pub mod admin;
@@ -21,21 +25,28 @@ pub mod allow;
 pub mod answer;
 pub mod book;
 pub mod calls;
+pub mod explain;
+pub mod fetch;
 pub mod handshake;
 pub mod heartbeat;
 pub mod host;
 pub mod ids;
 pub mod invites;
+pub mod judge;
+pub mod message;
 pub mod operator;
 pub mod pages;
+pub mod push;
+pub mod queue;
 pub mod record;
 pub mod request;
 pub mod routes;
+pub mod send;
 pub mod state;
 pub mod text;
 pub mod token;
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderValue, Method, header};
@@ -52,7 +63,10 @@ use crate::inbound::Door;
 use crate::ops::Ops;
 use crate::outbound::Mailbox;
 use crate::peers::Peers;
-use crate::protocol::{Answer, PeerName, ProtocolId, Request, TransportError};
+use crate::protocol::{
+    Answer, Beats, Judgement, MailboxBounds, OutEvent, PeerName, PeerRecord, Protocol, ProtocolId,
+    Refusal, Request, Schedule, Sealed, Targets, TransportError, TransportKind, Try, Via,
+};
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
@@ -67,10 +81,25 @@ pub const ID: ProtocolId = "voltchat";
 pub const BASE: &str = "/api/federation";
 /// Largest request body, either way, bytes (sheet, 6.1).
 pub const MAX_BODY: usize = 10 * 1024 * 1024;
+/// What id, origin and the like add to a payload in a push, bytes.
+const WRAPPING: usize = 4 * 1024;
 /// Bytes of an answer that says little.
 const SMALL_ANSWER: usize = 64 * 1024;
 /// How we name ourselves to peers. A mainline distrusts short names and those of tools (sheet, 6.1).
 const USER_AGENT: &str = concat!("Drawbridge/", env!("CARGO_PKG_VERSION"), " (federation)");
+
+/// What we show other servers; None: VoltChat does not run.
+pub fn face(config: &VoltChatConfig) -> Option<super::Face> {
+    let own = config.enabled.then(|| Own::of(config).ok()).flatten()?;
+    Some(super::Face {
+        protocol: ID,
+        page: format!("{}/.well-known/voltchat", own.url),
+        srv: None,
+        key: config.key_path.clone(),
+        shows: super::Shows::Text(own.host.to_string()),
+        name: own.host.to_string(),
+    })
+}
 
 /// Sends requests to other servers; usually the outgoing HTTP client.
 pub trait Net: Send + Sync + 'static {
@@ -187,7 +216,7 @@ pub struct VoltChat {
     pub(super) invites: Invites,
     pub(super) ops: Ops,
     pub(super) clock: Clock,
-    me: Weak<Self>,
+    schedule: Schedule,
 }
 
 impl VoltChat {
@@ -196,6 +225,9 @@ impl VoltChat {
         let config = parts.config;
         let own = Own::of(&config)?;
         let allow = AllowList::new(&config.allowed_servers);
+        let schedule = Schedule {
+            delays: config.retry_delays.clone(),
+        };
         let book = Book::open(
             parts.store.clone(),
             Vault::open_file(&config.key_path)?,
@@ -207,7 +239,7 @@ impl VoltChat {
         let mailbox = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());
         let (store, ops, clock) = (parts.store.clone(), parts.ops.clone(), parts.clock.clone());
         let invites = Invites::open(store, ops, clock, own.host.as_str(), &own.name).await?;
-        Ok(Arc::new_cyclic(|me| Self {
+        Ok(Arc::new(Self {
             config,
             own,
             allow,
@@ -222,7 +254,7 @@ impl VoltChat {
             invites,
             ops: parts.ops,
             clock: parts.clock,
-            me: me.clone(),
+            schedule,
         }))
     }
 
@@ -271,6 +303,106 @@ impl VoltChat {
     /// A peer has become accepted, and knows: what waits for it goes out.
     pub(super) fn opened(&self, host: &PeerName) {
         self.peers.heard_from(ID, host);
+    }
+}
+
+impl Protocol for VoltChat {
+    fn id(&self) -> ProtocolId {
+        ID
+    }
+
+    fn enabled(&self) -> bool {
+        self.config.enabled
+    }
+
+    fn max_body(&self) -> usize {
+        MAX_BODY - WRAPPING
+    }
+
+    fn targets(&self, event: &OutEvent) -> Result<Targets, Refusal> {
+        Ok(self.prepare(event)?.0)
+    }
+
+    fn seal(&self, event: &OutEvent, _previous: Option<&str>) -> Result<Sealed, Refusal> {
+        Ok(self.prepare(event)?.1)
+    }
+
+    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
+        send::prepare(self, event)
+    }
+
+    fn via(&self, peer: &PeerName) -> Via {
+        judge::via(self.peers.known(ID, peer).as_deref(), self.clock.now_ms())
+    }
+
+    fn dress(&self, sealed: &Sealed, peer: &PeerRecord, attempt: &Try) -> Result<Request, Refusal> {
+        send::dress(self, sealed, peer, attempt)
+    }
+
+    fn judge(
+        &self,
+        answer: Result<&Answer, &TransportError>,
+        _peer: &PeerRecord,
+        attempt: &Try,
+    ) -> Judgement {
+        judge::judge(answer, attempt)
+    }
+
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    fn discover<'a>(
+        &'a self,
+        name: &'a PeerName,
+    ) -> BoxFuture<'a, Result<PeerRecord, TransportError>> {
+        let found = send::record(self, name).map_err(|refusal| TransportError {
+            kind: TransportKind::Discovery,
+            detail: refusal.detail,
+        });
+        Box::pin(std::future::ready(found))
+    }
+
+    fn routes(self: Arc<Self>) -> axum::Router {
+        routes::router(self)
+    }
+
+    fn mailbox(&self) -> Option<MailboxBounds> {
+        Some(MailboxBounds {
+            messages: self.config.mailbox_max_messages,
+            age: self.config.mailbox_max_age,
+        })
+    }
+
+    fn beats(&self) -> Option<Beats> {
+        Some(Beats {
+            every: self.config.sync_interval,
+            at_once: self.config.sync_at_once,
+        })
+    }
+
+    fn beating(&self) -> Vec<PeerName> {
+        self.book.beating()
+    }
+
+    fn beat<'a>(&'a self, peer: &'a PeerName) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Some(peer) = heartbeat::beat(self, peer).await {
+                fetch::pull(self, &peer).await;
+            }
+        })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.book.flush())
+    }
+
+    fn call<'a>(
+        &'a self,
+        method: &'a str,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<serde_json::Value, Refusal>> {
+        Box::pin(calls::call(self, method, body))
     }
 }
 

@@ -294,7 +294,7 @@ fn unproven_key(client: &str) -> String {
 
 /// Checks the credentials of a request for data: switched on, host, token, allow list, trust rules,
 /// state, rate. The nonce is not spent yet.
-pub async fn authenticate(v: &VoltChat, r: &Received) -> Result<Caller, Fail> {
+pub fn authenticate(v: &VoltChat, r: &Received) -> Result<Caller, Fail> {
     authenticate_as(v, r, Contact::Other)
 }
 
@@ -395,8 +395,8 @@ pub fn is_truthy(value: &Value) -> bool {
 
 /// Spends the nonce of a request that enters no event: used already, it is refused like any other
 /// token.
-pub async fn spend(v: &VoltChat, caller: &Caller) -> Result<(), Fail> {
-    let claimed = match v.store.claim_replay(ID, caller.nonce.clone()).await {
+pub async fn spend(v: &VoltChat, nonce: &ReplayId, client: Option<&str>) -> Result<(), Fail> {
+    let claimed = match v.store.claim_replay(ID, nonce.clone()).await {
         Ok(commit) => commit.await,
         Err(error) => Err(error),
     };
@@ -405,7 +405,7 @@ pub async fn spend(v: &VoltChat, caller: &Caller) -> Result<(), Fail> {
         Ok(false) => {
             metrics::inbound(ID, "replayed");
             metrics::refusal(ID, "replay");
-            charge(v, caller.client.as_deref());
+            charge(v, client);
             Err(Fail::credentials())
         }
         Err(error) => {

@@ -15,7 +15,7 @@ use axum::routing::any;
 use super::answer::{Fail, ok};
 use super::operator::authorise;
 use super::request::{self, Received, client_key};
-use super::{VoltChat, admin, handshake, heartbeat, pages};
+use super::{VoltChat, admin, fetch, handshake, heartbeat, pages, push, queue};
 use crate::config::OperatorRole;
 use crate::http::server::ClientAddr;
 use crate::http::unrouted;
@@ -36,6 +36,10 @@ enum Route {
     Discover,
     Handshake,
     Ping,
+    Push,
+    Fetch,
+    /// An operator's message to this peer.
+    Queue(String),
     Peers,
     RequestPeer,
     Peer(String),
@@ -82,6 +86,9 @@ impl Route {
             ("GET", ["discover"]) => Self::Discover,
             ("POST", ["handshake"]) => Self::Handshake,
             ("POST", ["ping"]) => Self::Ping,
+            ("POST", ["relay", "push"]) => Self::Push,
+            ("POST", ["relay", "fetch"]) => Self::Fetch,
+            ("POST", ["relay", _]) => Self::Queue(id(1)),
             ("GET", ["peers"]) => Self::Peers,
             ("POST", ["peers"]) => Self::RequestPeer,
             ("GET", ["peers", _]) => Self::Peer(id(1)),
@@ -96,16 +103,18 @@ impl Route {
     fn role(&self) -> Option<OperatorRole> {
         match self {
             Self::Peers | Self::Peer(_) => Some(OperatorRole::Reader),
-            Self::RequestPeer | Self::AcceptPeer(_) | Self::RejectPeer(_) | Self::RemovePeer(_) => {
-                Some(OperatorRole::Moderator)
-            }
+            Self::Queue(_)
+            | Self::RequestPeer
+            | Self::AcceptPeer(_)
+            | Self::RejectPeer(_)
+            | Self::RemovePeer(_) => Some(OperatorRole::Moderator),
             _ => None,
         }
     }
 
     /// Whether a token is its proof.
     fn takes_token(&self) -> bool {
-        matches!(self, Self::Ping)
+        matches!(self, Self::Ping | Self::Push | Self::Fetch)
     }
 }
 
@@ -161,6 +170,9 @@ async fn serve(v: &Arc<VoltChat>, route: Route, request: Request) -> Result<Resp
         Route::Discover => Ok(ok(&pages::discover(&v.own, enabled, now_ms))),
         Route::Handshake => handshake::receive(v, &r).await,
         Route::Ping => heartbeat::receive(v, &r).await,
+        Route::Push => push::receive(v, &r).await,
+        Route::Fetch => fetch::serve(v, &r).await,
+        Route::Queue(id) => queue::post(v, &id, &r).await,
         Route::Peers => Ok(admin::list(v)),
         Route::Peer(id) => admin::show(v, &id),
         Route::RequestPeer => admin::request(v, &r).await,
