@@ -171,11 +171,8 @@ async fn captured_case(nats: &NatsServer, n: usize, case: Captured) -> Result<()
     if status != 200 {
         return Err(format!("status {status}: {json:?}"));
     }
-    let peers = peers?;
-    let known = peers.iter().any(|peer| peer["host"] == *claimed);
-    known
-        .then_some(())
-        .ok_or("the peer is not known afterwards".into())
+    let known = peers?.iter().any(|peer| peer["host"] == *claimed);
+    same("known afterwards", known, sent_by_peer)
 }
 
 // ---------------------------------------------------------------------------------------- http
