@@ -447,3 +447,6 @@ fn dressed(mut headers: HeaderMap) -> HeaderMap {
     headers.insert(header::ACCEPT, json);
     headers
 }
+
+#[cfg(test)]
+mod peering_tests;
