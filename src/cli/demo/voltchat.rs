@@ -106,7 +106,8 @@ pub(super) async fn invite(
 ) -> Result<(), String> {
     let server = json!({"id": "lobby", "name": "The lobby"});
     ask(from_bus, "server.put", &server).await?;
-    let share = json!({"code": CODE, "serverId": "lobby", "maxUses": 10});
+    let share =
+        json!({"code": CODE, "serverId": "lobby", "serverName": "The lobby", "maxUses": 10});
     let shared = ask(from_bus, "invite.share", &share).await?;
     println!(
         "   {} shares {} for {}",
