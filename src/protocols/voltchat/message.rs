@@ -263,12 +263,12 @@ mod tests {
     }
 
     #[test]
-    fn a_million_names_are_read_in_one_go_and_the_later_of_two_counts() {
-        let many: String = (0..500_000).map(|n| format!("\"k{n}\":{n},")).collect();
+    fn very_many_names_are_read_in_one_go_and_the_later_of_two_counts() {
+        let many: String = (0..100_000).map(|n| format!("\"k{n}\":{n},")).collect();
         let text = format!("{{{many}\"id\":\"a\",\"k7\":8,{many}\"id\":\"b\"}}");
         let members = Members::read(text.as_bytes()).unwrap();
         assert_eq!(members.raw("id").unwrap().get(), "\"b\"");
-        assert_eq!(members.0.len(), 500_001);
+        assert_eq!(members.0.len(), 100_001);
     }
 
     #[test]
