@@ -22,9 +22,9 @@ use super::nats::NatsServer;
 use super::traffic::{self, Rng};
 
 /// Bearer of a moderator.
-pub const MODERATOR: &str = "the moderator's token";
+pub const MODERATOR: &str = "moderator-of-these-tests";
 /// Bearer of somebody who may only look.
-pub const READER: &str = "the reader's own token";
+pub const READER: &str = "reader-of-these-tests";
 
 /// Base of the protocol's routes.
 pub const BASE: &str = "/api/federation";
