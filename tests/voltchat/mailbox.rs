@@ -195,3 +195,22 @@ async fn a_message_nobody_fetches_in_time_is_a_dead_letter() {
     mainline.round().await;
     assert_eq!(mainline.taken().len(), 0, "dead and handed out");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_at_a_server_that_hands_it_out_is_fetched() {
+    let mut options = Options::at(free_address());
+    options.published = false;
+    options.every = None;
+    let (a, mainline) = connected(options, |s| s).await;
+    for n in 0..120 {
+        mainline.relay(&a.host, "announcement", &format!("{{\"n\":{n}}}"));
+    }
+    let events = a.until_events(120, SOON).await;
+    let numbers: Vec<_> = events
+        .iter()
+        .filter_map(|e| e.payload["payload"]["n"].as_u64())
+        .collect();
+    assert_eq!(numbers, (0..120).collect::<Vec<_>>());
+    assert_eq!(events[0].payload["fromHost"], mainline.host().as_str());
+    assert_eq!(mainline.complaints(), [""; 0]);
+}
