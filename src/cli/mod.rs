@@ -5,6 +5,7 @@ pub mod check;
 pub mod client;
 pub mod demo;
 pub mod health;
+pub mod invites;
 pub mod keys;
 pub mod peers;
 pub mod probe;
@@ -68,6 +69,9 @@ enum Command {
     /// Which servers are blocked, allowed or held in quarantine.
     #[command(subcommand)]
     Trust(trust::TrustCommand),
+    /// Invites shared with other servers, ours and theirs (VoltChat).
+    #[command(subcommand)]
+    Invites(invites::InvitesCommand),
     /// Inbound events once more, from a time or sequence.
     Replay(replay::ReplayArgs),
     /// Our own keys.
@@ -146,6 +150,7 @@ pub fn main() -> ExitCode {
             Command::Dead(command) => queue::dead(command).await,
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
+            Command::Invites(command) => invites::invites(command).await,
             Command::Replay(args) => replay::replay(args).await,
             Command::Keys(command) => keys::keys(command).await,
             Command::Streams(command) => streams::streams(command).await,

@@ -30,6 +30,11 @@ impl SharedSecret {
         (units::units(&text) >= Self::MIN_UNITS).then(|| Self(Arc::new(text)))
     }
 
+    /// A secret as it was kept, taken as it stands.
+    pub fn stored(text: &str) -> Self {
+        Self(Arc::new(Zeroizing::new(text.to_owned())))
+    }
+
     /// A fresh one: 64 lower-case hex digits.
     pub fn generate() -> Result<Self, getrandom::Error> {
         let mut bytes = Zeroizing::new([0u8; 32]);

@@ -1,5 +1,6 @@
-//! One folder per protocol.
+//! One folder per protocol, and what their examinations of remote servers share.
 
+mod examine;
 pub mod uam;
 pub mod voltchat;
 

@@ -8,10 +8,14 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
+//! | [`invites`] | what we share and what peers share |
+//! | [`pages`] | what we say of ourselves to anybody |
 
 pub mod allow;
 pub mod host;
 pub mod ids;
+pub mod invites;
+pub mod pages;
 pub mod text;
 pub mod token;
 
@@ -36,6 +40,7 @@ use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
 use allow::AllowList;
+use invites::Invites;
 
 /// Its name in subjects, tables and settings.
 pub const ID: ProtocolId = "voltchat";
@@ -145,6 +150,7 @@ pub struct VoltChat {
     pub(super) net: Arc<dyn Net>,
     pub(super) bus: Option<Bus>,
     pub(super) mailbox: Mailbox,
+    pub(super) invites: Invites,
     pub(super) ops: Ops,
     pub(super) clock: Clock,
     me: Weak<Self>,
@@ -157,6 +163,8 @@ impl VoltChat {
         let own = Own::of(&config)?;
         let allow = AllowList::new(&config.allowed_servers);
         let mailbox = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());
+        let (store, ops, clock) = (parts.store.clone(), parts.ops.clone(), parts.clock.clone());
+        let invites = Invites::open(store, ops, clock, own.host.as_str(), &own.name).await?;
         Ok(Arc::new_cyclic(|me| Self {
             config,
             own,
@@ -168,6 +176,7 @@ impl VoltChat {
             net: parts.net,
             bus: parts.bus,
             mailbox,
+            invites,
             ops: parts.ops,
             clock: parts.clock,
             me: me.clone(),

@@ -42,10 +42,9 @@ pub struct Sender<'a> {
 /// A token for one request. `nonce`: from [`fresh_nonce`], never used before.
 pub fn make(secret: &SharedSecret, from: &Sender<'_>, now_ms: UnixMs, nonce: &str) -> String {
     let name: Vec<u16> = from.name.encode_utf16().collect();
-    sealed(
-        secret,
-        &signed_text(from.peer_id, from.host, Some(&name), now_ms, nonce),
-    )
+    let name = Name::Units(&name);
+    let text = signed_text(from.peer_id, from.host, name, now_ms, nonce);
+    sealed(secret, &text)
 }
 
 /// 32 lower-case hex digits.
@@ -55,12 +54,22 @@ pub fn fresh_nonce() -> Result<String, getrandom::Error> {
     Ok(hex(&bytes))
 }
 
-/// What a token signs, as ECMAScript writes it. The name is UTF-16, since a mainline's may hold half
-/// a surrogate pair; None: the mainline has none.
+/// A sender's display name, as far as a mainline can have one.
+#[derive(Clone, Copy, Debug)]
+pub enum Name<'a> {
+    /// In UTF-16, which may hold half a surrogate pair.
+    Units(&'a [u16]),
+    /// Configured as null.
+    Null,
+    /// Not configured: the member is missing.
+    Absent,
+}
+
+/// What a token signs, as ECMAScript writes it.
 pub fn signed_text(
     peer_id: &str,
     host: &str,
-    name: Option<&[u16]>,
+    name: Name<'_>,
     timestamp_ms: UnixMs,
     nonce: &str,
 ) -> String {
@@ -69,9 +78,13 @@ pub fn signed_text(
     quote(&mut text, peer_id.encode_utf16());
     text.push_str(",\"host\":");
     quote(&mut text, host.encode_utf16());
-    if let Some(name) = name {
-        text.push_str(",\"name\":");
-        quote(&mut text, name.iter().copied());
+    match name {
+        Name::Units(name) => {
+            text.push_str(",\"name\":");
+            quote(&mut text, name.iter().copied());
+        }
+        Name::Null => text.push_str(",\"name\":null"),
+        Name::Absent => {}
     }
     text.push_str(",\"timestamp\":");
     text.push_str(&timestamp_ms.to_string());

@@ -2,31 +2,29 @@
 //!
 //! The way is the one that a delivery and its receiver go: SRV, addresses, TLS, the well-known file,
 //! the key, the clocks, the wire form, and a request with our real signature. It needs our key and
-//! the configuration, no running bridge and no store. A fault does not end it as long as a later step
-//! can be looked at: who mends one wants to know of the next. What is reported as *the* fault is the
-//! first that keeps messages from passing, else the first that makes them slow or uncertain.
+//! the configuration, no running bridge and no store.
 //!
 //! | file | steps |
 //! | --- | --- |
-//! | `reach` | `srv`, `address`, `tls` |
+//! | `srv` | `srv`; `address` and `tls` are every protocol's ([`examine`](crate::protocols::examine)) |
 //! | `page` | `well-known`, `key`, `clock`, `wire form`: what pages say |
 //! | `signed` | `signed request`: a proof of our signature that delivers nothing |
 
 mod page;
-mod reach;
 mod signed;
+mod srv;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use ::http::{HeaderMap, Method, Uri};
+use ::http::{HeaderMap, Method};
 use bytes::Bytes;
 
 use crate::clock::{Clock, UnixMs};
 use crate::http::client::Client;
-use crate::http::inspect::Inspector;
 use crate::identity::{PublicKey, SigningKey};
-use crate::protocol::{Answer, PeerName, Refusal, Request, Step, Tell, TransportError};
+use crate::protocol::{Answer, PeerName, Refusal, Request, Tell, TransportError};
+use crate::protocols::examine::{Found, Place, Reach, Report, clocks};
 
 use super::discover::{DELIVER_PATH, Net, Pin, WELL_KNOWN_PATH, checked_endpoint, origin_of};
 use super::relay_request::Form;
@@ -60,102 +58,12 @@ pub struct Own {
     pub key: SigningKey,
 }
 
-/// How bad a fault is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Weight {
-    /// Messages do not pass.
-    Blocks,
-    /// They pass late, or some do not.
-    Hurts,
-}
-
-/// A fault found in a step: its weight, a code for machines, the sentence.
-#[derive(Debug, PartialEq, Eq)]
-struct Found {
-    weight: Weight,
-    refusal: Refusal,
-}
-
-impl Found {
-    fn blocks(code: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            weight: Weight::Blocks,
-            refusal: Refusal::new(code, detail),
-        }
-    }
-
-    fn hurts(code: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            weight: Weight::Hurts,
-            refusal: Refusal::new(code, detail),
-        }
-    }
-}
-
-/// What was told so far.
-struct Report<'a> {
-    tell: Tell<'a>,
-    worst: Option<Found>,
-}
-
-impl Report<'_> {
-    fn step(&mut self, name: &str, ok: Option<bool>, detail: impl Into<String>) {
-        (self.tell)(Step {
-            name: name.to_owned(),
-            ok,
-            detail: detail.into(),
-        });
-    }
-
-    fn pass(&mut self, name: &str, detail: impl Into<String>) {
-        self.step(name, Some(true), detail);
-    }
-
-    fn info(&mut self, name: &str, detail: impl Into<String>) {
-        self.step(name, None, detail);
-    }
-
-    fn fault(&mut self, name: &str, found: Found) {
-        self.step(name, Some(false), found.refusal.detail.clone());
-        if self
-            .worst
-            .as_ref()
-            .is_none_or(|worst| found.weight < worst.weight)
-        {
-            self.worst = Some(found);
-        }
-    }
-}
-
-/// Where a URL leads.
-struct Place {
-    host: String,
-    port: u16,
-    tls: bool,
-}
-
-impl Place {
-    fn of(url: &str) -> Option<Self> {
-        let uri: Uri = url.parse().ok()?;
-        let tls = uri.scheme_str()? == "https";
-        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Some(Self {
-            host: uri.host()?.to_owned(),
-            port,
-            tls,
-        })
-    }
-}
-
 impl Probe {
     /// Examines a relay. `Err`: the fault.
     pub async fn run(&self, name: &PeerName, tell: Tell<'_>) -> Result<(), Refusal> {
-        let mut report = Report { tell, worst: None };
+        let mut report = Report::new(tell);
         self.examine(name, &mut report).await;
-        match report.worst {
-            None => Ok(()),
-            Some(found) => Err(found.refusal),
-        }
+        report.end()
     }
 
     async fn examine(&self, name: &PeerName, report: &mut Report<'_>) {
@@ -176,7 +84,7 @@ impl Probe {
         };
         let mut page = None;
         for base in &bases {
-            if self.reach(base, &mut seen, report).await {
+            if self.reaching().reach(base, &mut seen, report).await {
                 let found = self.page(base, name, report).await;
                 if page.is_none() {
                     page = found.map(|page| (base.clone(), page));
@@ -195,7 +103,7 @@ impl Probe {
             return;
         };
         self.key(&page, report);
-        self.clocks(&page, report);
+        clocks(page.skew_s, self.max_skew_s, report);
         let endpoint = if by_srv || self.pin.base.is_some() {
             format!("{base}{DELIVER_PATH}")
         } else {
@@ -216,7 +124,7 @@ impl Probe {
             }
         };
         self.endpoint(&endpoint, report);
-        if !self.reach(&endpoint, &mut seen, report).await {
+        if !self.reaching().reach(&endpoint, &mut seen, report).await {
             report.info("wire form", "not asked: the endpoint is out of reach");
             return;
         }
@@ -305,39 +213,6 @@ impl Probe {
         }
     }
 
-    fn clocks(&self, page: &Page, report: &mut Report<'_>) {
-        let Some(skew) = page.skew_s else {
-            report.info("clock", "the answer has no Date header to compare with");
-            return;
-        };
-        let side = if skew < 0 { "behind" } else { "ahead of" };
-        let apart = skew.unsigned_abs();
-        let limit = self.max_skew_s;
-        if skew.saturating_abs() > limit {
-            let found = Found::blocks(
-                "clock_skew",
-                format!(
-                    "its clock is {apart} s {side} ours, requests may be {limit} s off: neither side \
-                     takes the other's; compare both with a time server"
-                ),
-            );
-            report.fault("clock", found);
-        } else if skew.saturating_abs() > limit / 3 {
-            let found = Found::hurts(
-                "clock_skew",
-                format!(
-                    "its clock is {apart} s {side} ours, and at {limit} s nothing passes any more; \
-                     compare both with a time server"
-                ),
-            );
-            report.fault("clock", found);
-        } else if apart <= 1 {
-            report.pass("clock", format!("the same as ours (limit {limit} s)"));
-        } else {
-            report.pass("clock", format!("{apart} s {side} ours (limit {limit} s)"));
-        }
-    }
-
     async fn page(&self, base: &str, name: &PeerName, report: &mut Report<'_>) -> Option<Page> {
         let url = format!("{base}{WELL_KNOWN_PATH}");
         let answer = match self.get(&url).await {
@@ -393,8 +268,11 @@ impl Probe {
         self.client.send(request, PAGE, MAX_PAGE).await
     }
 
-    fn inspector(&self) -> Inspector {
-        Inspector::new(&self.client.settings())
+    fn reaching(&self) -> Reach<'_> {
+        Reach {
+            client: &self.client,
+            clock: &self.clock,
+        }
     }
 }
 

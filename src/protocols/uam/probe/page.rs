@@ -1,8 +1,7 @@
 //! What a relay's pages say: the well-known file, its clock, its wire form. Pure readings.
 
 use ::http::HeaderMap;
-use ::http::header::{AGE, CONTENT_TYPE, DATE};
-use jiff::fmt::rfc2822;
+use ::http::header::CONTENT_TYPE;
 use serde_json::Value;
 
 use crate::clock::UnixMs;
@@ -10,6 +9,7 @@ use crate::identity::PublicKey;
 use crate::protocol::{Answer, PeerName};
 
 use super::super::relay_request::Form;
+use crate::protocols::examine::skew;
 
 /// A relay's description of itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -132,23 +132,6 @@ pub(super) fn form(answer: &Answer) -> (Option<Form>, String) {
     }
 }
 
-/// The `Date` of an answer, older by its `Age` in a cache, less our time; whole seconds.
-fn skew(headers: &HeaderMap, now_ms: UnixMs) -> Option<i64> {
-    let date = headers.get(DATE)?.to_str().ok()?;
-    let at = rfc2822::DateTimeParser::new()
-        .parse_timestamp(date.trim())
-        .ok()?;
-    let age = headers
-        .get(AGE)
-        .and_then(|value| value.to_str().ok()?.trim().parse::<i64>().ok())
-        .unwrap_or(0);
-    Some(
-        at.as_second()
-            .saturating_add(age)
-            .saturating_sub(now_ms.div_euclid(1000)),
-    )
-}
-
 fn content_type(headers: &HeaderMap) -> String {
     let text = headers
         .get(CONTENT_TYPE)
@@ -161,6 +144,7 @@ fn content_type(headers: &HeaderMap) -> String {
 mod tests {
     use std::time::Duration;
 
+    use ::http::header::{AGE, DATE};
     use bytes::Bytes;
 
     use super::*;

@@ -1,70 +1,26 @@
-//! Is anybody there: SRV, the addresses of each host, the certificate.
+//! Is anybody there: the addresses of a host, the certificate.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
 
-use crate::http::inspect::{AddressSight, Met, TlsFault, TlsSight};
-use crate::protocol::PeerName;
+use super::{Found, Place, Report};
+use crate::clock::Clock;
+use crate::http::client::Client;
+use crate::http::inspect::{AddressSight, Inspector, Met, TlsFault, TlsSight, is_plain_allowed};
 
-use super::super::discover::base_of;
-use super::{Found, Place, Probe, Report};
-
-/// SRV targets looked at.
-const MAX_TARGETS: usize = 4;
 const DAY_MS: i64 = 86_400_000;
 
-impl Probe {
-    /// The SRV targets' base URLs, best first.
-    pub(super) async fn srv(&self, name: &PeerName, report: &mut Report<'_>) -> Vec<String> {
-        let literal = name.as_str().parse::<std::net::IpAddr>().is_ok();
-        if literal || name.as_str().contains([':', '[']) {
-            report.info("srv", "not asked: the name says itself where to go");
-            return Vec::new();
-        }
-        let question = format!("_uam._tcp.{name}");
-        match self.client.srv(&question).await {
-            Ok(found) if found.is_empty() => {
-                report.info("srv", format!("no {question}: the domain itself is asked"));
-                Vec::new()
-            }
-            Ok(found) => {
-                let shown: Vec<String> = found
-                    .iter()
-                    .map(|t| {
-                        let (p, w) = (t.priority, t.weight);
-                        format!("{}:{} (priority {p}, weight {w})", t.target, t.port)
-                    })
-                    .collect();
-                let bases: Vec<String> =
-                    found.iter().filter_map(base_of).take(MAX_TARGETS).collect();
-                if bases.is_empty() {
-                    report.info(
-                        "srv",
-                        format!("{question} names no usable target: {}", shown.join(", ")),
-                    );
-                } else {
-                    report.pass("srv", format!("{question}: {}", shown.join(", ")));
-                }
-                bases
-            }
-            Err(error) => {
-                let found = Found::hurts(
-                    "srv_failed",
-                    format!(
-                        "the name servers give no answer for {question}, so every look-up is late and \
-                         uses the domain itself: {error}"
-                    ),
-                );
-                report.fault("srv", found);
-                Vec::new()
-            }
-        }
-    }
+/// Looks at hosts as our client would meet them.
+pub(in crate::protocols) struct Reach<'a> {
+    pub client: &'a Client,
+    pub clock: &'a Clock,
+}
 
+impl Reach<'_> {
     /// Addresses and certificate of a URL's host, once each; false: no request can get there.
-    pub(super) async fn reach(
+    pub(in crate::protocols) async fn reach(
         &self,
         url: &str,
         seen: &mut HashSet<(String, u16)>,
@@ -86,8 +42,7 @@ impl Probe {
         if place.tls {
             return self.tls(&place, at, report).await;
         }
-        if crate::http::inspect::is_plain_allowed(&self.client.settings(), &place.host, place.port)
-        {
+        if is_plain_allowed(&self.client.settings(), &place.host, place.port) {
             report.info("tls", "none: http.plain_hosts names this host");
             return true;
         }
@@ -137,6 +92,10 @@ impl Probe {
                 false
             }
         }
+    }
+
+    fn inspector(&self) -> Inspector {
+        Inspector::new(&self.client.settings())
     }
 }
 

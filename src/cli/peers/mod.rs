@@ -1,12 +1,14 @@
 //! `peers …`: the servers we know, through the admin API.
 
+mod peering;
+
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::client::AdminClient;
-use super::table::{printable, show, text};
+use super::client::{AdminClient, AdminError};
+use super::table::{age, printable, show, text};
 use super::{ConfigArgs, Outcome};
 use crate::admin::params::encode;
 
@@ -17,6 +19,14 @@ pub enum PeersCommand {
     List(PeersArgs),
     /// One server: where each value came from, when, and what happens next.
     Show(PeerArgs),
+    /// Asks another server to peer with us.
+    Add(peering::AddArgs),
+    /// Accepts a peering, after a look at who asks and what stands there.
+    Accept(peering::AcceptArgs),
+    /// Refuses a peering until it is accepted after all.
+    Reject(peering::PeeringArgs),
+    /// Ends a peering; what waits for the server is dropped.
+    Remove(peering::PeeringArgs),
     /// Attempts nothing until it is resumed; what is sent meanwhile waits.
     Pause(PauseArgs),
     /// Ends a pause.
@@ -71,22 +81,47 @@ pub struct PeerArgs {
     config: ConfigArgs,
     /// Its name, such as `relay.example.org`.
     peer: String,
-    /// Over which protocol.
-    #[arg(long, default_value = "uam")]
-    protocol: String,
+    /// Over which protocol; left out, the one that knows it, uam first.
+    #[arg(long)]
+    protocol: Option<String>,
     /// As one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 impl PeerArgs {
-    fn path(&self) -> String {
-        format!(
-            "/api/v1/peers/{}/{}",
-            encode(&self.protocol),
-            encode(&self.peer)
-        )
+    /// Its name as bridges keep it.
+    fn name(&self) -> String {
+        self.peer.trim().to_ascii_lowercase()
     }
+
+    /// The protocol meant.
+    async fn protocol(&self, admin: &AdminClient) -> Result<String, AdminError> {
+        if let Some(protocol) = &self.protocol {
+            return Ok(protocol.clone());
+        }
+        for one in peering::PEERING {
+            if peering::one(admin, one, &self.name()).await?.is_none() {
+                continue;
+            }
+            match admin.get(&path(USUAL, &self.name())).await {
+                Err(AdminError::Refused { status, .. }) if matches!(status, 404 | 422) => {
+                    return Ok(one.to_owned());
+                }
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
+        }
+        Ok(USUAL.to_owned())
+    }
+}
+
+/// The protocol of a peer that nothing else is known of.
+const USUAL: &str = "uam";
+
+/// Where the admin API keeps one peer.
+fn path(protocol: &str, name: &str) -> String {
+    format!("/api/v1/peers/{}/{}", encode(protocol), encode(name))
 }
 
 /// Runs `peers …`.
@@ -94,6 +129,10 @@ pub async fn peers(command: PeersCommand) -> Outcome {
     match command {
         PeersCommand::List(args) => list(args).await,
         PeersCommand::Show(args) => one(args).await,
+        PeersCommand::Add(args) => peering::add(args).await,
+        PeersCommand::Accept(args) => peering::accept(args).await,
+        PeersCommand::Reject(args) => peering::end(args, "peer.reject", "rejected").await,
+        PeersCommand::Remove(args) => peering::end(args, "peer.remove", "removed").await,
         PeersCommand::Pause(args) => {
             let mut body = json!({});
             for (name, value) in [
@@ -116,7 +155,8 @@ pub async fn peers(command: PeersCommand) -> Outcome {
 
 async fn order(args: PeerArgs, verb: &str, done: &str, body: Option<&Value>) -> Outcome {
     let admin = AdminClient::from_config(&args.config.load()?)?;
-    let path = format!("{}/{verb}", args.path());
+    let protocol = args.protocol(&admin).await?;
+    let path = format!("{}/{verb}", path(&protocol, &args.name()));
     let answer = admin.post(&path, body).await?;
     if args.json {
         println!("{answer}");
@@ -151,6 +191,7 @@ async fn list(args: PeersArgs) -> Outcome {
     }
     let mut rows: Vec<Value> = Vec::new();
     let mut after = String::new();
+    let mut now_ms = 0;
     while rows.len() < args.limit {
         let page = (args.limit - rows.len()).min(1000);
         let path = format!(
@@ -158,6 +199,7 @@ async fn list(args: PeersArgs) -> Outcome {
             encode(&after)
         );
         let mut body = admin.get(&path).await?;
+        now_ms = body["now_ms"].as_i64().unwrap_or(0);
         if let Value::Array(found) = body["peers"].take() {
             rows.extend(found);
         }
@@ -166,35 +208,96 @@ async fn list(args: PeersArgs) -> Outcome {
             None => break,
         }
     }
-    show(
-        &rows,
-        args.json,
-        &[
+    let peerings = match args.standing {
+        None => peering::all(&admin, args.protocol.as_deref()).await?,
+        // A standing is a matter of rules, which the rows above tell.
+        Some(_) => Vec::new(),
+    };
+    let columns: &[&str] = match peerings.is_empty() {
+        true => &[
             "protocol", "name", "state", "standing", "pending", "dead", "score", "from", "endpoint",
         ],
-        |row, column| match column {
-            "endpoint" => match &row["endpoint"] {
-                Value::Null => text(&row["pin"]["endpoint"]),
-                endpoint => text(endpoint),
-            },
-            "from" => match &row["discovered_via"] {
-                Value::Null if !row["pin"].is_null() => "config".into(),
-                way => text(way),
-            },
-            other => text(&row[other]),
+        false => &[
+            "protocol",
+            "name",
+            "peering",
+            "state",
+            "standing",
+            "pending",
+            "dead",
+            "direction",
+            "last seen",
+            "last error",
+            "endpoint",
+        ],
+    };
+    add_peerings(&mut rows, peerings);
+    show(&rows, args.json, columns, |row, column| match column {
+        "endpoint" => match (&row["endpoint"], &row["peering"]["url"]) {
+            (Value::Null, Value::Null) => text(&row["pin"]["endpoint"]),
+            (Value::Null, url) => text(url),
+            (endpoint, _) => text(endpoint),
         },
-    );
+        "from" => match &row["discovered_via"] {
+            Value::Null if !row["pin"].is_null() => "config".into(),
+            way => text(way),
+        },
+        "peering" if row["peering"].is_null() => "-".into(),
+        "peering" => peering::state(&row["peering"]),
+        "direction" => text(&row["peering"]["direction"]),
+        "last seen" => age(&millis(&row["peering"]["lastSeen"]), now_ms),
+        "last error" => text(&row["peering"]["lastError"]),
+        other => text(&row[other]),
+    });
     Ok(ExitCode::SUCCESS)
+}
+
+/// Puts each peering to the row of its host, or into a row of its own, as the member `peering`.
+fn add_peerings(rows: &mut Vec<Value>, peerings: Vec<(&str, Value)>) {
+    for (protocol, peer) in peerings {
+        let of = |row: &&mut Value| row["protocol"] == protocol && row["name"] == peer["host"];
+        match rows.iter_mut().find(of) {
+            Some(row) => row["peering"] = peer,
+            None => {
+                let name = peer["host"].clone();
+                rows.push(json!({"protocol": protocol, "name": name, "peering": peer}));
+            }
+        }
+    }
+}
+
+/// A time as the protocol writes it, in milliseconds since the epoch.
+fn millis(time: &Value) -> Value {
+    let at = time.as_str().and_then(|text| text.parse().ok());
+    at.map_or(Value::Null, |at: jiff::Timestamp| {
+        at.as_millisecond().into()
+    })
 }
 
 async fn one(args: PeerArgs) -> Outcome {
     let admin = AdminClient::from_config(&args.config.load()?)?;
-    let peer = admin.get(&args.path()).await?;
+    let (protocol, name) = (args.protocol(&admin).await?, args.name());
+    let peering = peering::one(&admin, &protocol, &name).await?;
+    let mut peer = match admin.get(&path(&protocol, &name)).await {
+        // A server that asked and was never sent anything is no more than its peering.
+        Err(AdminError::Refused { status: 404, .. }) if peering.is_some() => {
+            json!({"protocol": protocol, "name": name})
+        }
+        answer => answer?,
+    };
+    if let Some(peering) = peering {
+        peer["peering"] = peering;
+    }
     if args.json {
         println!("{peer}");
         return Ok(ExitCode::SUCCESS);
     }
     println!("{} over {}", text(&peer["name"]), text(&peer["protocol"]));
+    if !peer["peering"].is_null() {
+        for line in peering::lines(&peer["peering"]) {
+            println!("  {line}");
+        }
+    }
     if let Some(fingerprint) = peer["fingerprint"].as_str() {
         println!("  Fingerprint {fingerprint}");
     }
