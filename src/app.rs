@@ -22,9 +22,10 @@ use crate::inbound::Door;
 use crate::ops::health::Health;
 use crate::ops::{Ops, metrics};
 use crate::outbound::{self, Outbound};
-use crate::peers::Peers;
+use crate::peers::{Peers, beats};
 use crate::protocol::{Protocol, ProtocolId, Refusal};
 use crate::protocols::uam::{Uam, UamError, UamParts};
+use crate::protocols::voltchat::{VoltChat, VoltChatError, VoltChatParts};
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
@@ -47,6 +48,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Uam(#[from] UamError),
+    #[error(transparent)]
+    VoltChat(#[from] VoltChatError),
     #[error(transparent)]
     Outbound(#[from] outbound::StartError),
     #[error("{0}")]
@@ -142,9 +145,27 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let uam = patiently(patience, || Uam::new(parts())).await?;
         routes = routes.merge(uam.clone().routes());
         protocols.insert(uam.id(), uam);
-    } else {
+    }
+    if config.voltchat.url.is_some() {
+        let parts = || VoltChatParts {
+            config: config.voltchat.clone(),
+            store: store.clone(),
+            peers: peers.clone(),
+            trust: trust.clone(),
+            door: door.clone(),
+            net: Arc::new(client.clone()),
+            bus: Some(bus.clone()),
+            ops: ops.clone(),
+            clock: clock.clone(),
+        };
+        let volt = patiently(patience, || VoltChat::new(parts())).await?;
+        routes = routes.merge(volt.clone().routes());
+        protocols.insert(volt.id(), volt);
+    }
+    if protocols.is_empty() {
         tracing::warn!(
-            "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM"
+            "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM, or \
+             voltchat.url to federate over VoltChat"
         );
     }
     let spoken = protocols.keys().copied().collect();
@@ -163,6 +184,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let lanes = outbound.control();
     peers.on_heard(move |protocol, peer| lanes.heard_from(protocol, peer));
     serve_calls(&bus, protocols.clone()).await?;
+    for protocol in protocols.values() {
+        tokio::spawn(beats::run(protocol.clone(), stop_listening.clone()));
+    }
 
     // The admin listener answers first; ready is only who takes deliveries.
     health.set("public", "the public listener is not open yet");
@@ -280,6 +304,9 @@ impl Running {
         });
         let (_, _) = tokio::join!(listening, outbound.stop());
         self.door.close().await;
+        for protocol in self.reloadable.protocols.values() {
+            protocol.flush().await;
+        }
         self.peers.flush().await;
         if let Err(error) = self.trust.flush().await {
             tracing::warn!(%error, "the latest scores were not stored");

@@ -156,6 +156,11 @@ pub trait Protocol: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Writes down what it keeps in memory only; for an orderly stop.
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// How long rows of [`Via::Held`] peers are kept; `None`: the protocol knows no mailboxes.
     fn mailbox(&self) -> Option<MailboxBounds> {
         None

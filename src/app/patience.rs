@@ -7,6 +7,8 @@ use super::StartError;
 use crate::bus::BusErrorKind;
 use crate::outbound;
 use crate::protocols::uam::UamError;
+use crate::protocols::voltchat::VoltChatError;
+use crate::protocols::voltchat::book::BookError;
 use crate::retry::{self, Failure};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -41,6 +43,9 @@ fn may_pass(error: &StartError) -> bool {
     match error {
         StartError::Store(e)
         | StartError::Uam(UamError::Store(e))
+        | StartError::VoltChat(
+            VoltChatError::Store(e) | VoltChatError::Book(BookError::Store(e)),
+        )
         | StartError::Outbound(outbound::StartError::Store(e)) => is_away(e),
         StartError::Bus(e) => e.kind == BusErrorKind::Unavailable,
         _ => false,

@@ -30,8 +30,10 @@ pub struct VoltChatConfig {
     pub sync_interval: Duration,
     /// Peers that a round speaks to at once.
     pub sync_at_once: usize,
-    /// Messages handed out in one fetch, 1 to 200.
+    /// Messages handed out in one fetch that were in none before, 1 to 200.
     pub fetch_batch: usize,
+    /// Between the two fetches that a message is handed out in, at least.
+    pub handout_gap: Duration,
     /// Messages that may wait for one peer's fetches.
     pub mailbox_max_messages: u64,
     /// How long a message may wait for a fetch.

@@ -14,11 +14,11 @@ use bytes::{Bytes, BytesMut};
 use reqwest::Url;
 
 use super::failure::{classify, failure};
-use super::guard::{Guard, HostRules, bare};
+use super::guard::{Guard, HostRules, bare, split_host};
 use super::resolver::{GuardedResolver, Names};
 use super::tls;
 use crate::config::HttpConfig;
-use crate::protocol::{Answer, Request, TransportError, TransportKind};
+use crate::protocol::{Answer, PeerName, Request, TransportError, TransportKind};
 
 /// What we call ourselves.
 pub const USER_AGENT: &str = concat!("Drawbridge/", env!("CARGO_PKG_VERSION"), " (federation)");
@@ -131,6 +131,12 @@ impl Client {
                 ),
             )),
         }
+    }
+
+    /// Whether this server may be spoken to without TLS (`http.plain_hosts`).
+    pub fn speaks_plain(&self, server: &PeerName) -> bool {
+        let (host, port) = split_host(server.as_str());
+        self.0.load().plain_hosts.names(host, port.unwrap_or(80))
     }
 
     /// The settings in force, for whoever looks at a host in another way than by a request.

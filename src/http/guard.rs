@@ -202,7 +202,7 @@ impl HostRules {
 }
 
 /// Takes `host[:port]` apart; brackets of an IPv6 literal are removed.
-fn split_host(entry: &str) -> (&str, Option<u16>) {
+pub(super) fn split_host(entry: &str) -> (&str, Option<u16>) {
     if entry.parse::<Ipv6Addr>().is_ok() {
         return (entry, None);
     }

@@ -9,10 +9,15 @@ use http::{StatusCode, header};
 /// those of the frameworks that the real servers run on.
 pub fn answered(routes: Router) -> Router {
     routes
-        .fallback(|| async { reply(StatusCode::NOT_FOUND, "Not Found") })
+        .fallback(|| async { not_found() })
         .method_not_allowed_fallback(|| async {
             reply(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
         })
+}
+
+/// The answer for an unknown path, for a route that looks at more than it answers.
+pub fn not_found() -> Response {
+    reply(StatusCode::NOT_FOUND, "Not Found")
 }
 
 fn reply(status: StatusCode, detail: &str) -> Response {

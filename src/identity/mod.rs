@@ -22,10 +22,21 @@ use ed25519_dalek::{Signature, Signer, VerifyingKey};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// Evidence that an Ed25519 signature or an HMAC was verified. Only [`PublicKey::verify`] and
-/// [`hmac::SharedSecret::verify`] make one.
+use crate::protocol::Answer;
+
+/// Evidence that an Ed25519 signature or an HMAC was verified, or that a server we asked by its name
+/// answered. Only [`PublicKey::verify`], [`hmac::SharedSecret::verify`] and [`Proof::of_server`] make
+/// one.
 #[derive(Debug)]
 pub struct Proof(());
+
+impl Proof {
+    /// Of what stands in an answer: the outgoing client takes none from a server that did not show a
+    /// certificate for the name it was asked by (but where the configuration does without TLS).
+    pub(crate) fn of_server(_answer: &Answer) -> Self {
+        Self(())
+    }
+}
 
 /// A remote key, parsed once; small-order keys do not become one.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,9 +20,21 @@ pub struct Face {
     pub srv: Option<String>,
     /// The key file.
     pub key: PathBuf,
+    /// What the page must hold to be ours.
+    pub shows: Shows,
+}
+
+/// By what a page of ours is known.
+#[derive(Clone, Debug)]
+pub enum Shows {
+    /// The public half of the key in the file.
+    Key,
+    /// This text; the key in the file is nobody else's business.
+    Text(String),
 }
 
 /// The faces of the protocols that are configured.
 pub fn faces(config: &Config) -> Vec<Face> {
-    uam::face(&config.uam).into_iter().collect()
+    let faces = [uam::face(&config.uam), voltchat::face(&config.voltchat)];
+    faces.into_iter().flatten().collect()
 }

@@ -9,7 +9,7 @@ use crate::admin::token;
 use crate::config::{Config, ListenConfig, StorePlace};
 use crate::http::tls;
 use crate::identity::SigningKey;
-use crate::protocols::Face;
+use crate::protocols::{Face, Shows};
 use crate::store::Store;
 
 /// Longest that opening the store may take.
@@ -80,6 +80,9 @@ pub(super) fn keys(faces: &[Face], report: &mut Report) {
     for face in faces {
         let shown = face.key.display();
         match SigningKey::load(&face.key) {
+            Ok(Some(_)) if matches!(face.shows, Shows::Text(_)) => {
+                report.ok("keys", face.protocol, format!("seals secrets ({shown})"));
+            }
             Ok(Some(key)) => {
                 let print = key.public().fingerprint();
                 report.ok("keys", face.protocol, format!("{print} ({shown})"));

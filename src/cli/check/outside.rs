@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::http::client::Client;
 use crate::identity::SigningKey;
 use crate::protocol::{Request, TransportKind};
-use crate::protocols::Face;
+use crate::protocols::{Face, Shows};
 
 /// One request to ourselves.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,14 +109,20 @@ async fn page(client: &Client, face: &Face, bridge: Bridge, report: &mut Report)
         );
         return report.fault("public", face.protocol, detail);
     }
-    let key = SigningKey::load(&face.key).ok().flatten();
+    let expected = match &face.shows {
+        Shows::Key => {
+            let key = SigningKey::load(&face.key).ok().flatten();
+            key.map(|key| ("key", key.public().to_base64()))
+        }
+        Shows::Text(text) => Some(("name", text.clone())),
+    };
     let shown = String::from_utf8_lossy(&answer.body);
-    match key.map(|key| key.public().to_base64()) {
-        Some(key) if !shown.contains(&key) => report.fault(
+    match expected {
+        Some((what, expected)) if !shown.contains(&expected) => report.fault(
             "public",
             face.protocol,
             format!(
-                "{} shows another key than ours: whose server is it?",
+                "{} shows another {what} than ours: whose server is it?",
                 face.page
             ),
         ),

@@ -54,6 +54,7 @@ pub(super) fn voltchat(
         sync_interval: s.duration("sync_interval", "100ms", "1d")?,
         sync_at_once: s.int("sync_at_once", 1, 1024)?,
         fetch_batch: s.int("fetch_batch", 1, 200)?,
+        handout_gap: s.duration("handout_gap", "10ms", "10m")?,
         mailbox_max_messages: s.int("mailbox_max_messages", 1, 100_000_000)?,
         mailbox_max_age: s.duration("mailbox_max_age", "1m", "365d")?,
         max_pending: s.int("max_pending", 0, 100_000)?,

@@ -62,6 +62,7 @@ pub fn face(config: &crate::config::UamConfig) -> Option<super::Face> {
         ),
         srv: Some(format!("_uam._tcp.{domain}")),
         key: config.key_path.clone(),
+        shows: super::Shows::Key,
     })
 }
 

@@ -52,6 +52,21 @@ pub fn fresh(prefix: &str, now_ms: UnixMs) -> String {
     format!("{prefix}_{now_ms:013}_{}", hex(&tag))
 }
 
+/// When an id such as [`fresh`] makes was made, milliseconds since the epoch; `None`: it has not that
+/// form.
+pub fn made_at(prefix: &str, id: &str) -> Option<UnixMs> {
+    let (time, tag) = id
+        .strip_prefix(prefix)?
+        .strip_prefix('_')?
+        .split_once('_')?;
+    let is_hex = |b: u8| b.is_ascii_digit() || matches!(b, b'a'..=b'f');
+    let formed = time.len() == 13
+        && time.bytes().all(|b| b.is_ascii_digit())
+        && tag.len() == 8
+        && tag.bytes().all(is_hex);
+    formed.then(|| time.parse().ok()).flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -64,6 +79,22 @@ mod tests {
         assert!(id(&"x".repeat(160)).is_some() && id(&"x".repeat(161)).is_none());
         for none in ["", " ", "a b", "a/b", "\u{e4}", "__proto__", " constructor"] {
             assert_eq!(id(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn an_id_says_when_it_was_made() {
+        assert_eq!(
+            made_at("relay", &fresh("relay", 1_700_000_000_000)),
+            Some(1_700_000_000_000)
+        );
+        for other in [
+            "relay_1_0a1b2c3d",
+            "peer_1700000000000_0a1b2c3d",
+            "relay_1700000000000_0A1B2C3D",
+            "x",
+        ] {
+            assert_eq!(made_at("relay", other), None, "{other}");
         }
     }
 

@@ -7,19 +7,44 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
+//! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
+//! | [`push`], [`fetch`], [`queue`] | a peer's message in; mailboxes, theirs and ours; an operator's message |
+//! | [`message`] | relay messages, read without touching the payload |
+//! | [`routes`], [`request`], [`answer`] | what is asked of us: dispatch, reading and credentials, answers |
+//! | [`state`], [`record`], [`book`] | peers: the state machine (pure), one record, all of them |
+//! | [`handshake`], [`heartbeat`] | peering with a host, and staying in touch, both ways |
+//! | [`acts`], [`admin`], [`calls`], [`operator`] | what operators and backends do with peers |
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
 //! | [`invites`] | what we share and what peers share |
 //! | [`pages`] | what we say of ourselves to anybody |
 
+pub mod acts;
+pub mod admin;
 pub mod allow;
+pub mod answer;
+pub mod book;
+pub mod calls;
+pub mod fetch;
+pub mod handshake;
+pub mod heartbeat;
 pub mod host;
 pub mod ids;
 pub mod invites;
+pub mod judge;
+pub mod message;
+pub mod operator;
 pub mod pages;
+pub mod push;
+pub mod queue;
+pub mod record;
+pub mod request;
+pub mod routes;
+pub mod send;
+pub mod state;
 pub mod text;
 pub mod token;
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderValue, Method, header};
@@ -31,16 +56,22 @@ use crate::clock::Clock;
 use crate::config::VoltChatConfig;
 use crate::http::client::Client;
 use crate::identity::KeyFileError;
+use crate::identity::vault::Vault;
 use crate::inbound::Door;
 use crate::ops::Ops;
 use crate::outbound::Mailbox;
 use crate::peers::Peers;
-use crate::protocol::{Answer, PeerName, ProtocolId, Request, TransportError};
+use crate::protocol::{
+    Answer, Beats, Judgement, MailboxBounds, OutEvent, PeerName, PeerRecord, Protocol, ProtocolId,
+    Refusal, Request, Schedule, Sealed, Targets, TransportError, TransportKind, Try, Via,
+};
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
 use allow::AllowList;
+use book::{Book, BookError};
 use invites::Invites;
+use record::Peer;
 
 /// Its name in subjects, tables and settings.
 pub const ID: ProtocolId = "voltchat";
@@ -48,8 +79,25 @@ pub const ID: ProtocolId = "voltchat";
 pub const BASE: &str = "/api/federation";
 /// Largest request body, either way, bytes (sheet, 6.1).
 pub const MAX_BODY: usize = 10 * 1024 * 1024;
+/// What id, origin and the like add to a payload in a push, bytes.
+const WRAPPING: usize = 4 * 1024;
+/// Bytes of an answer that says little.
+const SMALL_ANSWER: usize = 64 * 1024;
 /// How we name ourselves to peers. A mainline distrusts short names and those of tools (sheet, 6.1).
 const USER_AGENT: &str = concat!("Drawbridge/", env!("CARGO_PKG_VERSION"), " (federation)");
+
+/// What we show other servers; None: VoltChat does not run.
+pub fn face(config: &VoltChatConfig) -> Option<super::Face> {
+    let own = config.enabled.then(|| Own::of(config).ok()).flatten()?;
+    Some(super::Face {
+        protocol: ID,
+        page: format!("{}/.well-known/voltchat", own.url),
+        srv: None,
+        key: config.key_path.clone(),
+        shows: super::Shows::Text(own.host.to_string()),
+        name: own.host.to_string(),
+    })
+}
 
 /// Sends requests to other servers; usually the outgoing HTTP client.
 pub trait Net: Send + Sync + 'static {
@@ -60,6 +108,11 @@ pub trait Net: Send + Sync + 'static {
         timeout: Duration,
         max_answer: usize,
     ) -> BoxFuture<'a, Result<Answer, TransportError>>;
+
+    /// Whether this server may be spoken to without TLS.
+    fn speaks_plain(&self, _host: &PeerName) -> bool {
+        false
+    }
 
     /// The client behind it, for a probe; a stub has none.
     fn client(&self) -> Option<&Client> {
@@ -75,6 +128,10 @@ impl Net for Client {
         max_answer: usize,
     ) -> BoxFuture<'a, Result<Answer, TransportError>> {
         Box::pin(Client::send(self, request, timeout, max_answer))
+    }
+
+    fn speaks_plain(&self, host: &PeerName) -> bool {
+        Client::speaks_plain(self, host)
     }
 
     fn client(&self) -> Option<&Client> {
@@ -109,6 +166,9 @@ pub enum VoltChatError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What is kept of the peers cannot be read.
+    #[error(transparent)]
+    Book(#[from] BookError),
 }
 
 /// Who we are on the wire.
@@ -143,6 +203,7 @@ pub struct VoltChat {
     pub(super) config: VoltChatConfig,
     pub(super) own: Own,
     pub(super) allow: AllowList,
+    pub(super) book: Book,
     pub(super) store: Store,
     pub(super) peers: Peers,
     pub(super) trust: Trust,
@@ -153,7 +214,7 @@ pub struct VoltChat {
     pub(super) invites: Invites,
     pub(super) ops: Ops,
     pub(super) clock: Clock,
-    me: Weak<Self>,
+    schedule: Schedule,
 }
 
 impl VoltChat {
@@ -162,13 +223,25 @@ impl VoltChat {
         let config = parts.config;
         let own = Own::of(&config)?;
         let allow = AllowList::new(&config.allowed_servers);
+        let schedule = Schedule {
+            delays: config.retry_delays.clone(),
+        };
+        let book = Book::open(
+            parts.store.clone(),
+            Vault::open_file(&config.key_path)?,
+            parts.ops.clone(),
+            parts.clock.clone(),
+            config.max_pending,
+        )
+        .await?;
         let mailbox = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());
         let (store, ops, clock) = (parts.store.clone(), parts.ops.clone(), parts.clock.clone());
         let invites = Invites::open(store, ops, clock, own.host.as_str(), &own.name).await?;
-        Ok(Arc::new_cyclic(|me| Self {
+        Ok(Arc::new(Self {
             config,
             own,
             allow,
+            book,
             store: parts.store,
             peers: parts.peers,
             trust: parts.trust,
@@ -179,7 +252,7 @@ impl VoltChat {
             invites,
             ops: parts.ops,
             clock: parts.clock,
-            me: me.clone(),
+            schedule,
         }))
     }
 
@@ -201,6 +274,133 @@ impl VoltChat {
             body: body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string())),
         };
         self.net.send(request, limits.time, limits.answer).await
+    }
+
+    /// A small POST to a peer at its stored url.
+    pub(super) async fn tell(
+        &self,
+        peer: &Peer,
+        path: &str,
+        body: &serde_json::Value,
+        time: Duration,
+    ) -> Result<Answer, TransportError> {
+        let limits = Limits {
+            time,
+            answer: SMALL_ANSWER,
+        };
+        let headers = HeaderMap::new();
+        self.ask(Method::POST, &peer.url, path, headers, Some(body), limits)
+            .await
+    }
+
+    /// Whether a peer's url may be `http://`.
+    pub(super) fn takes_plain(&self, host: &PeerName) -> bool {
+        self.net.speaks_plain(host)
+    }
+
+    /// A peer has become accepted, and knows: what waits for it goes out.
+    pub(super) fn opened(&self, host: &PeerName) {
+        self.peers.heard_from(ID, host);
+    }
+}
+
+impl Protocol for VoltChat {
+    fn id(&self) -> ProtocolId {
+        ID
+    }
+
+    fn enabled(&self) -> bool {
+        self.config.enabled
+    }
+
+    fn max_body(&self) -> usize {
+        MAX_BODY - WRAPPING
+    }
+
+    fn targets(&self, event: &OutEvent) -> Result<Targets, Refusal> {
+        Ok(self.prepare(event)?.0)
+    }
+
+    fn seal(&self, event: &OutEvent, _previous: Option<&str>) -> Result<Sealed, Refusal> {
+        Ok(self.prepare(event)?.1)
+    }
+
+    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
+        send::prepare(self, event)
+    }
+
+    fn via(&self, peer: &PeerName) -> Via {
+        judge::via(self.peers.known(ID, peer).as_deref(), self.clock.now_ms())
+    }
+
+    fn dress(&self, sealed: &Sealed, peer: &PeerRecord, attempt: &Try) -> Result<Request, Refusal> {
+        send::dress(self, sealed, peer, attempt)
+    }
+
+    fn judge(
+        &self,
+        answer: Result<&Answer, &TransportError>,
+        _peer: &PeerRecord,
+        attempt: &Try,
+    ) -> Judgement {
+        judge::judge(answer, attempt)
+    }
+
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    fn discover<'a>(
+        &'a self,
+        name: &'a PeerName,
+    ) -> BoxFuture<'a, Result<PeerRecord, TransportError>> {
+        let found = send::record(self, name).map_err(|refusal| TransportError {
+            kind: TransportKind::Discovery,
+            detail: refusal.detail,
+        });
+        Box::pin(std::future::ready(found))
+    }
+
+    fn routes(self: Arc<Self>) -> axum::Router {
+        routes::router(self)
+    }
+
+    fn mailbox(&self) -> Option<MailboxBounds> {
+        Some(MailboxBounds {
+            messages: self.config.mailbox_max_messages,
+            age: self.config.mailbox_max_age,
+        })
+    }
+
+    fn beats(&self) -> Option<Beats> {
+        Some(Beats {
+            every: self.config.sync_interval,
+            at_once: self.config.sync_at_once,
+        })
+    }
+
+    fn beating(&self) -> Vec<PeerName> {
+        self.book.beating()
+    }
+
+    fn beat<'a>(&'a self, peer: &'a PeerName) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Some(peer) = heartbeat::beat(self, peer).await {
+                fetch::pull(self, &peer).await;
+            }
+        })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.book.flush())
+    }
+
+    fn call<'a>(
+        &'a self,
+        method: &'a str,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<serde_json::Value, Refusal>> {
+        Box::pin(calls::call(self, method, body))
     }
 }
 

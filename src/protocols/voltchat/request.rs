@@ -1,0 +1,542 @@
+//! A request as it arrives: how its body is read, who sent it, whether its token may be spent.
+//!
+//! The credentials are judged in one place. Whatever is wrong with them (host, token, allow list,
+//! state of the peer) has one answer, and an unknown host costs the same work as a known one. What is
+//! not proven is charged to the client's address, what is proven to the peer.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ::http::{HeaderMap, Method, StatusCode, header, request::Parts};
+use axum::body::Body;
+use bytes::Bytes;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::answer::Fail;
+use super::record::{Peer, Status};
+use super::state::Contact;
+use super::token::{self, Accepted};
+use super::{ID, MAX_BODY, VoltChat, host};
+use crate::clock::UnixMs;
+use crate::http::server::ClientAddr;
+use crate::http::written::Connection;
+use crate::identity::Proof;
+use crate::ops::metrics;
+use crate::protocol::{PeerName, ReplayId};
+use crate::trust::Standing;
+
+/// Largest JSON of all members that are objects or arrays together that [`Received::body`] holds, bytes.
+const MAX_NESTED: usize = 256 * 1024;
+/// Members of a body that are looked at.
+const MAX_MEMBERS: usize = 256;
+/// Where a token and its host stand in the head.
+const TOKEN_HEADER: &str = "x-federation-token";
+const HOST_HEADER: &str = "x-federation-host";
+
+/// A request, read.
+#[derive(Debug)]
+pub struct Received {
+    pub method: Method,
+    pub headers: HeaderMap,
+    /// The body's members, or an empty array for an array; `None`: there is no body, or one that is
+    /// no JSON. Memory is bounded: once the members that are objects or arrays come to more than
+    /// 256 KiB of JSON, further ones stand here as null; [`Received::raw`] has them whole.
+    pub body: Option<Value>,
+    /// The body as it came.
+    pub raw: Bytes,
+    /// The query, undecoded.
+    pub query: Option<String>,
+    /// Window of the client's address; `None`: it is not known.
+    pub client: Option<String>,
+    /// The connection the answer goes out by.
+    pub connection: Option<Connection>,
+    /// When it was read.
+    pub now_ms: UnixMs,
+}
+
+impl Received {
+    /// A member of the body.
+    pub fn member(&self, name: &str) -> Option<&Value> {
+        self.body.as_ref()?.get(name)
+    }
+
+    /// Reads a request in the order of sheet 6.1: size, Content-Type, JSON. A body needs a
+    /// Content-Type, no body needs none.
+    pub async fn read(parts: Parts, body: Body, now_ms: UnixMs) -> Result<Self, Fail> {
+        let raw = read_body(&parts.headers, body, now_ms).await?;
+        let written = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+        let kind = parts.headers.get(header::CONTENT_TYPE);
+        let json = match kind.map(|kind| media_type(kind.as_bytes())) {
+            None if written && !raw.is_empty() => {
+                return Err(Fail::new(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    "Content-Type header required",
+                ));
+            }
+            None => false,
+            Some(Media::Json) => true,
+            Some(Media::Form) => false,
+            Some(Media::Other) if written => {
+                return Err(Fail::new(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    "Unsupported Content-Type",
+                ));
+            }
+            Some(Media::Other) => false,
+        };
+        let body = if json && !raw.is_empty() && parts.method != Method::GET {
+            Some(members(&raw).ok_or_else(|| Fail::malformed(now_ms))?)
+        } else {
+            None
+        };
+        let client = parts.extensions.get::<ClientAddr>();
+        Ok(Self {
+            client: client.map(|ClientAddr(ip)| client_key(*ip)),
+            connection: parts.extensions.get::<Connection>().cloned(),
+            query: parts.uri.query().map(str::to_owned),
+            method: parts.method,
+            headers: parts.headers,
+            body,
+            raw,
+            now_ms,
+        })
+    }
+}
+
+/// A client's window: its address, the /64 of an IPv6 one.
+pub fn client_key(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    }
+}
+
+enum Media {
+    Json,
+    /// Forms: they pass, and say nothing here.
+    Form,
+    Other,
+}
+
+fn media_type(value: &[u8]) -> Media {
+    let essence = value.split(|b| *b == b';').next().unwrap_or_default();
+    let essence = essence.trim_ascii().to_ascii_lowercase();
+    match essence.as_slice() {
+        b"application/json" => Media::Json,
+        b"application/x-www-form-urlencoded" | b"multipart/form-data" => Media::Form,
+        _ => Media::Other,
+    }
+}
+
+async fn read_body(headers: &HeaderMap, body: Body, now_ms: UnixMs) -> Result<Bytes, Fail> {
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(Fail::too_large());
+    }
+    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            if error.is::<http_body_util::LengthLimitError>() {
+                return Fail::too_large();
+            }
+            cause = error.source();
+        }
+        Fail::malformed(now_ms)
+    })
+}
+
+/// The members of a JSON object, an empty array for an array; `None`: neither.
+fn members(raw: &[u8]) -> Option<Value> {
+    serde_json::from_slice::<Top>(raw).ok().map(|top| top.0)
+}
+
+/// The top level of a body.
+struct Top(Value);
+
+impl<'de> Deserialize<'de> for Top {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Look;
+        impl<'de> Visitor<'de> for Look {
+            type Value = Top;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object or array")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Top, A::Error> {
+                let mut found = Map::new();
+                let mut nested = 0usize;
+                while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+                    let raw: &'de RawValue = map.next_value()?;
+                    let value = shallow(raw.get(), &mut nested);
+                    // The last of one name counts, as it does there.
+                    if let Some(known) = found.get_mut(name.as_ref()) {
+                        *known = value;
+                    } else if found.len() < MAX_MEMBERS {
+                        found.insert(name.into_owned(), value);
+                    }
+                }
+                Ok(Top(Value::Object(found)))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Top, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Top(Value::Array(Vec::new())))
+            }
+        }
+        deserializer.deserialize_any(Look)
+    }
+}
+
+/// A member as a value; null where it is too large or cannot be one.
+fn shallow(raw: &str, nested: &mut usize) -> Value {
+    match raw.as_bytes().first() {
+        Some(b'"') => lenient_text(raw).map_or(Value::Null, Value::String),
+        Some(b'{' | b'[') => {
+            *nested = nested.saturating_add(raw.len());
+            if *nested > MAX_NESTED {
+                return Value::Null;
+            }
+            serde_json::from_str(raw).unwrap_or_default()
+        }
+        _ => serde_json::from_str(raw).unwrap_or_default(),
+    }
+}
+
+/// A JSON text; half a surrogate pair, which the other side may hold and we cannot, becomes U+FFFD.
+fn lenient_text(raw: &str) -> Option<String> {
+    if let Ok(text) = serde_json::from_str(raw) {
+        return Some(text);
+    }
+    struct Text;
+    impl Visitor<'_> for Text {
+        type Value = String;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a JSON text")
+        }
+
+        fn visit_bytes<E>(self, bytes: &[u8]) -> Result<String, E> {
+            Ok(from_wtf8(bytes))
+        }
+    }
+    let mut reader = serde_json::Deserializer::from_str(raw);
+    (&mut reader).deserialize_bytes(Text).ok()
+}
+
+/// UTF-8 in which a lone surrogate stands as three bytes from ED A0 on.
+fn from_wtf8(mut bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    loop {
+        match std::str::from_utf8(bytes) {
+            Ok(rest) => {
+                text.push_str(rest);
+                return text;
+            }
+            Err(error) => {
+                let (good, bad) = bytes.split_at(error.valid_up_to());
+                text.push_str(&String::from_utf8_lossy(good));
+                text.push('\u{fffd}');
+                let lone = bad.first() == Some(&0xed) && bad.len() >= 3;
+                bytes = bad.get(if lone { 3 } else { 1 }..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// Who proved itself.
+#[derive(Debug)]
+pub struct Caller {
+    pub peer: Arc<Peer>,
+    pub proof: Proof,
+    /// What [`spend`], or an event's own commit, makes unusable.
+    pub nonce: ReplayId,
+    /// Window of the client's address.
+    pub client: Option<String>,
+}
+
+/// Whether this client may try credentials now. Asked before a body is read.
+pub fn may_try(v: &VoltChat, client: Option<&str>) -> Result<(), Fail> {
+    match client {
+        Some(client)
+            if v.trust
+                .full(&unproven_key(client), v.config.unproven_per_minute) =>
+        {
+            metrics::inbound(ID, "refused");
+            metrics::refusal(ID, "client_limit");
+            Err(Fail::limited())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Charges a client for credentials that did not hold.
+pub fn charge(v: &VoltChat, client: Option<&str>) {
+    if let Some(client) = client {
+        v.trust
+            .admit(&unproven_key(client), v.config.unproven_per_minute);
+    }
+}
+
+fn unproven_key(client: &str) -> String {
+    format!("voltchat/client/{client}")
+}
+
+/// Checks the credentials of a request for data: switched on, host, token, allow list, trust rules,
+/// state, rate. The nonce is not spent yet.
+pub fn authenticate(v: &VoltChat, r: &Received) -> Result<Caller, Fail> {
+    authenticate_as(v, r, Contact::Other)
+}
+
+/// The same for a request of this kind: a peer we asked proves its acceptance by a ping, and by
+/// nothing else.
+pub fn authenticate_as(v: &VoltChat, r: &Received, by: Contact) -> Result<Caller, Fail> {
+    if !v.config.enabled {
+        return Err(Fail::disabled());
+    }
+    let refuse = |reason: &'static str| {
+        metrics::inbound(ID, "refused");
+        metrics::refusal(ID, reason);
+        tracing::debug!(reason, "federation credentials refused");
+        charge(v, r.client.as_deref());
+        Fail::credentials()
+    };
+    let (peer, accepted) = credentials(v, r).map_err(refuse)?;
+    if !v.allow.admits(peer.host.as_str())
+        || v.trust.standing(ID, peer.host.as_str()) == Standing::Blocked
+    {
+        return Err(refuse("not_allowed"));
+    }
+    let may =
+        peer.status.is_accepted() || (by == Contact::Ping && peer.status == Status::Requested);
+    if !may {
+        return Err(refuse("not_accepted"));
+    }
+    if !v.trust.admit(
+        &format!("voltchat/peer/{}", peer.host),
+        v.config.peer_rate_limit,
+    ) {
+        metrics::inbound(ID, "refused");
+        metrics::refusal(ID, "rate");
+        return Err(Fail::limited());
+    }
+    let nonce = ReplayId {
+        scope: peer.host.as_str().to_owned(),
+        id: accepted.nonce,
+        expires_ms: accepted
+            .timestamp_ms
+            .saturating_add(token::MAX_AGE_MS)
+            .saturating_add(token::MAX_AHEAD_MS),
+    };
+    Ok(Caller {
+        peer,
+        proof: accepted.proof,
+        nonce,
+        client: r.client.clone(),
+    })
+}
+
+/// Host and token, proven; the short reason otherwise.
+fn credentials(v: &VoltChat, r: &Received) -> Result<(Arc<Peer>, Accepted), &'static str> {
+    let head = |name: &str| {
+        let value = r.headers.get(name)?.to_str().ok()?;
+        (!value.is_empty()).then_some(value)
+    };
+    // An empty one falls through to the next place; one of another type does not.
+    let said = |name: &str| r.member(name).filter(|value| is_truthy(value));
+    let token = match head(TOKEN_HEADER) {
+        Some(token) => Some(token),
+        None => said("token").and_then(Value::as_str),
+    };
+    let claimed = match head(HOST_HEADER) {
+        Some(host) => Some(host),
+        None => said("host")
+            .or_else(|| said("fromHost"))
+            .and_then(Value::as_str),
+    };
+    let (Some(token), Some(claimed)) = (token, claimed) else {
+        return Err("no_credentials");
+    };
+    let claimed = host::normal(claimed);
+    let peer = PeerName::parse(&claimed)
+        .ok()
+        .and_then(|name| v.book.get(&name));
+    let secret = peer.as_ref().map(|peer| &peer.secret);
+    let verified = token::verify(secret, &claimed, token, r.now_ms);
+    match (peer, verified) {
+        (Some(peer), Ok(accepted)) => Ok((peer, accepted)),
+        (Some(_), Err(why)) => {
+            tracing::debug!(host = %claimed, ?why, "token refused");
+            Err("token")
+        }
+        (None, _) => Err("unknown_host"),
+    }
+}
+
+/// Whether ECMAScript takes it for true.
+pub fn is_truthy(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Bool(true) | Value::Array(_) | Value::Object(_) => true,
+    }
+}
+
+/// Spends the nonce of a request that enters no event: used already, it is refused like any other
+/// token.
+pub async fn spend(v: &VoltChat, nonce: &ReplayId, client: Option<&str>) -> Result<(), Fail> {
+    let claimed = match v.store.claim_replay(ID, nonce.clone()).await {
+        Ok(commit) => commit.await,
+        Err(error) => Err(error),
+    };
+    match claimed {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            metrics::inbound(ID, "replayed");
+            metrics::refusal(ID, "replay");
+            charge(v, client);
+            Err(Fail::credentials())
+        }
+        Err(error) => {
+            metrics::inbound(ID, "unavailable");
+            metrics::refusal(ID, "store");
+            Err(Fail::store(&error))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(method: Method, kind: Option<&str>, body: &str) -> Result<Received, Fail> {
+        let mut request = ::http::Request::builder().method(method).uri("/x");
+        if let Some(kind) = kind {
+            request = request.header(header::CONTENT_TYPE, kind);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        Received::read(parts, Body::from(body.to_owned()), 1_700_000_000_000).await
+    }
+
+    fn refused(answer: Result<Received, Fail>) -> (u16, &'static str) {
+        let fail = answer.unwrap_err();
+        (fail.status.as_u16(), fail.error)
+    }
+
+    const JSON: Option<&str> = Some("application/json; charset=utf-8");
+
+    #[tokio::test]
+    async fn a_body_needs_a_content_type_and_no_body_needs_none() {
+        assert!(read(Method::POST, None, "").await.unwrap().body.is_none());
+        assert_eq!(
+            refused(read(Method::POST, None, "{}").await),
+            (415, "Content-Type header required")
+        );
+        assert_eq!(
+            refused(read(Method::POST, Some("text/plain"), "{}").await),
+            (415, "Unsupported Content-Type")
+        );
+        for form in [
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+        ] {
+            assert!(
+                read(Method::POST, Some(form), "a=b")
+                    .await
+                    .unwrap()
+                    .body
+                    .is_none()
+            );
+        }
+        assert!(read(Method::DELETE, JSON, "").await.unwrap().body.is_none());
+        assert!(read(Method::GET, None, "").await.unwrap().body.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_object_or_array_is_refused_in_the_frames_words() {
+        for bad in ["{", "\"x\"", "7", "null", "{} x", "{\"a\":}"] {
+            let fail = read(Method::POST, JSON, bad).await.unwrap_err();
+            assert_eq!(fail.status, 400, "{bad}");
+            assert!(fail.frame_at_ms.is_some(), "{bad}");
+        }
+        let array = read(Method::POST, JSON, "[1,{\"host\":\"x\"}]")
+            .await
+            .unwrap();
+        assert!(array.member("host").is_none());
+    }
+
+    #[tokio::test]
+    async fn of_members_with_one_name_the_last_counts() {
+        let r = read(Method::POST, JSON, r#"{"a":1,"b":{"c":[2]},"a":"x"}"#)
+            .await
+            .unwrap();
+        assert_eq!(
+            r.body.unwrap(),
+            serde_json::json!({"a": "x", "b": {"c": [2]}})
+        );
+    }
+
+    #[tokio::test]
+    async fn half_a_surrogate_pair_becomes_the_replacement_character() {
+        let r = read(
+            Method::POST,
+            JSON,
+            r#"{"name":"a\ud800b \ude00","ok":"\ud83d\ude42"}"#,
+        )
+        .await
+        .unwrap();
+        assert_eq!(r.member("name").unwrap(), "a\u{fffd}b \u{fffd}");
+        assert_eq!(r.member("ok").unwrap(), "\u{1f642}");
+    }
+
+    #[tokio::test]
+    async fn a_body_made_to_swell_in_memory_is_not_taken_apart() {
+        let many = format!(
+            "{{\"x\":[{}0],\"token\":\"t\",\"y\":{{}}}}",
+            "[0],".repeat(200_000)
+        );
+        let r = read(Method::POST, JSON, &many).await.unwrap();
+        assert_eq!(r.member("x").unwrap(), &Value::Null);
+        assert_eq!(r.member("token").unwrap(), "t");
+        let wide: String = (0..50_000).map(|n| format!("\"k{n}\":0,")).collect();
+        let r = read(Method::POST, JSON, &format!("{{{wide}\"z\":1}}"))
+            .await
+            .unwrap();
+        assert_eq!(r.body.unwrap().as_object().unwrap().len(), MAX_MEMBERS);
+        let deep = format!(
+            "{{\"x\":{}{},\"id\":\"i\"}}",
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        let r = read(Method::POST, JSON, &deep).await.unwrap();
+        assert_eq!(r.member("id").unwrap(), "i");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_ten_mebibytes_is_refused_announced_or_not() {
+        let body = format!("{{\"x\":\"{}\"}}", "a".repeat(MAX_BODY));
+        assert_eq!(
+            refused(read(Method::POST, JSON, &body).await),
+            (413, "Payload too large")
+        );
+    }
+
+    #[test]
+    fn a_client_is_an_address_or_a_64() {
+        let key = |text: &str| client_key(text.parse().unwrap());
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+    }
+}
