@@ -1,4 +1,4 @@
-//! What examinations of remote servers have in common, whatever the protocol.
+//! What examinations of remote servers, and of what they sent, have in common, whatever the protocol.
 //!
 //! Each step is told as it is done. A fault does not end an examination as long as a later step can be
 //! looked at: who mends one wants to know of the next. What is reported as *the* fault is the first
@@ -8,9 +8,11 @@
 //! | --- | --- |
 //! | `reach` | `address`, `tls` |
 //! | `clock` | `clock`: how far two clocks are apart |
+//! | `saved` | none: reads a saved request |
 
 mod clock;
 mod reach;
+pub(in crate::protocols) mod saved;
 
 use ::http::Uri;
 

@@ -17,6 +17,7 @@
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
 //! | [`invites`] | what we share and what peers share |
 //! | [`pages`] | what we say of ourselves to anybody |
+//! | [`explain`] | why a saved request is taken or refused |
 
 pub mod acts;
 pub mod admin;
@@ -24,6 +25,7 @@ pub mod allow;
 pub mod answer;
 pub mod book;
 pub mod calls;
+pub mod explain;
 pub mod fetch;
 pub mod handshake;
 pub mod heartbeat;

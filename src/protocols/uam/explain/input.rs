@@ -3,6 +3,8 @@
 use bytes::Bytes;
 
 use super::super::json;
+use crate::protocols::examine::saved::{self, Saved};
+pub(super) use crate::protocols::examine::saved::{Head, dechunk};
 
 /// A file, sorted.
 pub(super) enum Input {
@@ -17,48 +19,15 @@ pub(super) enum Input {
     Envelope(Bytes),
 }
 
-/// Request line and headers.
-pub(super) struct Head {
-    pub method: String,
-    pub target: String,
-    headers: Vec<(String, String)>,
-}
-
-impl Head {
-    /// Every value of a header; the name in lower case.
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.headers
-            .iter()
-            .filter(move |(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
-    }
-
-    /// The first value of a header.
-    pub fn one<'a>(&'a self, name: &'a str) -> Option<&'a str> {
-        self.all(name).next()
-    }
-}
-
 /// Sorts a file.
 pub(super) fn read(input: &[u8]) -> Input {
-    if input.trim_ascii().is_empty() {
-        return Input::Empty;
-    }
-    if let Some((method, target)) = request_line(input) {
-        let Some((lines, body)) = split_head(input) else {
-            return Input::Cut;
-        };
-        return Input::Request {
-            head: Head {
-                method,
-                target,
-                headers: headers(lines),
-            },
-            body: Bytes::copy_from_slice(body),
-        };
-    }
-    let text = Bytes::copy_from_slice(input);
-    let is_envelope = json::parse(input).is_ok_and(|tree| {
+    let text = match saved::read(input) {
+        Saved::Empty => return Input::Empty,
+        Saved::Cut => return Input::Cut,
+        Saved::Request { head, body } => return Input::Request { head, body },
+        Saved::Other(text) => text,
+    };
+    let is_envelope = json::parse(&text).is_ok_and(|tree| {
         tree.as_object()
             .is_some_and(|o| !o.contains_key("envelope") && o.contains_key("message_id"))
     });
@@ -66,61 +35,5 @@ pub(super) fn read(input: &[u8]) -> Input {
         Input::Envelope(text)
     } else {
         Input::Body(text)
-    }
-}
-
-/// Method and target, if the first line is `METHOD TARGET HTTP/…`.
-fn request_line(input: &[u8]) -> Option<(String, String)> {
-    let line = input.split(|b| *b == b'\n').next()?;
-    let line = std::str::from_utf8(line).ok()?.trim_end_matches('\r');
-    let mut words = line.split(' ');
-    let (method, target, version) = (words.next()?, words.next()?, words.next()?);
-    let plain = !method.is_empty() && method.bytes().all(|b| b.is_ascii_uppercase());
-    (plain && version.starts_with("HTTP/") && words.next().is_none())
-        .then(|| (method.to_owned(), target.to_owned()))
-}
-
-/// The lines before the first empty one, and what follows it. Line ends may have lost their CR.
-fn split_head(input: &[u8]) -> Option<(&[u8], &[u8])> {
-    let mut start = 0;
-    while let Some(length) = input[start..].iter().position(|b| *b == b'\n') {
-        let line = &input[start..start + length];
-        let next = start + length + 1;
-        if line.is_empty() || line == b"\r" {
-            return Some((&input[..start], &input[next..]));
-        }
-        start = next;
-    }
-    None
-}
-
-fn headers(lines: &[u8]) -> Vec<(String, String)> {
-    lines
-        .split(|b| *b == b'\n')
-        .skip(1)
-        .filter_map(|line| {
-            let line = String::from_utf8_lossy(line);
-            let (name, value) = line.split_once(':')?;
-            Some((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
-        })
-        .collect()
-}
-
-/// A chunked body put together; `None`: it is not chunked.
-pub(super) fn dechunk(body: &[u8]) -> Option<Bytes> {
-    let mut rest = body;
-    let mut whole = Vec::new();
-    loop {
-        let end = rest.iter().position(|b| *b == b'\n')?;
-        let size = std::str::from_utf8(&rest[..end]).ok()?.trim();
-        let size = size.split(';').next().unwrap_or_default();
-        let size = usize::from_str_radix(size, 16).ok()?;
-        rest = &rest[end + 1..];
-        if size == 0 {
-            return Some(whole.into());
-        }
-        whole.extend_from_slice(rest.get(..size)?);
-        rest = rest.get(size..)?;
-        rest = rest.strip_prefix(b"\r\n").or(rest.strip_prefix(b"\n"))?;
     }
 }
