@@ -16,7 +16,7 @@ use crate::support::mainline::{Mainline, Options, Status};
 use crate::support::traffic::{self, Gate, Rng, Shared, Stop, snapshot};
 use crate::support::volt_client;
 
-const TOKEN: &str = "the moderator of the crash test";
+const TOKEN: &str = "moderator-of-the-crash-test";
 
 /// A host that never asked for anything.
 const STRANGER: &str = "nobody.example";

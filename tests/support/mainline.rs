@@ -530,6 +530,8 @@ impl Inner {
         if answered.status / 100 == 2 {
             return Ok(answered);
         }
+        // Told apart by nobody, so printed for whoever looks into a failed test.
+        eprintln!("{path}: {}", answered.text());
         Err(format!(
             "Request failed with status code {}",
             answered.status

@@ -349,6 +349,7 @@ pub async fn dead(js: &jetstream::Context) -> Vec<Dead> {
         .map(|(_, headers, _)| Dead {
             id: header(headers, "Fed-Msg-Id"),
             reason: Some(header(headers, "Fed-Reason")).filter(|r| !r.is_empty()),
+            code: header(headers, "Fed-Reason-Code"),
         })
         .collect()
 }

@@ -115,7 +115,11 @@ async fn a_message_is_handed_out_in_two_fetches_and_then_no_more() {
         .await;
     let end = Instant::now() + SOON;
     while mainline.arrived().is_empty() {
-        assert!(Instant::now() < end, "never handed out");
+        assert!(
+            Instant::now() < end,
+            "never handed out\n{}",
+            crate::support::bridge::tail(&a.bridge.log())
+        );
         mainline.round().await;
     }
     // At once it is there again; a fetch after the gap is the second that counts.
