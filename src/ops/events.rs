@@ -18,6 +18,9 @@
 //! | `key` | `rotated` | our own: `key_id`, `old_key_id`, `overlap_until_ms` |
 //! | `key` | `unnoticed`, `noticed` | a peer refuses our new key, has taken it: `key_id` |
 //! | `key` | `retired` | the overlap is over: `count` of old keys removed |
+//! | `invite` | `shared`, `used`, `removed` | ours; `invite` whole, as operators see it; `made_room` where a dead one was dropped for a new one |
+//! | `invite` | `server_put`, `server_removed` | a server is ours, or no more: `server` (`id`, `name`) |
+//! | `invite` | `browsed` | a peer's list was read: `count`, `left_out` |
 //! | `config` | `reloaded` | `changed`, `restart`, `peers` (`added`, `changed`, `removed`), `trust_rules` |
 //! | `config` | `rejected` | `code`, `detail` |
 //!

@@ -27,6 +27,8 @@ const VERSIONS: &[(i64, &str, &str, &str)] = &[
     version!(1, "0001_init"),
     version!(2, "0002_retention"),
     version!(3, "0003_door"),
+    version!(4, "0004_lists"),
+    version!(5, "0005_mailbox"),
 ];
 
 /// The newest version this binary knows.
@@ -182,5 +184,18 @@ mod tests {
             all += named(sqlite).len();
         }
         assert_eq!(tables().len(), all);
+    }
+    #[test]
+    fn every_migration_that_lies_in_its_folder_is_applied() {
+        let mut known: Vec<_> = VERSIONS.iter().map(|v| format!("{}.sql", v.1)).collect();
+        known.sort();
+        for folder in ["sqlite", "postgres"] {
+            let folder = format!("{}/migrations/{folder}", env!("CARGO_MANIFEST_DIR"));
+            let files = std::fs::read_dir(&folder).unwrap();
+            let name = |file: std::io::Result<std::fs::DirEntry>| file.unwrap().file_name();
+            let mut files: Vec<_> = files.map(|f| name(f).into_string().unwrap()).collect();
+            files.sort();
+            assert_eq!(files, known, "{folder}");
+        }
     }
 }

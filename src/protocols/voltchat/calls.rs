@@ -9,6 +9,7 @@
 //! | `peer.handshake` | `{peer}` | the peer, asked again with the same secret |
 //! | `peer.accept`, `peer.reject` | `{peer}` | the peer afterwards |
 //! | `peer.remove` | `{peer}` | `{removed}` |
+//! | `invite.*`, `server.*` | | see [`invites::calls`] |
 //!
 //! A peer is shown as `GET /peers/:id` does, with `state` beside `status`: it tells `requested` from
 //! `pending`.
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::acts;
 use super::record::Peer;
-use super::{ID, VoltChat};
+use super::{ID, VoltChat, invites};
 use crate::protocol::Refusal;
 
 /// Answers one call.
@@ -52,13 +53,17 @@ pub async fn call(v: &VoltChat, method: &str, body: Bytes) -> Result<Value, Refu
             let removed = acts::remove(v, &peer).await?;
             Ok(json!({"id": peer.id, "host": peer.host.as_str(), "removed": removed}))
         }
-        _ => Err(Refusal::new(
-            "unknown_method",
-            format!(
-                "{ID} has peer.list, peer.get, peer.inspect, peer.request, peer.handshake, \
-                 peer.accept, peer.reject and peer.remove"
-            ),
-        )),
+        _ => match invites::calls::call(v, method, &body).await {
+            Some(answer) => answer,
+            None => Err(Refusal::new(
+                "unknown_method",
+                format!(
+                    "{ID} has peer.list, peer.get, peer.inspect, peer.request, peer.handshake, \
+                     peer.accept, peer.reject, peer.remove, {}",
+                    invites::calls::METHODS
+                ),
+            )),
+        },
     }
 }
 

@@ -15,7 +15,8 @@
 //! | [`handshake`], [`heartbeat`] | peering with a host, and staying in touch, both ways |
 //! | [`acts`], [`admin`], [`calls`], [`operator`] | what operators and backends do with peers |
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
-//! | [`invites`] | what we share and what peers share |
+//! | [`invites`], [`invite_routes`] | what we share and what peers share |
+//! | [`servers`], [`member`] | what a local backend knows of its servers, and hears of their members |
 //! | [`pages`] | what we say of ourselves to anybody |
 //! | [`explain`] | why a saved request is taken or refused |
 
@@ -31,8 +32,10 @@ pub mod handshake;
 pub mod heartbeat;
 pub mod host;
 pub mod ids;
+pub mod invite_routes;
 pub mod invites;
 pub mod judge;
+pub mod member;
 pub mod message;
 pub mod operator;
 pub mod pages;
@@ -42,6 +45,7 @@ pub mod record;
 pub mod request;
 pub mod routes;
 pub mod send;
+pub mod servers;
 pub mod state;
 pub mod text;
 pub mod token;

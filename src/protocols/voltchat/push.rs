@@ -115,6 +115,6 @@ pub(super) fn refused(v: &VoltChat, peer: &Peer, words: &str) {
 }
 
 /// The request's trace context, if it has one that can be carried on.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
     trace::carried(headers.get("traceparent")?.to_str().ok()?)
 }

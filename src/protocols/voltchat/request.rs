@@ -156,7 +156,7 @@ async fn read_body(headers: &HeaderMap, body: Body, now_ms: UnixMs) -> Result<By
 }
 
 /// The members of a JSON object, an empty array for an array; `None`: neither.
-fn members(raw: &[u8]) -> Option<Value> {
+pub fn members(raw: &[u8]) -> Option<Value> {
     serde_json::from_slice::<Top>(raw).ok().map(|top| top.0)
 }
 

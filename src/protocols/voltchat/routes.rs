@@ -15,7 +15,11 @@ use axum::routing::any;
 use super::answer::{Fail, ok};
 use super::operator::authorise;
 use super::request::{self, Received, client_key};
-use super::{VoltChat, admin, fetch, handshake, heartbeat, pages, push, queue};
+use super::servers::Description;
+use super::{
+    VoltChat, admin, fetch, handshake, heartbeat, invite_routes, member, pages, push, queue,
+    servers,
+};
 use crate::config::OperatorRole;
 use crate::http::server::ClientAddr;
 use crate::http::unrouted;
@@ -46,6 +50,15 @@ enum Route {
     AcceptPeer(String),
     RejectPeer(String),
     RemovePeer(String),
+    PublicInvites,
+    Invites,
+    ShareInvite,
+    /// By id or code.
+    UseInvite(String),
+    RemoveInvite(String),
+    Servers,
+    Server(Description, String),
+    MemberJoined,
     /// Under our base, and no route.
     Unknown,
     /// Not ours.
@@ -95,6 +108,15 @@ impl Route {
             ("DELETE", ["peers", _]) => Self::RemovePeer(id(1)),
             ("POST", ["peers", _, "accept"]) => Self::AcceptPeer(id(1)),
             ("POST", ["peers", _, "reject"]) => Self::RejectPeer(id(1)),
+            ("GET", ["invites", "public"]) => Self::PublicInvites,
+            ("GET", ["invites"]) => Self::Invites,
+            ("POST", ["invites", "share"]) => Self::ShareInvite,
+            ("POST", ["invites", _, "use"]) => Self::UseInvite(id(1)),
+            ("DELETE", ["invites", _]) => Self::RemoveInvite(id(1)),
+            ("GET", ["servers"]) => Self::Servers,
+            ("GET", ["server-info", _]) => Self::Server(Description::Info, id(1)),
+            ("GET", ["server-snapshot", _]) => Self::Server(Description::Snapshot, id(1)),
+            ("POST", ["member-joined"]) => Self::MemberJoined,
             _ => Self::Unknown,
         }
     }
@@ -107,14 +129,26 @@ impl Route {
             | Self::RequestPeer
             | Self::AcceptPeer(_)
             | Self::RejectPeer(_)
-            | Self::RemovePeer(_) => Some(OperatorRole::Moderator),
+            | Self::RemovePeer(_)
+            | Self::Invites
+            | Self::ShareInvite
+            | Self::UseInvite(_)
+            | Self::RemoveInvite(_) => Some(OperatorRole::Moderator),
             _ => None,
         }
     }
 
     /// Whether a token is its proof.
     fn takes_token(&self) -> bool {
-        matches!(self, Self::Ping | Self::Push | Self::Fetch)
+        matches!(
+            self,
+            Self::Ping
+                | Self::Push
+                | Self::Fetch
+                | Self::Servers
+                | Self::Server(..)
+                | Self::MemberJoined
+        )
     }
 }
 
@@ -179,6 +213,14 @@ async fn serve(v: &Arc<VoltChat>, route: Route, request: Request) -> Result<Resp
         Route::AcceptPeer(id) => admin::accept(v, &id).await,
         Route::RejectPeer(id) => admin::reject(v, &id).await,
         Route::RemovePeer(id) => admin::remove(v, &id).await,
+        Route::PublicInvites => invite_routes::public(v, &r),
+        Route::Invites => invite_routes::list(v),
+        Route::ShareInvite => invite_routes::share(v, &r).await,
+        Route::UseInvite(id) => invite_routes::spend(v, &id).await,
+        Route::RemoveInvite(id) => invite_routes::remove(v, &id).await,
+        Route::Servers => servers::list(v, &r).await,
+        Route::Server(what, id) => servers::describe(v, &r, what, &id).await,
+        Route::MemberJoined => member::receive(v, &r).await,
         Route::Malformed => Err(Fail::malformed(now_ms)),
         Route::Unknown | Route::Foreign => Err(Fail::no_route(now_ms)),
     }

@@ -15,7 +15,11 @@
 //! | [`rules`] | what may be shared, seen, used, deleted: pure |
 //! | [`refused`] | why not, in the protocol's words |
 //! | [`listing`] | a peer's public list, read and remembered |
+//! | [`browse`] | asking for it |
+//! | [`calls`] | `fed.do.voltchat.invite.*` and `server.*` |
 
+pub mod browse;
+pub mod calls;
 pub mod listing;
 pub mod refused;
 pub mod rules;
