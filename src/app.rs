@@ -183,6 +183,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let outbound = patiently(patience, || Outbound::start(&config, parts())).await?;
     let lanes = outbound.control();
     peers.on_heard(move |protocol, peer| lanes.heard_from(protocol, peer));
+    let lanes = outbound.control();
+    peers.pauses_are_known_by(move |protocol, peer| lanes.is_paused(protocol, peer));
     serve_calls(&bus, protocols.clone()).await?;
     for protocol in protocols.values() {
         tokio::spawn(beats::run(protocol.clone(), stop_listening.clone()));

@@ -40,8 +40,10 @@ async fn call(
 /// codes as this API does.
 fn status(refusal: &Refusal) -> StatusCode {
     match refusal.code {
-        "unknown_method" => StatusCode::NOT_FOUND,
-        code if code.starts_with("no_such_") || code.ends_with("not_found") => {
+        code if code.starts_with("unknown_")
+            || code.starts_with("no_such_")
+            || code.ends_with("not_found") =>
+        {
             StatusCode::NOT_FOUND
         }
         code if code.starts_with("bad_") || code.starts_with("invalid_") => StatusCode::BAD_REQUEST,

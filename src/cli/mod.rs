@@ -6,6 +6,7 @@ pub mod client;
 pub mod demo;
 pub mod health;
 pub mod invites;
+mod kept;
 pub mod keys;
 pub mod peers;
 pub mod probe;
@@ -80,7 +81,7 @@ enum Command {
     /// The broker's streams.
     #[command(subcommand)]
     Streams(streams::StreamsCommand),
-    /// Examine a remote server step by step: DNS, TLS, key, clock, signature.
+    /// Examine a remote server step by step: DNS, TLS, clock, key or peering, a signed request.
     #[command(subcommand)]
     Probe(probe::ProbeCommand),
     /// Explain step by step why a saved request is accepted or refused.
@@ -155,7 +156,7 @@ pub fn main() -> ExitCode {
             Command::Keys(command) => keys::keys(command).await,
             Command::Streams(command) => streams::streams(command).await,
             Command::Probe(command) => probe::probe(command).await,
-            Command::Verify(command) => verify::verify(command),
+            Command::Verify(command) => verify::verify(command).await,
             Command::Bench(command) => bench::bench(command).await,
             Command::Config(ConfigCommand::Defaults) => {
                 print!("{}", crate::config::DEFAULT_TOML);

@@ -1,23 +1,24 @@
 //! `drawbridge probe`: would a delivery reach a remote server, and would it be believed?
 //!
 //! Each step is shown as it is done, then the fault in one sentence; the exit code is 0 only without
-//! one. No bridge needs to run: configuration and key file are enough, and nothing is written.
+//! one. No bridge needs to run: configuration and key file (and the ledger, for what is kept of a peer)
+//! are enough, and nothing is written.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{ConfigArgs, Outcome, steps};
+use super::{ConfigArgs, Outcome, kept, steps};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::client::Client;
 use crate::identity::SigningKey;
 use crate::peers::Peers;
-use crate::protocol::PeerName;
-use crate::protocols::uam;
+use crate::protocol::{PeerName, Refusal};
 use crate::protocols::uam::discover::Pin;
 use crate::protocols::uam::probe::{Own, Probe};
+use crate::protocols::{uam, voltchat};
 use crate::store::Store;
 
 /// Which protocol.
@@ -25,6 +26,8 @@ use crate::store::Store;
 pub enum ProbeCommand {
     /// A UAM relay, by its domain.
     Uam(UamArgs),
+    /// A VoltChat server, by its host.
+    Voltchat(VoltchatArgs),
 }
 
 /// Whom to examine.
@@ -43,18 +46,51 @@ pub struct UamArgs {
     json: bool,
 }
 
+/// Whom to examine.
+#[derive(Debug, Args)]
+pub struct VoltchatArgs {
+    /// The server's host, optionally with a port.
+    #[arg(value_name = "HOST")]
+    name: String,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// One JSON object a step, then one with the fault.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Examines; exit code 0 only without a fault.
 pub async fn probe(command: ProbeCommand) -> Outcome {
-    let ProbeCommand::Uam(args) = command;
-    let config = args.config.load()?;
-    let name =
-        PeerName::parse(&args.name.trim().to_ascii_lowercase()).map_err(|e| e.to_string())?;
-    let probe = uam_probe(&config, &name, args.spend).await?;
-    let found = probe
-        .run(&name, &mut |step| steps::print(&step, args.json))
-        .await;
+    match command {
+        ProbeCommand::Uam(args) => {
+            let (config, name) = (args.config.load()?, name(&args.name)?);
+            let probe = uam_probe(&config, &name, args.spend).await?;
+            let found = probe
+                .run(&name, &mut |step| steps::print(&step, args.json))
+                .await;
+            Ok(told(&name, args.json, found))
+        }
+        ProbeCommand::Voltchat(args) => {
+            let config = args.config.load()?;
+            let name = voltchat::host::strict(&args.name).unwrap_or_else(|| args.name.clone());
+            let name = PeerName::parse(&name).map_err(|e| e.to_string())?;
+            let probe = voltchat_probe(&config, &name).await?;
+            let found = probe
+                .run(&name, &mut |step| steps::print(&step, args.json))
+                .await;
+            Ok(told(&name, args.json, found))
+        }
+    }
+}
+
+fn name(text: &str) -> Result<PeerName, String> {
+    PeerName::parse(&text.trim().to_ascii_lowercase()).map_err(|e| e.to_string())
+}
+
+/// Says how it ended.
+fn told(name: &PeerName, as_json: bool, found: Result<(), Refusal>) -> ExitCode {
     let fault = found.as_ref().err();
-    if args.json {
+    if as_json {
         let fault = fault.map(|f| json!({"code": f.code, "detail": f.detail}));
         let ok = fault.is_none();
         println!("{}", json!({"peer": name, "ok": ok, "fault": fault}));
@@ -64,9 +100,26 @@ pub async fn probe(command: ProbeCommand) -> Outcome {
             Some(fault) => println!("\nFault: {} ({})", fault.detail, fault.code),
         }
     }
-    Ok(match fault {
+    match fault {
         None => ExitCode::SUCCESS,
         Some(_) => ExitCode::FAILURE,
+    }
+}
+
+async fn voltchat_probe(
+    config: &Config,
+    name: &PeerName,
+) -> Result<voltchat::probe::Probe, String> {
+    let own = match config.voltchat.running() {
+        Some(_) => Some(voltchat::Own::of(&config.voltchat).map_err(|e| e.to_string())?),
+        None => None,
+    };
+    Ok(voltchat::probe::Probe {
+        client: Client::new(&config.http)?,
+        clock: Clock::system(),
+        own,
+        allow: voltchat::allow::AllowList::new(&config.voltchat.allowed_servers),
+        peer: kept::peer(config, name).await?,
     })
 }
 

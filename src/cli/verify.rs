@@ -5,16 +5,22 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{ConfigArgs, Outcome, steps};
-use crate::clock::Clock;
+use super::{ConfigArgs, Outcome, kept, steps};
+use crate::clock::{Clock, UnixMs};
+use crate::config::read_secret;
 use crate::identity::PublicKey;
+use crate::identity::hmac::SharedSecret;
+use crate::protocol::{PeerName, Step};
 use crate::protocols::uam::{explain, time};
+use crate::protocols::voltchat;
 
 /// Which protocol.
 #[derive(Debug, Subcommand)]
 pub enum VerifyCommand {
     /// A UAM delivery: a whole saved request, its body, or an envelope.
     Uam(UamArgs),
+    /// What a VoltChat peer sent: a whole saved request, its body, or a token alone.
+    Voltchat(VoltchatArgs),
 }
 
 /// What to look at.
@@ -42,16 +48,40 @@ pub struct UamArgs {
     json: bool,
 }
 
+/// What to look at.
+#[derive(Debug, Args)]
+pub struct VoltchatArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The saved request (with its head), its body, or a token; `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    request: PathBuf,
+    /// The host it claims to come from, where the file does not say.
+    #[arg(long)]
+    host: Option<String>,
+    /// A file with the secret we share with that host. Without it the one in the ledger is used.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Judge its age as of then: RFC 3339, or `now`. Without it the age is not judged.
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+    /// One JSON object a step.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Explains; exit code 0 only if every step that was checked held.
-pub fn verify(command: VerifyCommand) -> Outcome {
-    let VerifyCommand::Uam(args) = command;
+pub async fn verify(command: VerifyCommand) -> Outcome {
+    match command {
+        VerifyCommand::Uam(args) => uam(args),
+        VerifyCommand::Voltchat(args) => voltchat(args).await,
+    }
+}
+
+fn uam(args: UamArgs) -> Outcome {
     let config = args.config.load()?;
     let input = super::read(&args.request)?;
-    let now_ms = match args.at.as_deref() {
-        None => None,
-        Some("now") => Some(Clock::system().now_ms()),
-        Some(text) => Some(time::parse_ms(text).map_err(|e| format!("--at: {e}"))?),
-    };
+    let now_ms = at(args.at.as_deref())?;
     let context = explain::Context {
         now_ms,
         own_domain: config.uam.domain.clone(),
@@ -63,14 +93,57 @@ pub fn verify(command: VerifyCommand) -> Outcome {
         agent_key: key("--agent-key", args.agent_key.as_deref())?,
         signature: args.signature,
     };
-    let steps = explain::explain(&input, &context);
-    steps.iter().for_each(|step| steps::print(step, args.json));
-    let failed = steps.iter().any(|s| s.ok == Some(false));
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
+    Ok(told(&explain::explain(&input, &context), args.json))
+}
+
+async fn voltchat(args: VoltchatArgs) -> Outcome {
+    let config = args.config.load()?;
+    let input = super::read(&args.request)?;
+    let host = match args.host {
+        Some(host) => Some(voltchat::host::normal(&host)),
+        None => voltchat::explain::claimed_host(&input),
+    };
+    let kept = match host.as_deref().map(PeerName::parse) {
+        Some(Ok(host)) => kept::peer(&config, &host).await?,
+        _ => None,
+    };
+    let secret = match &args.secret_file {
+        Some(path) => {
+            let secret = read_secret(path).map_err(|what| format!("--secret-file names {what}"))?;
+            let usable = SharedSecret::new(&secret.0);
+            Some(usable.ok_or("--secret-file: a shared secret has at least 16 characters")?)
+        }
+        None => kept.as_ref().map(|peer| peer.secret.clone()),
+    };
+    let context = voltchat::explain::Context {
+        now_ms: at(args.at.as_deref())?,
+        host,
+        secret,
+        accepted: kept.as_ref().map(|peer| peer.status.is_accepted()),
+        allow: voltchat::allow::AllowList::new(&config.voltchat.allowed_servers),
+        plain_hosts: config.http.plain_hosts,
+        enabled: config.voltchat.enabled,
+    };
+    let steps = voltchat::explain::explain(&input, &context);
+    Ok(told(&steps, args.json))
+}
+
+/// The time that `--at` names.
+fn at(text: Option<&str>) -> Result<Option<UnixMs>, String> {
+    Ok(match text {
+        None => None,
+        Some("now") => Some(Clock::system().now_ms()),
+        Some(text) => Some(time::parse_ms(text).map_err(|e| format!("--at: {e}"))?),
     })
+}
+
+/// Shows the steps; success only if none failed.
+fn told(steps: &[Step], as_json: bool) -> ExitCode {
+    steps.iter().for_each(|step| steps::print(step, as_json));
+    match steps.iter().any(|s| s.ok == Some(false)) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    }
 }
 
 /// Host and port of a URL.

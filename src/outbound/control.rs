@@ -10,9 +10,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::heard::Listening;
 use super::intake::shard_of;
 use super::lane::{Lane, Outlook};
+use super::peer_set::PeerSet;
 use super::shard::{Ask, LaneKey, Replied, Work};
 use crate::clock::{Clock, UnixMs};
 use crate::peers::health::{Facts, Pause, Policy, Verdict};
@@ -27,7 +27,8 @@ const FLUSH_STEP: usize = 5_000;
 pub struct Control {
     pub(super) shards: Vec<mpsc::Sender<Work>>,
     pub(super) protocols: Arc<HashMap<ProtocolId, Arc<dyn Protocol>>>,
-    pub(super) listening: Listening,
+    pub(super) listening: PeerSet,
+    pub(super) paused: PeerSet,
     pub(super) store: Store,
     pub(super) clock: Clock,
     /// Wakes the publisher of dead letters.
@@ -231,6 +232,11 @@ impl Control {
         if !told {
             self.listening.note(&key); // its next word will do
         }
+    }
+
+    /// Whether an operator lets nothing go out to this peer. Costs one atomic read while none is paused.
+    pub fn is_paused(&self, protocol: ProtocolId, peer: &PeerName) -> bool {
+        !self.paused.is_empty() && self.paused.has(&(protocol, peer.clone()))
     }
 
     /// Why rows for this peer are not attempted at all, where that is so.

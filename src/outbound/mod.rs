@@ -12,11 +12,11 @@ pub mod attempt;
 pub mod control;
 pub mod dead;
 mod ended;
-pub mod heard;
 pub mod intake;
 pub mod lane;
 pub mod mailbox;
 pub mod outcome;
+pub mod peer_set;
 mod rows;
 pub mod schedule;
 pub mod shard;
@@ -40,9 +40,9 @@ use crate::peers::health::{Facts, Policy};
 use crate::protocol::{Protocol, ProtocolId};
 use crate::store::{LaneSummary, Outcome, QueueRow, Settle, Store, StoreError};
 pub use control::{Control, ControlError, PeerOutlook, PeerState, Probed};
-use heard::Listening;
 use lane::Limits;
 pub use mailbox::Mailbox;
+use peer_set::PeerSet;
 use shard::{Known, LaneKey, Shard, Shared, Work};
 
 /// Batches a shard may have waiting.
@@ -116,10 +116,16 @@ impl Outbound {
             jitter: config.outbound.jitter,
             throttle_pause: config.outbound.throttle_pause,
             drain: config.public.drain_timeout,
-            listening: Listening::default(),
+            listening: PeerSet::default(),
+            paused: PeerSet::default(),
         };
         // All reads before the first thread: whoever failed may start again.
         let mut known = known(&parts, shards).await?;
+        for (key, known) in known.values().flatten() {
+            if known.facts.pause.is_some() {
+                shared.paused.note(key);
+            }
+        }
         let waiting = parts.store.lanes().await?;
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
         let mut clients = Vec::new();
@@ -152,6 +158,7 @@ impl Outbound {
             shards: senders.clone(),
             protocols: parts.protocols.clone(),
             listening: shared.listening.clone(),
+            paused: shared.paused.clone(),
             store: parts.store.clone(),
             clock: parts.clock.clone(),
             dead: dead.clone(),

@@ -55,10 +55,14 @@ struct Inner {
     behind: Option<Arc<WriteBehind>>,
     /// Who wants to know that a peer proved itself to us.
     ear: OnceLock<Ear>,
+    /// Who knows of operators' pauses.
+    paused: OnceLock<Pauses>,
 }
 
 /// Told of every verified request: must be cheap and never wait.
 type Ear = Box<dyn Fn(ProtocolId, &PeerName) + Send + Sync>;
+/// Asked for every fetch: the same.
+type Pauses = Box<dyn Fn(ProtocolId, &PeerName) -> bool + Send + Sync>;
 
 impl Peers {
     /// Loads `known_relays` and the configuration's pinned `[[peers]]` (which win), and starts the
@@ -87,6 +91,7 @@ impl Peers {
             discoveries: Discoveries::new(),
             behind,
             ear: OnceLock::new(),
+            paused: OnceLock::new(),
         }))
     }
 
@@ -94,6 +99,20 @@ impl Peers {
     /// that send.
     pub fn on_heard(&self, ear: impl Fn(ProtocolId, &PeerName) + Send + Sync + 'static) {
         let _ = self.0.ear.set(Box::new(ear)); // the first one stays
+    }
+
+    /// Says who knows of operators' pauses; once.
+    pub fn pauses_are_known_by(
+        &self,
+        knows: impl Fn(ProtocolId, &PeerName) -> bool + Send + Sync + 'static,
+    ) {
+        let _ = self.0.paused.set(Box::new(knows)); // the first one stays
+    }
+
+    /// Whether an operator lets nothing go out to this peer.
+    pub fn is_paused(&self, protocol: ProtocolId, name: &PeerName) -> bool {
+        let knows = self.0.paused.get();
+        knows.is_some_and(|knows| knows(protocol, name))
     }
 
     /// A request of this peer was verified: it runs. Cheap, for the path of every request.

@@ -40,6 +40,9 @@ pub struct AddArgs {
     /// Where it answers, if not at https://HOST.
     #[arg(long)]
     url: Option<String>,
+    /// Ask once more under the same secret: it failed before, or the other side has forgotten us.
+    #[arg(long, conflicts_with_all = ["name", "url"])]
+    again: bool,
 }
 
 /// Options of `peers accept`.
@@ -103,7 +106,10 @@ pub(super) async fn add(args: AddArgs) -> Outcome {
     if let Some(url) = &args.url {
         body["url"] = url.as_str().into();
     }
-    let peer = desk.ask("peer.request", &body).await?;
+    let peer = match args.again {
+        true => desk.about("peer.handshake").await?,
+        false => desk.ask("peer.request", &body).await?,
+    };
     if desk.json {
         println!("{peer}");
         return Ok(ExitCode::SUCCESS);
@@ -112,7 +118,7 @@ pub(super) async fn add(args: AddArgs) -> Outcome {
         Some(why) => {
             println!("{} is kept, but could not be asked:", text(&peer["host"]));
             println!("  {}", printable(why));
-            println!("Remove it (`drawbridge peers remove`) and add it again once that is mended.");
+            println!("Once that is mended, ask again: `drawbridge peers add --again HOST`.");
             ExitCode::FAILURE
         }
         None => {

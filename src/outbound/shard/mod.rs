@@ -34,8 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::Tools;
 use super::ended::Ended;
-use super::heard::Listening;
 use super::lane::{Lane, Limits};
+use super::peer_set::PeerSet;
 use crate::ops::{Ops, metrics};
 use crate::peers::health::{Facts, Policy};
 use crate::protocol::{PeerName, Protocol, ProtocolId};
@@ -56,7 +56,9 @@ pub struct Shared {
     /// Wakes the publisher of dead letters.
     pub dead: Arc<tokio::sync::Notify>,
     /// Peers of whom a word would earn an early attempt.
-    pub listening: Listening,
+    pub listening: PeerSet,
+    /// Peers to whom an operator lets nothing go out.
+    pub paused: PeerSet,
     pub policy: Policy,
     pub limits: Limits,
     /// Attempts in flight in this shard at most, see [`room`].

@@ -43,6 +43,11 @@ impl Shard {
             return;
         };
         let facts = &entry.lane.facts;
+        if facts.pause.is_some() {
+            self.shared.paused.note(key);
+        } else {
+            self.shared.paused.forget(key);
+        }
         tracing::info!(protocol = key.0, peer = %key.1, failures = facts.failures, code = facts.last_code, "peer {what}");
         self.shared
             .ops

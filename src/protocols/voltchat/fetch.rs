@@ -49,6 +49,7 @@ pub async fn serve(v: &Arc<VoltChat>, r: &Received) -> Result<Response, Fail> {
     let record = v.peers.known(ID, host);
     let handout = match judge::serving(record.as_deref(), now) {
         Serving::Nothing => None,
+        Serving::Mailbox(_) if v.peers.is_paused(ID, host) => None,
         Serving::Mailbox(learned) => {
             v.peers.learn(ID, host, &learned);
             let rules = Rules {

@@ -243,4 +243,24 @@ mod tests {
             assert_eq!(normal_url(text, host, true), None, "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn every_text_has_a_form_and_a_strict_host_is_its_own_lenient_one(
+            text in "\\PC{0,40}|[a-z0-9.:/@?#\\[\\]\\\\ \\t-]{0,30}|(https?://)?[a-z.-]{1,20}(:[0-9]{1,5})?/?",
+        ) {
+            let lenient = lenient(&text);
+            let _ = is_private(&lenient);
+            if let Some(host) = strict(&text) {
+                proptest::prop_assert_eq!(&host, &lenient);
+                let as_url = format!("http://{host}");
+                let again = strict(&as_url);
+                proptest::prop_assert!(again.is_some());
+                proptest::prop_assert_eq!(is_private(&text), is_private(&as_url));
+            }
+            if let Some(url) = normal_url(&text, None, false) {
+                proptest::prop_assert_eq!(normal_url(&url, None, false), Some(url.clone()));
+            }
+        }
+    }
 }

@@ -18,7 +18,7 @@
 //! | [`invites`], [`invite_routes`] | what we share and what peers share |
 //! | [`servers`], [`member`] | what a local backend knows of its servers, and hears of their members |
 //! | [`pages`] | what we say of ourselves to anybody |
-//! | [`explain`] | why a saved request is taken or refused |
+//! | [`explain`], [`probe`] | why a saved request is taken or refused; examining a server |
 
 pub mod acts;
 pub mod admin;
@@ -39,6 +39,7 @@ pub mod member;
 pub mod message;
 pub mod operator;
 pub mod pages;
+pub mod probe;
 pub mod push;
 pub mod queue;
 pub mod record;
@@ -69,7 +70,7 @@ use crate::outbound::Mailbox;
 use crate::peers::Peers;
 use crate::protocol::{
     Answer, Beats, Judgement, MailboxBounds, OutEvent, PeerName, PeerRecord, Protocol, ProtocolId,
-    Refusal, Request, Schedule, Sealed, Targets, TransportError, TransportKind, Try, Via,
+    Refusal, Request, Schedule, Sealed, Targets, Tell, TransportError, TransportKind, Try, Via,
 };
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
@@ -190,7 +191,7 @@ pub struct Own {
 
 impl Own {
     /// By the configuration.
-    fn of(config: &VoltChatConfig) -> Result<Self, VoltChatError> {
+    pub fn of(config: &VoltChatConfig) -> Result<Self, VoltChatError> {
         let setting = |why: &str| VoltChatError::Setting(format!("voltchat.url: {why}"));
         let url = config.url.as_deref();
         let url = url.ok_or_else(|| setting("is not set: other servers need our address"))?;
@@ -407,6 +408,26 @@ impl Protocol for VoltChat {
         body: Bytes,
     ) -> BoxFuture<'a, Result<serde_json::Value, Refusal>> {
         Box::pin(calls::call(self, method, body))
+    }
+
+    fn probe<'a>(
+        &'a self,
+        name: &'a PeerName,
+        tell: Tell<'a>,
+    ) -> BoxFuture<'a, Result<(), Refusal>> {
+        Box::pin(async move {
+            let client = self.net.client().cloned().ok_or_else(|| {
+                Refusal::new("no_probe", "this bridge has no network to probe through")
+            })?;
+            let probe = probe::Probe {
+                client,
+                clock: self.clock.clone(),
+                own: Some(self.own.clone()),
+                allow: self.allow.clone(),
+                peer: self.book.get(name).map(|peer| (*peer).clone()),
+            };
+            probe.run(name, tell).await
+        })
     }
 }
 

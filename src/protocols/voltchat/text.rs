@@ -197,4 +197,19 @@ mod tests {
             assert_eq!(parse_time(none), None, "{none}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_is_read_or_cut_panics(text: String, limit in 0usize..50, number: f64) {
+            proptest::prop_assert!(units(&cut(&text, limit)) <= limit);
+            let _ = parse_time(&text);
+            let _ = integer(&json!(text), i64::MIN, i64::MAX);
+            let _ = integer(&json!(number), i64::MIN, i64::MAX);
+        }
+
+        #[test]
+        fn a_time_reads_back_as_it_was_written(ms in -62_167_219_200_000i64..=253_402_207_200_999) {
+            proptest::prop_assert_eq!(parse_time(&iso(ms)), Some(ms));
+        }
+    }
 }

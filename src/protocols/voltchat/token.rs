@@ -393,4 +393,29 @@ mod tests {
         assert_eq!(claimed_host(&token).as_deref(), Some("volt-b.example"));
         assert_eq!(claimed_host("aGVsbG8"), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_signed_reads_back_as_it_was_meant(
+            peer_id: String, host: String, name: String, nonce: String, time in 0i64..=NOW * 2,
+        ) {
+            let units: Vec<u16> = name.encode_utf16().collect();
+            let text = signed_text(&peer_id, &host, Name::Units(&units), time, &nonce);
+            let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let meant = serde_json::json!({
+                "peerId": peer_id, "host": host, "name": name, "timestamp": time, "nonce": nonce,
+            });
+            proptest::prop_assert_eq!(&read, &meant);
+            // The one way ECMAScript writes a string.
+            proptest::prop_assert!(text.contains(&meant["name"].to_string()));
+        }
+
+        #[test]
+        fn no_text_is_a_token_by_chance(token: String, inside: String, bytes: Vec<u8>) {
+            for token in [token, b64::encode(inside), b64::encode(bytes)] {
+                proptest::prop_assert!(verdict(&token, NOW).is_err());
+                let _ = claimed_host(&token);
+            }
+        }
+    }
 }

@@ -1,11 +1,16 @@
 //! VoltChat.
 
+mod answer;
+mod asked;
 mod pure;
+mod words;
+mod world;
 
 use serde_json::{Map, Value};
 
-use crate::all_right;
 use crate::files::{Document, Protocol, VOLTCHAT_GROUPS};
+use crate::support::nats::NatsServer;
+use crate::{all_right, each};
 
 #[test]
 fn tokens_hosts_and_lists_are_read_as_the_reference_reads_them_or_as_decided() {
@@ -14,6 +19,17 @@ fn tokens_hosts_and_lists_are_read_as_the_reference_reads_them_or_as_decided() {
             .into_iter()
             .map(|case| (pure::case(&case), case.name)),
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_request_is_answered_as_the_reference_answers_it_or_as_decided() {
+    let nats = NatsServer::start().await;
+    let nats = &nats;
+    let cases = cases(|group| asked::GROUPS.contains(&group));
+    let done = each(cases, async |n, case: Case| {
+        (asked::case(nats, n, &case).await, case.name)
+    });
+    all_right(done.await);
 }
 
 /// One case: where it stands, its group, and its members, those of `bridge` in their place, without

@@ -1,0 +1,31 @@
+//! What the ledger keeps of a VoltChat peer, read beside a running bridge or without one; nothing is
+//! written.
+
+use crate::config::Config;
+use crate::identity::vault::Vault;
+use crate::protocol::PeerName;
+use crate::protocols::voltchat::record::Peer;
+use crate::protocols::voltchat::{ID, book};
+use crate::store::Store;
+
+/// The peer, with its secret; `None`: there is no ledger, or it knows no such peer. The error is a
+/// sentence about what cannot be read.
+pub(super) async fn peer(config: &Config, host: &PeerName) -> Result<Option<Peer>, String> {
+    let key = &config.voltchat.key_path;
+    // A key file would be made where there is none.
+    if !key.exists() {
+        return Ok(None);
+    }
+    let Ok(store) = Store::open_read_only(&config.store).await else {
+        return Ok(None);
+    };
+    let kept = store.record(ID, book::KIND, host.as_str()).await;
+    store.close().await;
+    let Some(kept) = kept.map_err(|e| e.to_string())? else {
+        return Ok(None);
+    };
+    let vault = Vault::open_file(key).map_err(|e| e.to_string())?;
+    Peer::from_kept(host.as_str(), &kept, &vault)
+        .map(Some)
+        .map_err(|e| e.to_string())
+}
