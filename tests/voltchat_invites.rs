@@ -84,13 +84,15 @@ async fn alone(setup: &Setup) -> Volt {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invite_is_one_thing_by_every_way() {
-    let a = alone(&Setup::new("Volt A")).await;
+    let a = Volt::start(&Setup::new("Volt A")).await;
     let mut ops = a
         .client
         .subscribe("fed.ops.invite.>")
         .await
         .expect("subscribed");
     a.client.flush().await.expect("the broker knows it");
+    let output = cli(&a, &["invites", "servers", "add", "srv_lab1"]).await;
+    assert!(output.status.success(), "{output:?}");
 
     let moderator = Some(MODERATOR);
     let (status, answer) = a.api("DELETE", "/invites/nope", moderator, None).await;
@@ -161,7 +163,7 @@ async fn an_invite_is_one_thing_by_every_way() {
 
     // A backend that follows has seen it all.
     let mut seen = Vec::new();
-    while seen.len() < 7 {
+    while seen.len() < 8 {
         let event = tokio::time::timeout(Duration::from_secs(10), ops.next()).await;
         let event = event.expect("in time").expect("an event");
         let body: Value = serde_json::from_slice(&event.payload).expect("JSON");
@@ -177,6 +179,7 @@ async fn an_invite_is_one_thing_by_every_way() {
     assert_eq!(
         whats,
         [
+            "server_put",
             "shared",
             "shared",
             "shared",
@@ -186,9 +189,9 @@ async fn an_invite_is_one_thing_by_every_way() {
             "server_removed"
         ]
     );
-    assert_eq!(seen[0].1["invite"], first);
-    assert_eq!(seen[4].1["invite"]["uses"], 2);
-    assert_eq!(seen[5].1["invite"]["id"], third["id"]);
+    assert_eq!(seen[1].1["invite"], first);
+    assert_eq!(seen[5].1["invite"]["uses"], 2);
+    assert_eq!(seen[6].1["invite"]["id"], third["id"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -196,7 +199,7 @@ async fn a_peer_browses_what_is_for_it_and_remembers_it_while_we_are_away() {
     let (a, b) = pair();
     let (mut a, b) = tokio::join!(alone(&a), Volt::start(&b));
     let early = refused(&b, "invite.browse", json!({"peer": a.host})).await;
-    assert_eq!(early, "no_such_peer");
+    assert_eq!(early, "unknown_peer");
     connect(&a, &b).await;
     a.moderate("POST", "/invites/share", Some(invite("ALL")))
         .await;

@@ -10,6 +10,8 @@
 //! | `ingest` | `accepted`, `held`, `duplicate` | sum |
 //! | `ingest` | `rejected`, `conflict` | `event_id`, `code`, `detail`, `status` where one was answered |
 //! | `peer` | `open`, `recovered`, `throttled` | the health facts |
+//! | `peer` | `requested`, `asked`, `connected`, `error`, `rejected`, `removed` | peering: `id`, `name`, `url`, `was` (state before), `detail` |
+//! | `peer` | `refused_secret` | a handshake under another secret than the known one: `id`, `status`, `detail` |
 //! | `trust` | `added`, `removed` | `list`, `domain`, `reason` |
 //! | `trust` | `released`, `dropped` | held events of a quarantined peer: `events` (how many) |
 //! | `trust` | `held_full` | sum; `code`, `detail`: the peer is told to come again |

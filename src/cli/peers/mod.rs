@@ -105,7 +105,9 @@ impl PeerArgs {
                 continue;
             }
             match admin.get(&path(USUAL, &self.name())).await {
-                Err(AdminError::Refused { status, .. }) if matches!(status, 404 | 422) => {
+                Err(AdminError::Refused {
+                    status: 404 | 422, ..
+                }) => {
                     return Ok(one.to_owned());
                 }
                 Err(error) => return Err(error),

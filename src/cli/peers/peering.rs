@@ -218,7 +218,9 @@ async fn of(
 ) -> Result<Option<Value>, AdminError> {
     match admin.call(protocol, method, body).await {
         Ok(answer) => Ok(Some(answer)),
-        Err(AdminError::Refused { status, .. }) if matches!(status, 404 | 422) => Ok(None),
+        Err(AdminError::Refused {
+            status: 404 | 422, ..
+        }) => Ok(None),
         Err(error) => Err(error),
     }
 }

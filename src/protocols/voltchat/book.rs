@@ -497,3 +497,7 @@ fn latest(known: Option<UnixMs>, now_ms: UnixMs) -> Option<UnixMs> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "book_tests.rs"]
+mod tests;

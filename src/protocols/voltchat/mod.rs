@@ -10,7 +10,7 @@
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
 //! | [`push`], [`fetch`], [`queue`] | a peer's message in; mailboxes, theirs and ours; an operator's message |
 //! | [`message`] | relay messages, read without touching the payload |
-//! | [`routes`], [`request`], [`answer`] | what is asked of us: dispatch, reading and credentials, answers |
+//! | [`routes`], [`request`], [`answer`], [`room`] | what is asked of us: dispatch, reading and credentials, answers |
 //! | [`state`], [`record`], [`book`] | peers: the state machine (pure), one record, all of them |
 //! | [`handshake`], [`heartbeat`] | peering with a host, and staying in touch, both ways |
 //! | [`acts`], [`admin`], [`calls`], [`operator`] | what operators and backends do with peers |
@@ -44,6 +44,7 @@ pub mod push;
 pub mod queue;
 pub mod record;
 pub mod request;
+pub mod room;
 pub mod routes;
 pub mod send;
 pub mod servers;
@@ -79,6 +80,7 @@ use allow::AllowList;
 use book::{Book, BookError};
 use invites::Invites;
 use record::Peer;
+use room::Room;
 
 /// Its name in subjects, tables and settings.
 pub const ID: ProtocolId = "voltchat";
@@ -219,6 +221,7 @@ pub struct VoltChat {
     pub(super) bus: Option<Bus>,
     pub(super) mailbox: Mailbox,
     pub(super) invites: Invites,
+    pub(super) room: Room,
     pub(super) ops: Ops,
     pub(super) clock: Clock,
     schedule: Schedule,
@@ -257,6 +260,7 @@ impl VoltChat {
             bus: parts.bus,
             mailbox,
             invites,
+            room: Room::default(),
             ops: parts.ops,
             clock: parts.clock,
             schedule,
@@ -447,3 +451,6 @@ fn dressed(mut headers: HeaderMap) -> HeaderMap {
     headers.insert(header::ACCEPT, json);
     headers
 }
+
+#[cfg(test)]
+mod peering_tests;

@@ -11,6 +11,7 @@ use ::http::{HeaderMap, Method, Uri};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use hyper::body::Body as HttpBody;
 
 use super::answer::{Fail, ok};
 use super::operator::authorise;
@@ -194,6 +195,7 @@ async fn serve(v: &Arc<VoltChat>, route: Route, request: Request) -> Result<Resp
         handshake::may_try(v, client.as_deref())?;
     }
     let (parts, body) = request.into_parts();
+    let _place = v.room.take(HttpBody::size_hint(&body).upper())?;
     let r = Received::read(parts, body, now_ms).await?;
     if let Some(role) = route.role() {
         may(v, &r.headers, client.as_deref(), role)?;

@@ -295,3 +295,7 @@ pub fn is_stale(peer: &Peer, now_ms: UnixMs) -> bool {
 fn outlived(since_ms: UnixMs, now_ms: UnixMs) -> bool {
     now_ms.saturating_sub(since_ms) >= STRANGER_AGE_MS
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -203,7 +203,7 @@ pub fn verify(
         }
     };
     let claims: Claims<'_> = serde_json::from_str(&signed).map_err(|_| Why::NotJson)?;
-    if !string(claims.host).is_some_and(|said| host::normal(&said) == claimed_host) {
+    if string(claims.host).is_none_or(|said| host::normal(&said) != claimed_host) {
         return Err(Why::OtherHost);
     }
     let stamp = claims

@@ -183,9 +183,9 @@ impl World {
     pub async fn build(nats: &NatsServer, n: usize, given: &Given, servers: &[String]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let clock = Clock::fixed(given.now_ms);
-        let store = Store::open(&dir.path().join("bridge.db"), clock.clone())
-            .await
-            .expect("a database");
+        let file = dir.path().join("bridge.db");
+        std::fs::write(&file, empty_database().await).expect("a database");
+        let store = Store::open(&file, clock.clone()).await.expect("opened");
         let bus = {
             let mut config = nats.config();
             config.prefix = format!("v{n}");
@@ -305,6 +305,19 @@ impl World {
         self.store.close().await;
         self.bus.close().await;
     }
+}
+
+/// The file of a database in which nothing is yet: making one anew takes longer than a case.
+async fn empty_database() -> &'static [u8] {
+    static FILE: tokio::sync::OnceCell<Vec<u8>> = tokio::sync::OnceCell::const_new();
+    FILE.get_or_init(async || {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("bridge.db");
+        let store = Store::open(&path, Clock::system()).await.expect("made");
+        store.close().await;
+        std::fs::read(&path).expect("readable")
+    })
+    .await
 }
 
 fn bearer(name: &str) -> String {
