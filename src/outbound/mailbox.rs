@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, UnixMs};
+use crate::faults;
 use crate::ops::{Ops, metrics, trace};
 use crate::protocol::{MailboxBounds, PeerName, Protocol, ProtocolId, Via};
 use crate::store::{Outcome, QueueRow, RowFilter, RowState, Settle, Store, StoreError, Waiting};
@@ -311,6 +312,7 @@ fn choose(waiting: &[Waiting], rules: &Rules, now: UnixMs) -> Vec<(i64, Turn)> {
             break;
         }
         let turn = match row.handed_ms {
+            None if faults::on("one_handout") => Turn::Last,
             None => Turn::First,
             // A clock that was set back must not keep it for ever.
             Some(at) if now.saturating_sub(at).saturating_abs() >= gap => Turn::Last,

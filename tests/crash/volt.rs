@@ -174,6 +174,24 @@ impl VoltSide {
         self.both().iter().all(|m| m.waiting(&self.bridge) == 0)
     }
 
+    /// What went over VoltChat, in one line.
+    pub fn summary(&self) -> String {
+        let [pushed, fetched] = self.both().map(|peer| peer.taken().len());
+        let fetching = self.fetching.counts();
+        format!(
+            "voltchat: {pushed} taken by push, {fetched} by {} fetches, {} answers lost on the way, {} relayed here",
+            fetching.fetches,
+            fetching.losses,
+            snapshot(&self.relayed).len()
+        )
+    }
+
+    /// Whether enough of it went both ways to prove something in so many rounds.
+    pub fn proves(&self, rounds: usize) -> bool {
+        let enough = |peer: &Mainline| peer.taken().len() > 10 * rounds;
+        self.both().into_iter().all(enough) && snapshot(&self.relayed).len() > 20 * rounds
+    }
+
     /// What a peer would not have put up with.
     pub fn complaints(&self) -> Vec<String> {
         let mut all = self.pushed.complaints();

@@ -373,7 +373,7 @@ impl World {
             )
         };
         format!(
-            "out: {}; {} arrivals, {} of them repeats or retries, {} dead letters; in: {}; {} on fed.in; killed: bridge {}, broker {}, receiver {}",
+            "out: {}; {} arrivals, {} of them repeats or retries, {} dead letters; in: {}; {} on fed.in; killed: bridge {}, broker {}, receiver {}; {}",
             counts(&h.out),
             h.arrivals.len(),
             checker::repeats(h),
@@ -382,7 +382,8 @@ impl World {
             h.scan.len(),
             killed(Who::Bridge),
             killed(Who::Broker),
-            killed(Who::Receiver)
+            killed(Who::Receiver),
+            self.volt.summary()
         )
     }
 
@@ -408,7 +409,7 @@ impl World {
             }
         }
         for d in h.dead.iter().filter(|d| d.id == id) {
-            lines.push(format!("  dead: {:?}", d.reason));
+            lines.push(format!("  dead: {} {:?}", d.code, d.reason));
         }
         for p in h.scan.iter().filter(|p| p.id == id) {
             lines.push(format!("  fed.in seq {} as {}", p.seq, p.msg_id));
