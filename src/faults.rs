@@ -11,6 +11,7 @@
 //! | `shuffle_keys` | promise 4: rows of one order key leave in another order |
 //! | `dedup_off` | promise 3: an event id that is known reaches `fed.in` again |
 //! | `stale_consumer` | an earlier process's consumer is kept instead of renewed |
+//! | `one_handout` | a message that was fetched once counts as delivered, lost answer or not |
 
 /// Whether the fault of this name is switched on.
 #[cfg(not(feature = "faults"))]

@@ -6,6 +6,7 @@
 //! their ids, and must remember more of them than stand between the two answers
 //! ([`Rules::outstanding`]). What was handed out is in the ledger, so a restart changes nothing.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +16,13 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, UnixMs};
+use crate::faults;
 use crate::ops::{Ops, metrics, trace};
 use crate::protocol::{MailboxBounds, PeerName, Protocol, ProtocolId, Via};
 use crate::store::{Outcome, QueueRow, RowFilter, RowState, Settle, Store, StoreError, Waiting};
 
-/// How often mailboxes are held against their bounds.
-const SWEEP: Duration = Duration::from_secs(10);
+/// How often mailboxes are held against their bounds: four times in the shortest age, within these.
+const SWEEP: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(10);
 /// Rows given up at once.
 const STEP: usize = 500;
 
@@ -167,13 +169,14 @@ impl Mailbox {
             .into_iter()
             .filter_map(|p| p.mailbox().map(|bounds| (p, bounds)))
             .collect();
-        if bounded.is_empty() {
+        let Some(shortest) = bounded.iter().map(|(_, bounds)| bounds.age).min() else {
             return;
-        }
+        };
+        let pause = (shortest / 4).clamp(SWEEP.start, SWEEP.end);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(SWEEP) => {}
+                () = tokio::time::sleep(pause) => {}
             }
             for (protocol, bounds) in &bounded {
                 match self.sweep(protocol, *bounds).await {
@@ -239,6 +242,27 @@ impl Mailbox {
         Ok(gone)
     }
 
+    /// Gives up everything that waits for a peer, pushed or fetched; answers the number of the first
+    /// row that was, if any.
+    pub async fn empty(
+        &self,
+        protocol: ProtocolId,
+        peer: &PeerName,
+        code: &'static str,
+        why: &str,
+    ) -> Result<Option<i64>, StoreError> {
+        let mut first = None;
+        loop {
+            let rows = self.store.waiting_for(protocol, peer, STEP).await?;
+            let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+            first = first.or(ids.first().copied());
+            // None given up: what was found has come to another end meanwhile.
+            if self.give_up(protocol, ids, code, why).await? == 0 {
+                return Ok(first);
+            }
+        }
+    }
+
     /// Dead for this reason, and said, one event a message.
     async fn give_up(
         &self,
@@ -288,6 +312,7 @@ fn choose(waiting: &[Waiting], rules: &Rules, now: UnixMs) -> Vec<(i64, Turn)> {
             break;
         }
         let turn = match row.handed_ms {
+            None if faults::on("one_handout") => Turn::Last,
             None => Turn::First,
             // A clock that was set back must not keep it for ever.
             Some(at) if now.saturating_sub(at).saturating_abs() >= gap => Turn::Last,

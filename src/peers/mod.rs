@@ -57,10 +57,13 @@ struct Inner {
     ear: OnceLock<Ear>,
     /// Who knows of operators' pauses.
     paused: OnceLock<Pauses>,
+    mourner: OnceLock<Mourner>,
 }
 
 /// Told of every verified request: must be cheap and never wait.
 type Ear = Box<dyn Fn(ProtocolId, &PeerName) + Send + Sync>;
+/// Told of peers whose rows were given up.
+type Mourner = Box<dyn Fn(ProtocolId, &PeerName, i64) + Send + Sync>;
 /// Asked for every fetch: the same.
 type Pauses = Box<dyn Fn(ProtocolId, &PeerName) -> bool + Send + Sync>;
 
@@ -92,6 +95,7 @@ impl Peers {
             behind,
             ear: OnceLock::new(),
             paused: OnceLock::new(),
+            mourner: OnceLock::new(),
         }))
     }
 
@@ -99,6 +103,18 @@ impl Peers {
     /// that send.
     pub fn on_heard(&self, ear: impl Fn(ProtocolId, &PeerName) + Send + Sync + 'static) {
         let _ = self.0.ear.set(Box::new(ear)); // the first one stays
+    }
+
+    /// Says who is told when rows of a peer were given up by another hand; once.
+    pub fn on_given_up(&self, told: impl Fn(ProtocolId, &PeerName, i64) + Send + Sync + 'static) {
+        let _ = self.0.mourner.set(Box::new(told)); // the first one stays
+    }
+
+    /// Rows of this peer were given up, the first of them with this number. Never waits.
+    pub fn given_up(&self, protocol: ProtocolId, name: &PeerName, first_row: i64) {
+        if let Some(told) = self.0.mourner.get() {
+            told(protocol, name, first_row);
+        }
     }
 
     /// Says who knows of operators' pauses; once.

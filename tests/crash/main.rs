@@ -1,7 +1,8 @@
 //! Nothing is lost, nothing comes twice, and order holds, whatever fails and whenever.
 //!
 //! The bridge, its nats-server, its database and the receiver are killed, restarted, locked, filled
-//! and robbed of streams and consumers at random points while messages go both ways ([`trouble`]);
+//! and robbed of streams and consumers at random points while messages go both ways ([`trouble`]),
+//! over UAM and over VoltChat, there to a peer that takes pushes and to one that fetches ([`volt`]);
 //! then everything is healed and drained, and `support/checker.rs` judges by what the outside saw.
 //! `DRAWBRIDGE_CRASH_ROUNDS` asks for more rounds over each store, `DRAWBRIDGE_CRASH_SEED` for the
 //! same misfortunes again (the machine's own timing differs all the same), `DRAWBRIDGE_CRASH_ONLY`
@@ -11,16 +12,19 @@
 //! expect the checker to say so: `cargo test --features faults --test crash seeded`.
 
 mod trouble;
+mod volt;
 mod world;
 
 #[path = "../support"]
 mod support {
     pub mod bridge;
     pub mod checker;
+    pub mod mainline;
     pub mod postgres;
     pub mod sink;
     pub mod traffic;
     pub mod uam_client;
+    pub mod volt_client;
 }
 
 use std::time::Duration;
@@ -76,12 +80,13 @@ async fn run(
         }
         if round >= rounds {
             let (sent, taken) = world.accepted();
-            if sent > 50 * rounds && taken > 10 * rounds {
+            if sent > 50 * rounds && taken > 10 * rounds && world.volt.proves(rounds) {
                 break;
             }
             assert!(
                 round < rounds + 4,
-                "too little traffic to prove anything: {sent} out, {taken} in"
+                "too little traffic to prove anything: {sent} out, {taken} in; {}",
+                world.volt.summary()
             );
         }
         world.bridge.start().await;
@@ -157,5 +162,9 @@ mod seeded {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn seeded_a_consumer_that_is_not_renewed_breaks_the_order() {
         noticed("stale_consumer", 60, "OutOfOrder").await;
+    }
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_a_fetch_that_counts_at_once_loses_messages() {
+        noticed("one_handout", 45, "OutLost").await;
     }
 }

@@ -90,8 +90,12 @@ impl World {
                 let modes = ["status 503", "slow 120", "status 429 1", "ok"];
                 let mode = modes[usize::try_from(self.rng.within(0, 4)).unwrap_or(0)];
                 sink::set_mode(&self.sink.options.dir, mode);
+                let moods = [0, 503, 429, 500];
+                let mood = moods[usize::try_from(self.rng.within(0, 4)).unwrap_or(0)];
+                self.volt.pushed.mood(mood);
                 tokio::time::sleep(down).await;
                 sink::set_mode(&self.sink.options.dir, "ok");
+                self.volt.pushed.mood(0);
             }
         }
         self.luck.push(format!("{chosen:?} {begun}..{}", now_ns()));

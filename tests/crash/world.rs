@@ -13,6 +13,7 @@ use crate::support::checker::{self, Arrival, Class, History, Violation, Who};
 use crate::support::postgres;
 use crate::support::sink::{self, SinkOptions, SinkProcess};
 use crate::support::traffic::{self, Gate, Rng, Shared, Stop, snapshot};
+use crate::volt::{self, VoltSide};
 
 /// How long messages keep coming in one round.
 const TRAFFIC: Duration = Duration::from_secs(6);
@@ -82,6 +83,7 @@ pub struct World {
     pub bridge: Bridge,
     pub ledger: Ledger,
     pub sink: SinkProcess,
+    pub volt: VoltSide,
     pub js: jetstream::Context,
     pub rng: Rng,
     pub gate: Gate,
@@ -120,6 +122,7 @@ impl World {
             trusts: "alpha.test".into(),
             dir: dir.path().join("sink"),
         });
+        let (pushed, fetching) = (bridge::free_address(), bridge::free_address());
         let store = server.as_ref().map_or(String::new(), |server| {
             format!("[store]\nurl = \"{}\"\n", server.url())
         });
@@ -131,10 +134,13 @@ impl World {
             "discovery = false\nadmin_api_key = \"a key of this test alone\"\nrelay_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
              retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\"]",
             &format!(
-                "{store}[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}",
+                "{store}[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}{}",
+                volt::tables(pushed, fetching),
                 bridge::pin("beta.test", sink.options.address)
             ),
         );
+        volt::own_url(&mut bridge);
+        let volt = VoltSide::start(&bridge, pushed, fetching, seed).await;
         let ledger = match server {
             Some(server) => Ledger::Postgres(server),
             None => Ledger::Sqlite(dir.path().join("bridge").join("drawbridge.db")),
@@ -154,6 +160,7 @@ impl World {
             bridge,
             ledger,
             sink,
+            volt,
             js,
             rng: Rng(seed),
             gate: Gate::default(),
@@ -168,6 +175,7 @@ impl World {
         world.sink.start().await;
         world.bridge.start().await;
         world.allow("beta.test").await;
+        world.volt.connect(&world.bridge).await;
         world
     }
 
@@ -209,6 +217,15 @@ impl World {
                 self.posted.clone(),
             ));
         }
+        self.volt.round(
+            round,
+            &mut self.rng,
+            &self.js,
+            &stop,
+            &self.gate,
+            &self.out,
+            &mut tasks,
+        );
         let end = Instant::now() + TRAFFIC;
         while Instant::now() < end {
             let pause = self.rng.pause(50, 700);
@@ -218,6 +235,7 @@ impl World {
         stop.store(true, Ordering::Relaxed);
         while tasks.join_next().await.is_some() {}
         sink::set_mode(&self.sink.options.dir, "ok");
+        self.volt.pushed.mood(0);
         self.bridge.ready().await;
         self.drain().await;
     }
@@ -227,11 +245,12 @@ impl World {
         let end = Instant::now() + self.drain;
         let out = snapshot(&self.out);
         loop {
-            let arrived: HashSet<String> = sink::read_log(&self.sink.options.dir)
+            let mut arrived: HashSet<String> = sink::read_log(&self.sink.options.dir)
                 .into_iter()
                 .filter(|l| l.what == "arrival" && l.status == 200)
                 .map(|l| l.id)
                 .collect();
+            arrived.extend(self.volt.taken());
             let dead: HashSet<String> = traffic::dead(&self.js)
                 .await
                 .into_iter()
@@ -246,7 +265,7 @@ impl World {
                         && !self.history.deleted.contains(&i.id)
                 })
                 .count();
-            if left == 0 || Instant::now() > end {
+            if (left == 0 && self.volt.is_idle()) || Instant::now() > end {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -264,9 +283,15 @@ impl World {
     async fn published(&self) -> bool {
         let (_, scan) = traffic::scan(&self.js, 1).await;
         let ids: HashSet<String> = scan.into_iter().map(|event| event.id).collect();
-        let posted = snapshot(&self.posted);
+        let posted = self.all_posted();
         let mut answered = posted.iter().filter(|i| i.class == Class::Ok);
         answered.all(|i| ids.contains(&i.id))
+    }
+
+    fn all_posted(&self) -> Vec<checker::Input> {
+        let mut posted = snapshot(&self.posted);
+        posted.extend(self.volt.posted());
+        posted
     }
 
     /// Stops the bridge in an orderly way, then reads what there is to see.
@@ -294,11 +319,15 @@ impl World {
                 _ => self.history.forged.push(line.note),
             }
         }
+        arrivals.extend(self.volt.arrivals());
         self.history.arrivals = arrivals;
+        self.history.forged.extend(self.volt.complaints());
         self.history.out = snapshot(&self.out);
-        self.history.posted = snapshot(&self.posted);
+        self.history.posted = self.all_posted();
         self.history.dead = traffic::dead(&self.js).await;
         (self.history.stream, self.history.scan) = traffic::scan(&self.js, 1).await;
+        let scan = std::mem::take(&mut self.history.scan);
+        self.history.scan = scan.into_iter().map(volt::as_sent).collect();
         let last = self.history.scan.last().map_or(0, |p| p.seq);
         let end = Instant::now() + Duration::from_secs(30);
         let stream = self.history.stream;
@@ -312,7 +341,10 @@ impl World {
         }
         // An unacknowledged one may still be waiting for its redelivery behind the last.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        self.history.read = snapshot(&self.read);
+        self.history.read = snapshot(&self.read)
+            .into_iter()
+            .map(volt::as_sent)
+            .collect();
         checker::check(&self.history)
     }
 
@@ -341,7 +373,7 @@ impl World {
             )
         };
         format!(
-            "out: {}; {} arrivals, {} of them repeats or retries, {} dead letters; in: {}; {} on fed.in; killed: bridge {}, broker {}, receiver {}",
+            "out: {}; {} arrivals, {} of them repeats or retries, {} dead letters; in: {}; {} on fed.in; killed: bridge {}, broker {}, receiver {}; {}",
             counts(&h.out),
             h.arrivals.len(),
             checker::repeats(h),
@@ -350,7 +382,8 @@ impl World {
             h.scan.len(),
             killed(Who::Bridge),
             killed(Who::Broker),
-            killed(Who::Receiver)
+            killed(Who::Receiver),
+            self.volt.summary()
         )
     }
 
@@ -376,7 +409,7 @@ impl World {
             }
         }
         for d in h.dead.iter().filter(|d| d.id == id) {
-            lines.push(format!("  dead: {:?}", d.reason));
+            lines.push(format!("  dead: {} {:?}", d.code, d.reason));
         }
         for p in h.scan.iter().filter(|p| p.id == id) {
             lines.push(format!("  fed.in seq {} as {}", p.seq, p.msg_id));

@@ -59,8 +59,10 @@ pub struct Arrival {
 #[derive(Clone, Debug)]
 pub struct Dead {
     pub id: String,
-    /// The reason code in its headers.
+    /// The reason in its headers, for people.
     pub reason: Option<String>,
+    /// And for machines.
+    pub code: String,
 }
 
 /// A message of `fed.in`.
@@ -433,6 +435,7 @@ mod tests {
                 h.dead.push(Dead {
                     id: "c".into(),
                     reason,
+                    code: String::new(),
                 });
             })
         };
@@ -446,6 +449,7 @@ mod tests {
             h.dead.push(Dead {
                 id: "a".into(),
                 reason: Some("timeout".into()),
+                code: String::new(),
             })
         });
         assert_eq!(found, [Violation::DeadAfterArrival("a".into())]);

@@ -49,6 +49,8 @@ pub struct Options {
     pub turned: u64,
     /// As published: nobody can push to it or fetch from it.
     pub published: bool,
+    /// If it is not: whether it hands its queue out. It forgets what it hands out before it answers.
+    pub fetchable: bool,
 }
 
 impl Options {
@@ -62,6 +64,7 @@ impl Options {
             losses: 0,
             turned: 0,
             published: true,
+            fetchable: true,
         }
     }
 }
@@ -314,17 +317,15 @@ impl Mainline {
 
     /// Queues a message; `payload` is JSON text. Its id.
     pub fn relay(&self, host: &str, kind: &str, payload: &str) -> String {
-        let id = self.inner.fresh_id("relay");
-        let message = Queued {
-            id: id.clone(),
-            kind: kind.to_owned(),
-            payload: payload.to_owned(),
-            stamp: super::uam_client::now_text(),
-        };
-        let mut state = self.inner.state();
-        let queue = state.queues.entry(host.to_owned()).or_default();
-        queue.push_back(message);
-        id
+        self.queue(host).relay(kind, payload)
+    }
+
+    /// Its queue for a host, for whoever fills it from another task.
+    pub fn queue(&self, host: &str) -> Queue {
+        Queue {
+            inner: Arc::clone(&self.inner),
+            host: host.to_owned(),
+        }
     }
 
     // ------------------------------------------------------------------------ what can be seen
@@ -342,6 +343,13 @@ impl Mainline {
     /// How many of its own messages wait for a host.
     pub fn waiting(&self, host: &str) -> usize {
         self.inner.state().queues.get(host).map_or(0, VecDeque::len)
+    }
+
+    /// Ids of its own messages that wait for a host.
+    pub fn waiting_ids(&self, host: &str) -> HashSet<String> {
+        let state = self.inner.state();
+        let queue = state.queues.get(host).into_iter().flatten();
+        queue.map(|m| m.id.clone()).collect()
     }
 
     /// Everything that came, repeats included, in order.
@@ -396,6 +404,29 @@ impl Mainline {
                 self.complaints()
             );
         }
+    }
+}
+
+/// A mainline's queue for one host.
+pub struct Queue {
+    inner: Arc<Inner>,
+    host: String,
+}
+
+impl Queue {
+    /// Queues a message; `payload` is JSON text. Its id.
+    pub fn relay(&self, kind: &str, payload: &str) -> String {
+        let id = self.inner.fresh_id("relay");
+        let message = Queued {
+            id: id.clone(),
+            kind: kind.to_owned(),
+            payload: payload.to_owned(),
+            stamp: super::uam_client::now_text(),
+        };
+        let mut state = self.inner.state();
+        let queue = state.queues.entry(self.host.clone()).or_default();
+        queue.push_back(message);
+        id
     }
 }
 
@@ -499,6 +530,8 @@ impl Inner {
         if answered.status / 100 == 2 {
             return Ok(answered);
         }
+        // Told apart by nobody, so printed for whoever looks into a failed test.
+        eprintln!("{path}: {}", answered.text());
         Err(format!(
             "Request failed with status code {}",
             answered.status
@@ -966,7 +999,8 @@ async fn fetch(Shared(me): Shared<Arc<Inner>>, headers: HeaderMap, body: Bytes) 
     };
     let mut state = me.state();
     let queue = state.queues.entry(peer.host.clone()).or_default();
-    let batch: Vec<Queued> = queue.drain(..queue.len().min(50)).collect();
+    let most = if me.options.fetchable { 50 } else { 0 };
+    let batch: Vec<Queued> = queue.drain(..queue.len().min(most)).collect();
     drop(state);
     let texts: Vec<String> = batch.iter().map(|m| me.fetched(m)).collect();
     json_text(format!("[{}]", texts.join(",")))

@@ -55,7 +55,8 @@ pub fn snapshot<T: Clone>(list: &Shared<T>) -> Vec<T> {
         .clone()
 }
 
-fn push<T>(list: &Shared<T>, item: T) {
+/// Appends to a shared list.
+pub fn push<T>(list: &Shared<T>, item: T) {
     list.lock()
         .expect("no task panics while it appends")
         .push(item);
@@ -93,6 +94,37 @@ async fn publish_once(js: &jetstream::Context, subject: &str, input: &Input, ord
             Ack::Refused
         }
         Ok(Err(_)) | Err(_) => Ack::Unknown,
+    }
+}
+
+/// Publishes one message until it is acknowledged or its backend gives up, and notes which.
+pub async fn publish(
+    js: &jetstream::Context,
+    subject: &str,
+    input: &mut Input,
+    order: bool,
+    rng: &mut Rng,
+    stop: &Stop,
+    gate: &Gate,
+) {
+    for _ in 0..20 {
+        let outcome = {
+            let _open = gate.read().await;
+            publish_once(js, subject, input, order).await
+        };
+        match outcome {
+            Ack::Stored => {
+                input.class = Class::Ok;
+                break;
+            }
+            Ack::Refused => {}
+            Ack::Unknown => input.class = Class::Unknown,
+        }
+        // Some backends try again with the same id, some give up.
+        if rng.chance(30) || stop.load(Ordering::Relaxed) {
+            break;
+        }
+        tokio::time::sleep(rng.pause(50, 300)).await;
     }
 }
 
@@ -139,25 +171,7 @@ pub async fn publisher(
             payload: envelope.to_string(),
             doomed,
         };
-        for _ in 0..20 {
-            let outcome = {
-                let _open = gate.read().await;
-                publish_once(&js, subject, &input, order).await
-            };
-            match outcome {
-                Ack::Stored => {
-                    input.class = Class::Ok;
-                    break;
-                }
-                Ack::Refused => {}
-                Ack::Unknown => input.class = Class::Unknown,
-            }
-            // Some backends try again with the same id, some give up.
-            if rng.chance(30) || stop.load(Ordering::Relaxed) {
-                break;
-            }
-            tokio::time::sleep(rng.pause(50, 300)).await;
-        }
+        publish(&js, subject, &mut input, order, &mut rng, &stop, &gate).await;
         push(&out, input);
         tokio::time::sleep(rng.pause(5, 30)).await;
     }
@@ -335,6 +349,7 @@ pub async fn dead(js: &jetstream::Context) -> Vec<Dead> {
         .map(|(_, headers, _)| Dead {
             id: header(headers, "Fed-Msg-Id"),
             reason: Some(header(headers, "Fed-Reason")).filter(|r| !r.is_empty()),
+            code: header(headers, "Fed-Reason-Code"),
         })
         .collect()
 }

@@ -32,6 +32,35 @@ pub fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("text is JSON")
 }
 
+/// JSON as a reader in JavaScript would take it: an escape that stands for half of a surrogate pair is
+/// a character of its own, which text here cannot hold and U+FFFD stands for.
+pub fn lenient(bytes: &[u8]) -> Value {
+    let text = String::from_utf8_lossy(bytes);
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.as_ref();
+    while let Some(at) = rest.find("\\") {
+        let (before, escape) = rest.split_at(at);
+        out += before;
+        let unit = |from: usize| {
+            let digits = escape.get(from..from + 6)?.strip_prefix("\\u")?;
+            u16::from_str_radix(digits, 16).ok()
+        };
+        let length = match (unit(0), unit(6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
+            (Some(0xd800..=0xdfff), _) => {
+                out += "\\ufffd";
+                rest = &escape[6..];
+                continue;
+            }
+            _ => escape.chars().take(2).map(char::len_utf8).sum(),
+        };
+        out += &escape[..length];
+        rest = &escape[length..];
+    }
+    out += rest;
+    serde_json::from_str(&out).unwrap_or_default()
+}
+
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -374,6 +403,13 @@ mod tests {
         assert!(read_token(SECRET, &parts.sign("another secret 0123456789")).is_err());
         assert!(read_token(SECRET, &parts.clone().turned().sign(SECRET)).is_err());
         assert!(read_token(SECRET, &parts.without("nonce").sign(SECRET)).is_err());
+    }
+
+    #[test]
+    fn half_a_pair_is_read_and_a_whole_one_stays() {
+        let read = lenient(br#"{"a":"\ud83d\ude80 \ud83d\\ \udc00\"","b":"\\ud800"}"#);
+        assert_eq!(read["a"], "\u{1f680} \u{fffd}\\ \u{fffd}\"");
+        assert_eq!(read["b"], "\\ud800");
     }
 
     #[test]

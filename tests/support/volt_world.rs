@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use super::bridge::{Bridge, PATIENCE, client, free_address};
 use super::nats::NatsServer;
 use super::traffic::{self, Rng};
+use super::volt_client;
 
 /// Bearer of a moderator.
 pub const MODERATOR: &str = "moderator-of-these-tests";
@@ -334,12 +335,10 @@ impl Volt {
         events
     }
 
-    /// Message ids and reasons of `fed.dead`.
+    /// Message ids and reason codes of `fed.dead`.
     pub async fn dead(&self) -> Vec<(String, String)> {
         let dead = traffic::dead(&self.js).await;
-        dead.into_iter()
-            .map(|d| (d.id, d.reason.unwrap_or_default()))
-            .collect()
+        dead.into_iter().map(|d| (d.id, d.code)).collect()
     }
 
     /// Waits until `fed.dead` holds so many.
@@ -453,7 +452,7 @@ async fn read(js: jetstream::Context, events: Arc<Mutex<Vec<Event>>>, tell: watc
                 let event = Event {
                     subject: message.subject.to_string(),
                     headers: message.headers.clone().unwrap_or_default(),
-                    payload: serde_json::from_slice(&message.payload).unwrap_or_default(),
+                    payload: volt_client::lenient(&message.payload),
                 };
                 let count = {
                     let mut events = events.lock().expect("no reader panics");

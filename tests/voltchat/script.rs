@@ -53,3 +53,17 @@ async fn two_repaired_mainlines_exchange_them_with_double_pushes() {
     assert_eq!(b.complaints(), [""; 0]);
     assert_eq!(a.complaints(), [""; 0]);
 }
+
+/// What makes our own mailbox necessary: a mainline forgets what it hands out before it answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_of_a_mainline_is_lost_for_good() {
+    let (a, b) = two(false).await;
+    b.accept(&a.host()).await;
+    for loss in a.every_loss() {
+        b.relay(&a.host(), "announcement", "{\"n\":1}");
+        a.until_fetched_and_lost(&b.host(), loss).await;
+        assert_eq!(b.waiting(&a.host()), 0);
+    }
+    a.round().await;
+    assert_eq!(a.taken().len(), 0);
+}

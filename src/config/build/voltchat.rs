@@ -56,7 +56,7 @@ pub(super) fn voltchat(
         fetch_batch: s.int("fetch_batch", 1, 200)?,
         handout_gap: s.duration("handout_gap", "10ms", "10m")?,
         mailbox_max_messages: s.int("mailbox_max_messages", 1, 100_000_000)?,
-        mailbox_max_age: s.duration("mailbox_max_age", "1m", "365d")?,
+        mailbox_max_age: s.duration("mailbox_max_age", "1s", "365d")?,
         max_pending: s.int("max_pending", 0, 100_000)?,
         peer_rate_limit: s.int("peer_rate_limit", 1, 10_000_000)?,
         unproven_per_minute: s.int("unproven_per_minute", 1, 1_000_000)?,

@@ -12,9 +12,9 @@ use super::book::{BookError, Change};
 use super::handshake::{self, OTHER_SECRET_THERE, may_peer, named};
 use super::record::{Peer, Status};
 use super::state::{self, Ask};
-use super::{ID, Limits, VoltChat, heartbeat, host, ids, text};
+use super::{ID, Limits, VoltChat, fetch, heartbeat, host, ids, judge, text};
 use crate::identity::hmac::SharedSecret;
-use crate::protocol::Refusal;
+use crate::protocol::{PeerName, Refusal};
 use crate::store::StoreErrorKind;
 use crate::trust::Standing;
 
@@ -227,14 +227,34 @@ pub async fn reject(v: &VoltChat, peer: &Peer) -> Result<Arc<Peer>, No> {
     now.ok_or(No::Unknown)
 }
 
-/// Removes a peer; nobody is told. False: there was none (any more).
+/// Removes a peer and what waits for it; nobody is told. Whoever has the name next is another: nothing
+/// of this one's reaches it. False: there was none (any more).
 pub async fn remove(v: &VoltChat, peer: &Peer) -> Result<bool, No> {
     let id = peer.id.clone();
     let removed = v.book.change(&peer.host, move |known, _| match known {
         Some(known) if known.id == id => (Change::Remove, true),
         _ => (Change::Keep, false),
     });
-    Ok(removed.await?.0)
+    let removed = removed.await?.0;
+    if removed {
+        forget(v, &peer.host).await;
+    }
+    Ok(removed)
+}
+
+/// What waits for a removed peer is given up, and what was learnt of it is forgotten.
+async fn forget(v: &VoltChat, host: &PeerName) {
+    v.peers
+        .learn(ID, host, &[judge::nothing(), fetch::nothing()].concat());
+    let why = "the peer was removed before it was delivered";
+    match v.mailbox.empty(ID, host, "peer_removed", why).await {
+        Ok(None) => {}
+        Ok(Some(first)) => v.peers.given_up(ID, host, first),
+        // Each is refused at its next attempt.
+        Err(error) => {
+            tracing::warn!(peer = %host, %error, "what waits for a removed peer is still there")
+        }
+    }
 }
 
 /// A peer by its id or host, as an operator writes it.

@@ -121,6 +121,14 @@ pub(super) async fn pull(v: &VoltChat, peer: &Peer) {
     }
 }
 
+/// Nothing is known of whether the peer has a route for fetches.
+pub(super) fn nothing() -> Vec<Learned> {
+    vec![Learned {
+        key: NO_FETCHES_UNTIL,
+        value: serde_json::Value::Null,
+    }]
+}
+
 fn no_fetches(v: &VoltChat, peer: &Peer, now: i64) {
     tracing::debug!(peer = %peer.host, "the peer has no route for fetches; it is asked again in a day");
     let until = Learned {

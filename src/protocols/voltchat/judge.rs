@@ -56,6 +56,15 @@ pub fn serving(record: Option<&PeerRecord>, now: UnixMs) -> Serving {
     }
 }
 
+/// Nothing is known of how the peer takes its messages.
+pub(super) fn nothing() -> Vec<Learned> {
+    let forgotten = Learned {
+        key: FETCHES_UNTIL,
+        value: Value::Null,
+    };
+    vec![push(Value::Null), forgotten]
+}
+
 fn fetches_until(at: UnixMs) -> Learned {
     Learned {
         key: FETCHES_UNTIL,
