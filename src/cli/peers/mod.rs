@@ -100,18 +100,15 @@ impl PeerArgs {
         if let Some(protocol) = &self.protocol {
             return Ok(protocol.clone());
         }
+        // 404: this peer is not known over it; 422: the bridge does not speak it at all.
+        let status = match admin.get(&path(USUAL, &self.name())).await {
+            Err(AdminError::Refused { status, .. }) if matches!(status, 404 | 422) => status,
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(USUAL.to_owned()),
+        };
         for one in peering::PEERING {
-            if peering::one(admin, one, &self.name()).await?.is_none() {
-                continue;
-            }
-            match admin.get(&path(USUAL, &self.name())).await {
-                Err(AdminError::Refused {
-                    status: 404 | 422, ..
-                }) => {
-                    return Ok(one.to_owned());
-                }
-                Err(error) => return Err(error),
-                Ok(_) => {}
+            if status == 422 || peering::one(admin, one, &self.name()).await?.is_some() {
+                return Ok(one.to_owned());
             }
         }
         Ok(USUAL.to_owned())
