@@ -25,7 +25,7 @@ pub enum PeersCommand {
     Accept(peering::AcceptArgs),
     /// Refuses a peering until it is accepted after all.
     Reject(peering::PeeringArgs),
-    /// Ends a peering; what waits for the server is dropped.
+    /// Ends a peering; what still waits for the server is given up in its time, or by `queue drop`.
     Remove(peering::PeeringArgs),
     /// Attempts nothing until it is resumed; what is sent meanwhile waits.
     Pause(PauseArgs),
