@@ -88,7 +88,7 @@ async fn a_crossing_whose_winning_handshake_is_lost_is_settled_by_the_heartbeats
     })
     .await;
     wires.down("b.example", false);
-    assert_eq!(a.v.book.beating(), [b.host.clone()]);
+    assert_eq!(a.v.book.beating(), std::slice::from_ref(&b.host));
     heartbeat::beat(&a.v, &b.host).await;
     until("both are connected", || {
         a.status(&b) == Status::Connected && b.status(&a) == Status::Connected
