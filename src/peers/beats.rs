@@ -35,14 +35,13 @@ pub async fn run(protocol: Arc<dyn Protocol>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(ended) = running.join_next(), if !running.is_empty() => {
+                // Its place goes to the next one at once.
                 if let Ok(peer) = ended {
                     rota.ended(&peer, Instant::now(), &beats, random_share());
                 }
-                continue;
             }
-            _ = look.tick() => {}
+            _ = look.tick() => rota.follow(protocol.beating(), Instant::now(), &beats),
         }
-        rota.follow(protocol.beating(), Instant::now(), &beats);
         let room = beats.at_once.saturating_sub(running.len());
         for peer in rota.due(Instant::now(), room) {
             let protocol = protocol.clone();
