@@ -59,12 +59,15 @@ impl VoltSide {
         let mut options = Options::at(pushed);
         options.published = false;
         options.fetchable = false;
+        // A peer that fetches while pushes fail is given its mailbox instead.
+        options.fetches = false;
         options.seed = seed;
         let pushed = Mainline::start(options).await;
         let mut options = Options::at(fetching);
         options.name = "\"Volt \\ud83d fetches\"".into();
         options.seed = seed.wrapping_add(1);
-        options.losses = 10;
+        options.losses = 5;
+        options.fetch_losses = 40;
         options.turned = 20;
         Self {
             pushed,
@@ -179,9 +182,9 @@ impl VoltSide {
         let [pushed, fetched] = self.both().map(|peer| peer.taken().len());
         let fetching = self.fetching.counts();
         format!(
-            "voltchat: {pushed} taken by push, {fetched} by {} fetches, {} answers lost on the way, {} relayed here",
+            "voltchat: {pushed} taken by push, {fetched} by {} fetches, {} answers with messages lost, {} relayed here",
             fetching.fetches,
-            fetching.losses,
+            fetching.lost_batches,
             snapshot(&self.relayed).len()
         )
     }
