@@ -181,20 +181,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         protocols: protocols.clone(),
     };
     let outbound = patiently(patience, || Outbound::start(&config, parts())).await?;
-    let lanes = outbound.control();
-    peers.on_heard(move |protocol, peer| lanes.heard_from(protocol, peer));
-    let lanes = outbound.control();
-    peers.pauses_are_known_by(move |protocol, peer| lanes.is_paused(protocol, peer));
-    let lanes = outbound.control();
-    peers.on_given_up(move |protocol, peer, first| {
-        let (lanes, peer) = (lanes.clone(), peer.clone());
-        tokio::spawn(async move {
-            lanes.have_died();
-            if let Err(error) = lanes.tail(protocol, &peer, first).await {
-                tracing::warn!(protocol, %peer, %error, "a lane was not told that its rows were given up");
-            }
-        });
-    });
+    peers.follow(outbound.control());
     serve_calls(&bus, protocols.clone()).await?;
     for protocol in protocols.values() {
         tokio::spawn(beats::run(protocol.clone(), stop_listening.clone()));

@@ -138,10 +138,14 @@ async fn an_invite_is_one_thing_by_every_way() {
     assert_eq!(spent, "invite_spent");
     assert_eq!(codes(&public(&a, "").await), ["OVERNATS", "BYHAND"]);
 
-    let (status, answer) = a.api("GET", "/invites", Some(READER), None).await;
+    let (status, _) = a.api("GET", "/invites", Some(READER), None).await;
+    assert_eq!(status, 200, "a reader looks");
+    let path = "/invites/OVERNATS/use";
+    let (status, answer) = a.api("POST", path, Some(READER), None).await;
     assert_eq!(
         (status, &answer["error"]),
-        (403, &json!("Moderator access required"))
+        (403, &json!("Moderator access required")),
+        "and changes nothing"
     );
     let (status, _) = a.api("GET", "/invites", None, None).await;
     assert_eq!(status, 401);

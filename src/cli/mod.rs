@@ -43,7 +43,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Two bridges on loopback exchange messages, one goes down and comes back.
+    /// Two bridges on loopback exchange messages and become peers, one goes down and comes back.
     Demo(demo::DemoArgs),
     /// Run the bridge.
     Run(ConfigArgs),

@@ -15,6 +15,7 @@ use super::lane::{Lane, Outlook};
 use super::peer_set::PeerSet;
 use super::shard::{Ask, LaneKey, Replied, Work};
 use crate::clock::{Clock, UnixMs};
+use crate::peers::Lanes;
 use crate::peers::health::{Facts, Pause, Policy, Verdict};
 use crate::protocol::{PeerName, Protocol, ProtocolId};
 use crate::store::{Store, StoreError};
@@ -216,29 +217,6 @@ impl Control {
         self.dead.notify_one();
     }
 
-    /// A request of this peer was verified. Never waits; while the peer is well it costs one atomic
-    /// read.
-    pub fn heard_from(&self, protocol: ProtocolId, peer: &PeerName) {
-        if self.listening.is_empty() {
-            return;
-        }
-        let key = (protocol, peer.clone());
-        if !self.listening.take(&key) {
-            return;
-        }
-        let told = self
-            .shard(&key)
-            .is_ok_and(|shard| shard.try_send(Work::Heard(key.clone())).is_ok());
-        if !told {
-            self.listening.note(&key); // its next word will do
-        }
-    }
-
-    /// Whether an operator lets nothing go out to this peer. Costs one atomic read while none is paused.
-    pub fn is_paused(&self, protocol: ProtocolId, peer: &PeerName) -> bool {
-        !self.paused.is_empty() && self.paused.has(&(protocol, peer.clone()))
-    }
-
     /// Why rows for this peer are not attempted at all, where that is so.
     pub fn stranded(&self, protocol: &str, peer: &str) -> Option<String> {
         stranded(&self.protocols, protocol, peer).err()
@@ -269,6 +247,40 @@ impl Control {
     fn shard(&self, key: &LaneKey) -> Result<&mpsc::Sender<Work>, ControlError> {
         let shard = self.shards.get(shard_of(key, self.shards.len()));
         shard.ok_or(ControlError::Stopped)
+    }
+}
+
+impl Lanes for Control {
+    /// While the peer is well it costs one atomic read.
+    fn heard_from(&self, protocol: ProtocolId, peer: &PeerName) {
+        if self.listening.is_empty() {
+            return;
+        }
+        let key = (protocol, peer.clone());
+        if !self.listening.take(&key) {
+            return;
+        }
+        let told = self
+            .shard(&key)
+            .is_ok_and(|shard| shard.try_send(Work::Heard(key.clone())).is_ok());
+        if !told {
+            self.listening.note(&key); // its next word will do
+        }
+    }
+
+    /// Costs one atomic read while none is paused.
+    fn is_paused(&self, protocol: ProtocolId, peer: &PeerName) -> bool {
+        !self.paused.is_empty() && self.paused.has(&(protocol, peer.clone()))
+    }
+
+    fn given_up(&self, protocol: ProtocolId, peer: &PeerName, first_row: i64) {
+        let (lanes, peer) = (self.clone(), peer.clone());
+        tokio::spawn(async move {
+            lanes.have_died();
+            if let Err(error) = lanes.tail(protocol, &peer, first_row).await {
+                tracing::warn!(protocol, %peer, %error, "a lane was not told that its rows were given up");
+            }
+        });
     }
 }
 

@@ -53,19 +53,20 @@ struct Inner {
     discoveries: Discoveries,
     /// `None`: nothing is written (offline commands, tests).
     behind: Option<Arc<WriteBehind>>,
-    /// Who wants to know that a peer proved itself to us.
-    ear: OnceLock<Ear>,
-    /// Who knows of operators' pauses.
-    paused: OnceLock<Pauses>,
-    mourner: OnceLock<Mourner>,
+    /// The room that sends.
+    lanes: OnceLock<Box<dyn Lanes>>,
 }
 
-/// Told of every verified request: must be cheap and never wait.
-type Ear = Box<dyn Fn(ProtocolId, &PeerName) + Send + Sync>;
-/// Told of peers whose rows were given up.
-type Mourner = Box<dyn Fn(ProtocolId, &PeerName, i64) + Send + Sync>;
-/// Asked for every fetch: the same.
-type Pauses = Box<dyn Fn(ProtocolId, &PeerName) -> bool + Send + Sync>;
+/// What rooms that know the peers tell, and ask, the room that sends to them, which they do not see.
+/// All of it must be cheap and never wait.
+pub trait Lanes: Send + Sync + 'static {
+    /// A request of this peer was verified: it runs.
+    fn heard_from(&self, protocol: ProtocolId, name: &PeerName);
+    /// Whether an operator lets nothing go out to this peer.
+    fn is_paused(&self, protocol: ProtocolId, name: &PeerName) -> bool;
+    /// Rows of this peer were given up, the first of them with this number.
+    fn given_up(&self, protocol: ProtocolId, name: &PeerName, first_row: i64);
+}
 
 impl Peers {
     /// Loads `known_relays` and the configuration's pinned `[[peers]]` (which win), and starts the
@@ -93,48 +94,32 @@ impl Peers {
             registry: Registry::new(registry::CAPACITY),
             discoveries: Discoveries::new(),
             behind,
-            ear: OnceLock::new(),
-            paused: OnceLock::new(),
-            mourner: OnceLock::new(),
+            lanes: OnceLock::new(),
         }))
     }
 
-    /// Says who is told when a peer proves itself; once. Rooms that receive know this one, not those
-    /// that send.
-    pub fn on_heard(&self, ear: impl Fn(ProtocolId, &PeerName) + Send + Sync + 'static) {
-        let _ = self.0.ear.set(Box::new(ear)); // the first one stays
+    /// Says which lanes send to the peers; once.
+    pub fn follow(&self, lanes: impl Lanes) {
+        let _ = self.0.lanes.set(Box::new(lanes)); // the first ones stay
     }
 
-    /// Says who is told when rows of a peer were given up by another hand; once.
-    pub fn on_given_up(&self, told: impl Fn(ProtocolId, &PeerName, i64) + Send + Sync + 'static) {
-        let _ = self.0.mourner.set(Box::new(told)); // the first one stays
-    }
-
-    /// Rows of this peer were given up, the first of them with this number. Never waits.
-    pub fn given_up(&self, protocol: ProtocolId, name: &PeerName, first_row: i64) {
-        if let Some(told) = self.0.mourner.get() {
-            told(protocol, name, first_row);
+    /// A request of this peer was verified: it runs.
+    pub fn heard_from(&self, protocol: ProtocolId, name: &PeerName) {
+        if let Some(lanes) = self.0.lanes.get() {
+            lanes.heard_from(protocol, name);
         }
-    }
-
-    /// Says who knows of operators' pauses; once.
-    pub fn pauses_are_known_by(
-        &self,
-        knows: impl Fn(ProtocolId, &PeerName) -> bool + Send + Sync + 'static,
-    ) {
-        let _ = self.0.paused.set(Box::new(knows)); // the first one stays
     }
 
     /// Whether an operator lets nothing go out to this peer.
     pub fn is_paused(&self, protocol: ProtocolId, name: &PeerName) -> bool {
-        let knows = self.0.paused.get();
-        knows.is_some_and(|knows| knows(protocol, name))
+        let lanes = self.0.lanes.get();
+        lanes.is_some_and(|lanes| lanes.is_paused(protocol, name))
     }
 
-    /// A request of this peer was verified: it runs. Cheap, for the path of every request.
-    pub fn heard_from(&self, protocol: ProtocolId, name: &PeerName) {
-        if let Some(ear) = self.0.ear.get() {
-            ear(protocol, name);
+    /// Rows of this peer were given up by another hand, the first of them with this number.
+    pub fn given_up(&self, protocol: ProtocolId, name: &PeerName, first_row: i64) {
+        if let Some(lanes) = self.0.lanes.get() {
+            lanes.given_up(protocol, name, first_row);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Relay messages (sheet, 7.1): read without touching the payload, written in the order of a push.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 
 use bytes::Bytes;
@@ -88,11 +89,16 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut members: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::new();
+                // Ten mebibytes may hold a million names: each is looked up, not searched for.
+                let mut places: HashMap<Cow<'de, str>, usize> = HashMap::new();
                 while let Some(Key(key)) = map.next_key()? {
                     let value = map.next_value()?;
-                    match members.iter_mut().find(|(known, _)| *known == key) {
-                        Some(member) => member.1 = value,
-                        None => members.push((key, value)),
+                    let known = places.get(&key).and_then(|at| members.get_mut(*at));
+                    if let Some(member) = known {
+                        member.1 = value;
+                    } else {
+                        places.insert(key.clone(), members.len());
+                        members.push((key, value));
                     }
                 }
                 Ok(Members(members))
@@ -254,6 +260,15 @@ mod tests {
     fn received(text: &str) -> Result<Received, Malformed> {
         let members = Members::read(text.as_bytes()).expect("an object");
         Received::read(&members, "volt-b.example", "B")
+    }
+
+    #[test]
+    fn very_many_names_are_read_in_one_go_and_the_later_of_two_counts() {
+        let many: String = (0..100_000).map(|n| format!("\"k{n}\":{n},")).collect();
+        let text = format!("{{{many}\"id\":\"a\",\"k7\":8,{many}\"id\":\"b\"}}");
+        let members = Members::read(text.as_bytes()).unwrap();
+        assert_eq!(members.raw("id").unwrap().get(), "\"b\"");
+        assert_eq!(members.0.len(), 100_001);
     }
 
     #[test]

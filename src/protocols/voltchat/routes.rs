@@ -125,13 +125,12 @@ impl Route {
     /// Who may ask: an operator of this role. `None`: not an operator's route.
     fn role(&self) -> Option<OperatorRole> {
         match self {
-            Self::Peers | Self::Peer(_) => Some(OperatorRole::Reader),
+            Self::Peers | Self::Peer(_) | Self::Invites => Some(OperatorRole::Reader),
             Self::Queue(_)
             | Self::RequestPeer
             | Self::AcceptPeer(_)
             | Self::RejectPeer(_)
             | Self::RemovePeer(_)
-            | Self::Invites
             | Self::ShareInvite
             | Self::UseInvite(_)
             | Self::RemoveInvite(_) => Some(OperatorRole::Moderator),

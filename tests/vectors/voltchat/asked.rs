@@ -11,8 +11,9 @@ use serde_json::{Map, Value};
 
 use super::Case;
 use super::answer::{has, matches};
+use super::given::{Given, GivenPeer};
 use super::words::{Sender, Words, asks_twice};
-use super::world::{Ask, Given, GivenPeer, World};
+use super::world::{Ask, World};
 use crate::check::{read, same, status_fits};
 use crate::support::nats::NatsServer;
 

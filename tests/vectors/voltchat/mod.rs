@@ -2,6 +2,7 @@
 
 mod answer;
 mod asked;
+mod given;
 mod pure;
 mod words;
 mod world;
