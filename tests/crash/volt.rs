@@ -36,7 +36,7 @@ pub struct VoltSide {
 pub fn tables(pushed: SocketAddr, fetching: SocketAddr) -> String {
     format!(
         "[voltchat]\nserver_name = \"Volt A\"\nallowed_servers = [\"{pushed}\", \"{fetching}\"]\n\
-         sync_interval = \"500ms\"\nhandout_gap = \"300ms\"\npeer_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
+         sync_interval = \"500ms\"\nhandout_gap = \"200ms\"\nfetch_batch = 5\npeer_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
          retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\"]\n\
          [[voltchat.operators]]\nname = \"mo\"\nrole = \"moderator\"\ntoken = \"{TOKEN}\"\n"
     )
@@ -68,6 +68,7 @@ impl VoltSide {
         options.seed = seed.wrapping_add(1);
         options.losses = 5;
         options.fetch_losses = 40;
+        options.every = Some(Duration::from_millis(50));
         options.turned = 20;
         Self {
             pushed,
