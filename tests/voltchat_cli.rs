@@ -85,6 +85,7 @@ impl Desk {
             created_ms: 0,
             updated_ms: 0,
             candidates: Vec::new(),
+            resend: false,
             refused_secret_ms: None,
         };
         let file = self.dir.path().join("drawbridge.db");

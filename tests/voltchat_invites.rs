@@ -210,7 +210,12 @@ async fn a_peer_browses_what_is_for_it_and_remembers_it_while_we_are_away() {
     let mut aimed = invite("ONLYB");
     aimed["targetPeerId"] = a.id_of(&b.host).await.into();
     aimed["maxUses"] = 5.into();
-    a.moderate("POST", "/invites/share", Some(aimed)).await;
+    let aimed = a.moderate("POST", "/invites/share", Some(aimed)).await;
+    let mut by_host = invite("BYHOST");
+    by_host["targetPeerId"] = b.host.clone().into();
+    let by_host = done(&a, "invite.share", by_host).await;
+    assert_eq!(by_host["targetPeerId"], aimed["targetPeerId"]);
+    done(&a, "invite.remove", json!({"id": by_host["id"]})).await;
 
     assert_eq!(codes(&public(&a, "").await), ["ALL"]);
     assert_eq!(codes(&public(&a, "?host=volt-x.example").await), ["ALL"]);

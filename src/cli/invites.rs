@@ -63,9 +63,8 @@ pub struct ShareArgs {
     /// The server's name, to show.
     #[arg(long)]
     name: Option<String>,
-    /// For this peer alone (its id, see `drawbridge peers list --protocol voltchat`). No secret:
-    /// whoever claims the peer's host sees it.
-    #[arg(long, value_name = "PEER_ID")]
+    /// For this peer alone (its host or id). No secret: whoever claims the peer's host sees it.
+    #[arg(long, value_name = "PEER")]
     target: Option<String>,
     /// How often it may be used; 0: without end.
     #[arg(long, value_name = "N")]

@@ -26,9 +26,9 @@ use crate::protocols::uam::{payload, time};
 pub struct SendArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Protocol: `uam`.
+    /// Protocol: `uam` or `voltchat`.
     protocol: String,
-    /// The peer (a host name), or `_to`: where the body's own `to` says, or `_all`.
+    /// The peer (a host name), `_all`, or for UAM `_to`: where the body's own `to` says.
     #[arg(default_value = "_to")]
     peer: String,
     /// Event type.

@@ -62,7 +62,7 @@ pub struct Operator {
 /// What an operator may do; each may do what those before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OperatorRole {
-    /// Reads peers and invites.
+    /// Reads peers.
     Reader,
     /// Peers, relays and shares invites.
     Moderator,

@@ -108,6 +108,10 @@ impl VoltSide {
     }
 
     /// The traffic of one round: publishers to both, both peers' own messages, and forgeries.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what a round of this test is made of"
+    )]
     pub fn round(
         &self,
         round: usize,

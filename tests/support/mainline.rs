@@ -807,6 +807,7 @@ fn error(status: u16, text: &str) -> Response {
 
 impl Inner {
     /// What stands before any route: content type, JSON, and the look at the client's name.
+    #[allow(clippy::result_large_err, reason = "the error is the answer")]
     fn read(&self, headers: &HeaderMap, body: &Bytes) -> Result<Value, Response> {
         let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
         let agent = header("user-agent").unwrap_or_default().to_lowercase();
@@ -828,6 +829,7 @@ impl Inner {
     }
 
     /// Section 4.4, and what the bridge promises beyond it. The time the token was made, ns.
+    #[allow(clippy::result_large_err, reason = "the error is the answer")]
     fn authenticate(&self, headers: &HeaderMap, body: &Value) -> Result<(Peer, u64), Response> {
         let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
         let refused = || error(401, "Missing or invalid federation credentials");

@@ -200,9 +200,7 @@ async fn nobody_makes_the_bridge_speak_to_machines_inside() {
         .allow("*")
         .allow("*.example")
         .line("handshakes_per_minute", "1000");
-    setup.http += &format!(
-        "[http.hosts]\n\"evil.example\" = [\"127.9.9.9\"]\n\"evil6.example\" = [\"::1\"]\n\"mapped.example\" = [\"::ffff:127.9.9.9\"]\n\"meta.example\" = [\"169.254.169.254\"]\n"
-    );
+    setup.http += "[http.hosts]\n\"evil.example\" = [\"127.9.9.9\"]\n\"evil6.example\" = [\"::1\"]\n\"mapped.example\" = [\"::ffff:127.9.9.9\"]\n\"meta.example\" = [\"169.254.169.254\"]\n";
     let a = Volt::start(&setup).await;
     let policy = "Peer host is not allowed by federation policy";
     for host in [

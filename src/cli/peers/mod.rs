@@ -25,7 +25,7 @@ pub enum PeersCommand {
     Accept(peering::AcceptArgs),
     /// Refuses a peering until it is accepted after all.
     Reject(peering::PeeringArgs),
-    /// Ends a peering; what waits for the server is dropped.
+    /// Ends a peering; what still waits for the server is given up in its time, or by `queue drop`.
     Remove(peering::PeeringArgs),
     /// Attempts nothing until it is resumed; what is sent meanwhile waits.
     Pause(PauseArgs),
@@ -100,18 +100,15 @@ impl PeerArgs {
         if let Some(protocol) = &self.protocol {
             return Ok(protocol.clone());
         }
+        // 404: this peer is not known over it; 422: the bridge does not speak it at all.
+        let status = match admin.get(&path(USUAL, &self.name())).await {
+            Err(AdminError::Refused { status, .. }) if matches!(status, 404 | 422) => status,
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(USUAL.to_owned()),
+        };
         for one in peering::PEERING {
-            if peering::one(admin, one, &self.name()).await?.is_none() {
-                continue;
-            }
-            match admin.get(&path(USUAL, &self.name())).await {
-                Err(AdminError::Refused {
-                    status: 404 | 422, ..
-                }) => {
-                    return Ok(one.to_owned());
-                }
-                Err(error) => return Err(error),
-                Ok(_) => {}
+            if status == 422 || peering::one(admin, one, &self.name()).await?.is_some() {
+                return Ok(one.to_owned());
             }
         }
         Ok(USUAL.to_owned())

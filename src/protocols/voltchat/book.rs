@@ -5,8 +5,8 @@
 //! gone, so that memory and store never part. Only when a peer was last seen is written behind: a
 //! crash forgets at most half a minute of it.
 
+use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -22,14 +22,13 @@ use crate::store::{Store, StoreError};
 
 use super::ID;
 use super::record::{BadRecord, Peer, Status};
+use super::shelf::Shelf;
 use super::state::{self, Contact};
 
 /// Kind of the store's rows.
 pub const KIND: &str = "peer";
 /// Changes of different hosts that run beside one another at most.
 const LANES: usize = 64;
-/// Within this time a peer's last contact is not moved on.
-const SEEN_GRAIN_MS: i64 = 1_000;
 /// How often last contacts are written and strangers looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
@@ -49,32 +48,6 @@ struct Inner {
     lanes: Vec<tokio::sync::Mutex<()>>,
     /// Hosts whose last contact is not written.
     unwritten: Mutex<HashSet<PeerName>>,
-}
-
-/// The records as memory has them.
-#[derive(Default)]
-struct Shelf {
-    by_host: HashMap<PeerName, Arc<Peer>>,
-    by_id: HashMap<String, PeerName>,
-    /// Strangers that wait, and those about to.
-    pending: usize,
-    entering: usize,
-}
-
-impl Shelf {
-    fn put(&mut self, peer: Arc<Peer>) {
-        self.remove(&peer.host);
-        self.pending += usize::from(peer.status == Status::Pending);
-        self.by_id.insert(peer.id.clone(), peer.host.clone());
-        self.by_host.insert(peer.host.clone(), peer);
-    }
-
-    fn remove(&mut self, host: &PeerName) {
-        if let Some(old) = self.by_host.remove(host) {
-            self.by_id.remove(&old.id);
-            self.pending -= usize::from(old.status == Status::Pending);
-        }
-    }
 }
 
 /// What a decision makes of a record.
@@ -144,20 +117,17 @@ impl Book {
 
     /// One by its host.
     pub fn get(&self, host: &PeerName) -> Option<Arc<Peer>> {
-        self.inner.read(|shelf| shelf.by_host.get(host).cloned())
+        self.inner.read(|shelf| shelf.get(host))
     }
 
     /// One by our id for it.
     pub fn by_id(&self, id: &str) -> Option<Arc<Peer>> {
-        self.inner
-            .read(|shelf| shelf.by_host.get(shelf.by_id.get(id)?).cloned())
+        self.inner.read(|shelf| shelf.by_id(id))
     }
 
     /// All, oldest first.
     pub fn all(&self) -> Vec<Arc<Peer>> {
-        let mut all: Vec<_> = self
-            .inner
-            .read(|shelf| shelf.by_host.values().cloned().collect());
+        let mut all: Vec<_> = self.inner.read(|shelf| shelf.all().cloned().collect());
         all.sort_by(|a: &Arc<Peer>, b| (a.created_ms, &a.host).cmp(&(b.created_ms, &b.host)));
         all
     }
@@ -174,7 +144,7 @@ impl Book {
 
     fn chosen(&self, wanted: impl Fn(&Peer) -> bool) -> Vec<PeerName> {
         let mut hosts: Vec<_> = self.inner.read(|shelf| {
-            let peers = shelf.by_host.values().filter(|peer| wanted(peer));
+            let peers = shelf.all().filter(|peer| wanted(peer));
             peers.map(|peer| peer.host.clone()).collect()
         });
         hosts.sort();
@@ -210,9 +180,7 @@ impl Book {
     pub async fn synced(&self, host: &PeerName, now_ms: UnixMs) {
         self.seen(host, now_ms).await;
         if let Some(peer) = self.get(host).filter(|peer| peer.status.is_accepted()) {
-            self.inner.touch(&peer, |next| {
-                next.last_synced_ms = latest(next.last_synced_ms, now_ms);
-            });
+            self.inner.touch(&peer, now_ms, Some(now_ms));
         }
     }
 
@@ -240,9 +208,7 @@ impl Book {
         let now = self.get(&peer.host).filter(|now| now.id == peer.id);
         let Some(now) = now else { return Ok(false) };
         if now.status == Status::Connected && now.last_error.is_none() {
-            self.inner.touch(&now, |next| {
-                next.last_seen_ms = latest(next.last_seen_ms, now_ms);
-            });
+            self.inner.touch(&now, now_ms, None);
             return Ok(true);
         }
         let (id, secret) = (peer.id.clone(), peer.secret.clone());
@@ -295,7 +261,7 @@ struct Entering<'a>(&'a Inner);
 
 impl Drop for Entering<'_> {
     fn drop(&mut self) {
-        self.0.write(|shelf| shelf.entering -= 1);
+        self.0.write(Shelf::leave);
     }
 }
 
@@ -318,11 +284,7 @@ impl Inner {
 
     /// A place for one more stranger; `None`: too many wait.
     fn enter(&self) -> Option<Entering<'_>> {
-        let room = self.write(|shelf| {
-            let room = shelf.pending + shelf.entering < self.max_pending;
-            shelf.entering += usize::from(room);
-            room
-        });
+        let room = self.write(|shelf| shelf.enter(self.max_pending));
         room.then(|| Entering(self))
     }
 
@@ -332,7 +294,7 @@ impl Inner {
         decide: impl FnOnce(Option<&Peer>, bool) -> (Change, T),
     ) -> Result<(T, Option<Arc<Peer>>), BookError> {
         let _one_at_a_time = self.lane(host).lock().await;
-        let known = self.read(|shelf| shelf.by_host.get(host).cloned());
+        let known = self.read(|shelf| shelf.get(host));
         let place = if known.is_none() { self.enter() } else { None };
         let (change, value) = decide(known.as_deref(), place.is_some());
         let record = |value: Option<String>| {
@@ -356,7 +318,7 @@ impl Inner {
                     .put_records(ID, record(Some(kept)))
                     .await?
                     .await?;
-                Some(self.shelve(*next))
+                Some(self.write(|shelf| shelf.renew(*next)))
             }
         };
         drop(place);
@@ -364,40 +326,9 @@ impl Inner {
         Ok((value, next))
     }
 
-    /// Puts a written record in its place; contacts that came meanwhile are kept.
-    fn shelve(&self, mut next: Peer) -> Arc<Peer> {
-        self.write(|shelf| {
-            if let Some(now) = shelf.by_host.get(&next.host)
-                && now.id == next.id
-            {
-                next.last_seen_ms = next.last_seen_ms.max(now.last_seen_ms);
-                next.last_synced_ms = next.last_synced_ms.max(now.last_synced_ms);
-            }
-            let next = Arc::new(next);
-            shelf.put(Arc::clone(&next));
-            next
-        })
-    }
-
-    /// Moves a time in memory on; written behind.
-    fn touch(&self, peer: &Peer, change: impl FnOnce(&mut Peer)) {
-        let touched = self.write(|shelf| {
-            let Some(known) = shelf.by_host.get_mut(&peer.host) else {
-                return false;
-            };
-            if known.id != peer.id {
-                return false;
-            }
-            let mut next = Peer::clone(known);
-            change(&mut next);
-            let moved = (next.last_seen_ms, next.last_synced_ms)
-                != (known.last_seen_ms, known.last_synced_ms);
-            if moved {
-                *known = Arc::new(next);
-            }
-            moved
-        });
-        if touched {
+    /// Moves times in memory on; written behind.
+    fn touch(&self, peer: &Peer, seen_ms: UnixMs, synced_ms: Option<UnixMs>) {
+        if self.write(|shelf| shelf.touch(peer, seen_ms, synced_ms)) {
             lock(&self.unwritten).insert(peer.host.clone());
         }
     }
@@ -448,21 +379,19 @@ impl Inner {
     }
 
     async fn sweep(&self, now_ms: UnixMs) -> usize {
-        let stale: Vec<_> = self.read(|shelf| {
-            let stale = shelf
-                .by_host
-                .values()
-                .filter(|peer| state::is_stale(peer, now_ms));
-            stale.map(|peer| peer.host.clone()).collect()
+        let old = |peer: &Peer| {
+            state::is_stale(peer, now_ms) || state::without_old(peer, now_ms).is_some()
+        };
+        let hosts: Vec<_> = self.read(|shelf| {
+            let old = shelf.all().filter(|peer| old(peer));
+            old.map(|peer| peer.host.clone()).collect()
         });
         let mut gone = 0;
-        for host in stale {
-            let swept = self.change(&host, |known, _| {
-                if known.is_some_and(|peer| state::is_stale(peer, now_ms)) {
-                    (Change::Remove, 1)
-                } else {
-                    (Change::Keep, 0)
-                }
+        for host in hosts {
+            let swept = self.change(&host, |known, _| match known {
+                Some(peer) if state::is_stale(peer, now_ms) => (Change::Remove, 1),
+                Some(peer) => (Change::to(state::without_old(peer, now_ms)), 0),
+                None => (Change::Keep, 0),
             });
             match swept.await {
                 Ok((one, _)) => gone += one,
@@ -482,14 +411,6 @@ async fn housekeeping(inner: Weak<Inner>) {
         if inner.clock.steady() {
             inner.sweep(inner.clock.now_ms()).await;
         }
-    }
-}
-
-/// The later of the two, once it is worth writing down.
-fn latest(known: Option<UnixMs>, now_ms: UnixMs) -> Option<UnixMs> {
-    match known {
-        Some(known) if now_ms < known.saturating_add(SEEN_GRAIN_MS) => Some(known),
-        _ => Some(now_ms),
     }
 }
 

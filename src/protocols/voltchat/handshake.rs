@@ -77,8 +77,9 @@ pub async fn receive(v: &Arc<VoltChat>, r: &Received) -> Result<Response, Fail> 
             Offered::Asked(next)
             | Offered::Repeated(next)
             | Offered::Crossing(next)
+            | Offered::OursStands(next)
             | Offered::OtherSecret(next) => Change::put(next.clone()),
-            Offered::OursStands(_) | Offered::Full => Change::Keep,
+            Offered::Full => Change::Keep,
         };
         (change, decided)
     });

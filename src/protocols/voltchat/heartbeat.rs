@@ -53,11 +53,17 @@ pub async fn receive(v: &Arc<VoltChat>, r: &Received) -> Result<Response, Fail> 
     })))
 }
 
-/// One heartbeat: crossing secrets are tried, an accepted peer is pinged. Answers the peer if it took
+/// One heartbeat: what a crossing left open is done, an accepted peer is pinged. Answers the peer if it took
 /// the ping, so that more can be asked of it.
 pub async fn beat(v: &VoltChat, host: &PeerName) -> Option<Arc<Peer>> {
     let peer = v.book.get(host)?;
-    if !handshake::may_peer(v, host) {
+    if !v.config.enabled || !handshake::may_peer(v, host) {
+        return None;
+    }
+    if peer.resend && peer.status == Status::Requested {
+        if let Err(error) = handshake::send(v, &peer).await {
+            tracing::warn!(%host, %error, "what came of a handshake is not kept");
+        }
         return None;
     }
     if !peer.candidates.is_empty() && prove(v, &peer).await {

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::answer::{Fail, ok};
 use super::record::Peer;
 use super::request::{self, Caller, Received};
-use super::{ID, VoltChat, ids, push, text};
+use super::{ID, VoltChat, body, ids, push, text};
 use crate::identity::hex;
 use crate::inbound::Entry;
 use crate::ops::metrics;
@@ -89,7 +89,7 @@ impl<'a> Joined<'a> {
             .as_str()
             .and_then(ids::id)
             .ok_or("Invalid serverId")?;
-        let members = request::members(user.get().as_bytes());
+        let members = body::members(user.get().as_bytes());
         let members = members
             .filter(Value::is_object)
             .ok_or("Invalid user payload")?;

@@ -10,8 +10,8 @@
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
 //! | [`push`], [`fetch`], [`queue`] | a peer's message in; mailboxes, theirs and ours; an operator's message |
 //! | [`message`] | relay messages, read without touching the payload |
-//! | [`routes`], [`request`], [`answer`], [`room`] | what is asked of us: dispatch, reading and credentials, answers |
-//! | [`state`], [`record`], [`book`] | peers: the state machine (pure), one record, all of them |
+//! | [`routes`], [`request`] (`body`), [`answer`], [`room`] | what is asked of us: dispatch, reading and credentials, answers |
+//! | [`state`], [`record`], [`book`] | peers: the state machine (pure), one record, all of them (`shelf`: in memory) |
 //! | [`handshake`], [`heartbeat`] | peering with a host, and staying in touch, both ways |
 //! | [`acts`], [`admin`], [`calls`], [`operator`] | what operators and backends do with peers |
 //! | [`token`], [`host`], [`allow`], [`ids`], [`text`] | the pure part: tokens, names, limits |
@@ -24,6 +24,7 @@ pub mod acts;
 pub mod admin;
 pub mod allow;
 pub mod answer;
+mod body;
 pub mod book;
 pub mod calls;
 pub mod explain;
@@ -48,6 +49,7 @@ pub mod room;
 pub mod routes;
 pub mod send;
 pub mod servers;
+mod shelf;
 pub mod state;
 pub mod text;
 pub mod token;

@@ -113,6 +113,8 @@ pub struct Peer {
     /// Secrets offered by handshakes that crossed ours; none counts before a ping to the stored
     /// url under it was taken.
     pub candidates: Vec<Candidate>,
+    /// Another bridge's handshake crossed ours, and ours stands: it is sent until it is received.
+    pub resend: bool,
     /// When a handshake under another secret was last refused.
     pub refused_secret_ms: Option<UnixMs>,
 }
@@ -150,7 +152,7 @@ impl Peer {
 
     /// Whether a heartbeat has something to do for it.
     pub fn beats(&self) -> bool {
-        self.status.is_accepted() || !self.candidates.is_empty()
+        self.status.is_accepted() || self.resend || !self.candidates.is_empty()
     }
 
     /// The record as it is kept: its secrets sealed, bound to the host.
@@ -177,6 +179,7 @@ impl Peer {
             created_ms: self.created_ms,
             updated_ms: self.updated_ms,
             candidates,
+            resend: self.resend,
             refused_secret_ms: self.refused_secret_ms,
         };
         // Plain members with text keys: this cannot fail.
@@ -230,6 +233,7 @@ impl Peer {
             created_ms: kept.created_ms,
             updated_ms: kept.updated_ms,
             candidates,
+            resend: kept.resend,
             refused_secret_ms: kept.refused_secret_ms,
         })
     }
@@ -281,6 +285,8 @@ struct Kept {
     updated_ms: UnixMs,
     #[serde(default)]
     candidates: Vec<(String, UnixMs)>,
+    #[serde(default)]
+    resend: bool,
     #[serde(default)]
     refused_secret_ms: Option<UnixMs>,
 }

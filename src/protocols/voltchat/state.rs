@@ -61,6 +61,7 @@ pub fn request(known: Option<&Peer>, ask: Ask) -> Option<Peer> {
         created_ms: ask.now_ms,
         updated_ms: ask.now_ms,
         candidates: Vec::new(),
+        resend: false,
         refused_secret_ms: None,
     })
 }
@@ -92,6 +93,7 @@ pub fn answered(peer: &Peer, answer: Answered, now_ms: UnixMs) -> Option<Peer> {
             next.remote_peer_id = remote_peer_id.or(next.remote_peer_id);
             next.features = features;
             next.last_error = None;
+            next.resend = false;
         }
         Answered::Failed(why) => next.last_error = Some(why),
     }
@@ -157,6 +159,7 @@ pub fn offered(known: Option<&Peer>, offer: Offer, own: &PeerName, room: bool) -
         return Offered::OtherSecret(next);
     }
     if offer.bridge && offer.host > *own {
+        next.resend = true;
         return Offered::OursStands(next);
     }
     next.candidates.retain(|c| {
@@ -189,6 +192,7 @@ fn stranger(offer: Offer) -> Peer {
         created_ms: offer.now_ms,
         updated_ms: offer.now_ms,
         candidates: Vec::new(),
+        resend: false,
         refused_secret_ms: None,
     }
 }
@@ -208,6 +212,7 @@ pub fn reject(peer: &Peer, now_ms: UnixMs) -> Peer {
     Peer {
         status: Status::Rejected,
         candidates: Vec::new(),
+        resend: false,
         updated_ms: now_ms,
         ..peer.clone()
     }
@@ -240,10 +245,9 @@ pub fn heard(peer: &Peer, by: Contact, now_ms: UnixMs) -> Option<Peer> {
         next.status = Status::Connected;
         next.updated_ms = now_ms;
     }
-    if !next.candidates.is_empty() {
-        // The secret they might have replaced is proven.
-        next.candidates.clear();
-    }
+    // The secret that others might have replaced is proven.
+    next.candidates.clear();
+    next.resend = false;
     Some(next)
 }
 
@@ -283,6 +287,7 @@ pub fn adopted(peer: &Peer, secret: &SharedSecret, now_ms: UnixMs) -> Option<Pee
         last_error: None,
         updated_ms: now_ms,
         candidates: Vec::new(),
+        resend: false,
         ..peer.clone()
     })
 }
@@ -290,6 +295,17 @@ pub fn adopted(peer: &Peer, secret: &SharedSecret, now_ms: UnixMs) -> Option<Pee
 /// Whether a record is a stranger's that nobody decided about in time.
 pub fn is_stale(peer: &Peer, now_ms: UnixMs) -> bool {
     peer.status == Status::Pending && outlived(peer.created_ms, now_ms)
+}
+
+/// The record without crossing secrets that nobody proved in time; `None`: it has none of those.
+pub fn without_old(peer: &Peer, now_ms: UnixMs) -> Option<Peer> {
+    let old = |c: &Candidate| outlived(c.offered_ms, now_ms);
+    if !peer.candidates.iter().any(old) {
+        return None;
+    }
+    let mut next = peer.clone();
+    next.candidates.retain(|candidate| !old(candidate));
+    Some(next)
 }
 
 fn outlived(since_ms: UnixMs, now_ms: UnixMs) -> bool {

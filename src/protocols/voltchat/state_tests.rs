@@ -193,10 +193,21 @@ fn of_two_bridges_the_secret_of_the_first_by_name_stands_at_both() {
         };
         offered(Some(&open), offer, &name(own), true)
     };
-    assert!(matches!(
-        by_bridge("b.example", "a.example"),
-        Offered::OursStands(_)
-    ));
+    let Offered::OursStands(ours) = by_bridge("b.example", "a.example") else {
+        panic!("ours does not stand");
+    };
+    assert!(ours.beats(), "ours is sent until it is received");
+    let received = Answered::Received {
+        remote_peer_id: None,
+        features: Map::new(),
+    };
+    assert!(!answered(&ours, received, NOW).unwrap().beats());
+    assert!(
+        answered(&ours, Answered::Failed("x".into()), NOW)
+            .unwrap()
+            .beats()
+    );
+    assert!(!reject(&ours, NOW).beats());
     assert!(matches!(
         by_bridge("a.example", "b.example"),
         Offered::Crossing(_)
@@ -258,6 +269,17 @@ fn strangers_vanish_after_a_week_however_often_they_ask_and_nobody_else_does() {
     for status in ALL.into_iter().filter(|s| *s != Status::Pending) {
         assert!(!is_stale(&peer(status), i64::MAX), "{status:?}");
     }
+}
+
+#[test]
+fn crossing_secrets_nobody_proves_are_forgotten() {
+    let open = peer(Status::Requested);
+    let Offered::Crossing(next) = offered(Some(&open), offer('b'), &own(), true) else {
+        panic!("not crossing");
+    };
+    assert!(without_old(&next, NOW + STRANGER_AGE_MS).is_none());
+    let later = without_old(&next, NOW + 1 + STRANGER_AGE_MS).unwrap();
+    assert!(later.candidates.is_empty() && !later.beats());
 }
 
 #[derive(Clone, Debug)]

@@ -243,6 +243,7 @@ async fn keep(store: &Store, given: &Given, vault: &Vault) {
             created_ms: earlier + i64::try_from(n).expect("few peers"),
             updated_ms: earlier + i64::try_from(n).expect("few peers"),
             candidates: Vec::new(),
+            resend: false,
             refused_secret_ms: None,
         };
         records.push(Record {

@@ -12,6 +12,7 @@ use crate::clock::UnixMs;
 use crate::protocol::Refusal;
 use crate::protocols::voltchat::record::Peer;
 use crate::protocols::voltchat::{ID, Limits, VoltChat, acts};
+use crate::trust::Standing;
 
 /// A list is a stranger's text of any length.
 const LIMITS: Limits = Limits {
@@ -62,6 +63,14 @@ fn find(v: &VoltChat, named: &str) -> Result<Arc<Peer>, Refusal> {
             peer.status.wire()
         );
         return Err(Refusal::new("not_connected", detail));
+    }
+    let host = peer.host.as_str();
+    if !v.allow.admits(host) || v.trust.standing(ID, host) == Standing::Blocked {
+        let detail = format!(
+            "{host} is asked nothing: voltchat.allowed_servers does not admit it, or a trust rule \
+             blocks it"
+        );
+        return Err(Refusal::new("not_allowed", detail));
     }
     Ok(peer)
 }

@@ -64,12 +64,16 @@ pub async fn call(v: &VoltChat, method: &str, body: &Bytes) -> Option<Result<Val
     Some(answer)
 }
 
-/// Shares an invite.
+/// Shares an invite. The target may be a peer's host as well as its id.
 pub async fn share(v: &VoltChat, body: Value) -> Result<Value, Refused> {
     enabled(v)?;
     let book = v.book.clone();
-    let known = move |id: &str| book.by_id(id).is_some();
-    v.invites.share(body, known).await
+    let peer = move |named: &str| {
+        let by_host = || book.get(&PeerName::parse(&host::strict(named)?).ok()?);
+        let peer = book.by_id(named).or_else(by_host)?;
+        Some(peer.id.clone())
+    };
+    v.invites.share(body, peer).await
 }
 
 /// Every invite.

@@ -103,18 +103,16 @@ impl Invites {
         )
     }
 
-    /// Shares an invite; `peer_known` says whether a peer has an id.
+    /// Shares an invite; `peer` is the id of the peer so named.
     pub async fn share(
         &self,
         body: Value,
-        peer_known: impl Fn(&str) -> bool + Send + 'static,
+        peer: impl Fn(&str) -> Option<String> + Send + 'static,
     ) -> Result<Value, Refused> {
         let now = self.inner.clock.now_ms();
         let id = ids::fresh("sinv", now);
         let invite = self
-            .change("shared", move |shelf| {
-                shelf.share(&body, peer_known, id, now)
-            })
+            .change("shared", move |shelf| shelf.share(&body, peer, id, now))
             .await?;
         Ok(self.shown(&invite))
     }
@@ -304,7 +302,7 @@ mod tests {
         for (name, value) in extra.as_object().unwrap() {
             body[name] = value.clone();
         }
-        invites.share(body, |_| true).await.unwrap()
+        invites.share(body, |_| None).await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

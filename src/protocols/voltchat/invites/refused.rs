@@ -113,7 +113,7 @@ impl From<Refused> for Refusal {
                  server.put, a person with `drawbridge invites servers add`"
             ),
             Refused::UnknownTarget(id) => {
-                format!("{text}: {id:?} is the id of no peer (peer.list shows them)")
+                format!("{text}: {id:?} is neither id nor host of a peer (peer.list shows them)")
             }
             Refused::BadMaxUses => format!("{text}: 0 (unlimited) to 1000000"),
             Refused::BadExpiry => format!("{text}: a time such as 2027-01-31T12:00:00Z"),

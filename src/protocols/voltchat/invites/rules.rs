@@ -191,15 +191,15 @@ impl Shelf {
         })
     }
 
-    /// Shares what `body` asks for, under this fresh id. `peer_known` says whether a peer has an id.
+    /// Shares what `body` asks for, under this fresh id. `peer` is the id of the peer so named.
     pub fn share(
         &self,
         body: &Value,
-        peer_known: impl Fn(&str) -> bool,
+        peer: impl Fn(&str) -> Option<String>,
         id: String,
         now: UnixMs,
     ) -> Result<Plan<Arc<Invite>>, Refused> {
-        let wanted = self.wanted(body, peer_known, now)?;
+        let wanted = self.wanted(body, peer, now)?;
         let mut shelf = self.clone();
         let dropped = shelf.make_room(now)?;
         if shelf.invites.iter().any(|other| other.id == id) {
@@ -235,7 +235,7 @@ impl Shelf {
     fn wanted(
         &self,
         body: &Value,
-        peer_known: impl Fn(&str) -> bool,
+        peer: impl Fn(&str) -> Option<String>,
         now: UnixMs,
     ) -> Result<Invite, Refused> {
         let code = given(body, "code").ok_or(Refused::Incomplete)?;
@@ -248,11 +248,10 @@ impl Shelf {
         let target = match present(body, "targetPeerId") {
             None => None,
             Some(value) => {
-                let id = value.as_str().and_then(ids::id).ok_or(Refused::BadTarget)?;
-                if !peer_known(id) {
-                    return Err(Refused::UnknownTarget(id.to_owned()));
-                }
-                Some(id.to_owned())
+                let named = value.as_str().and_then(ids::id);
+                let named = named.ok_or(Refused::BadTarget)?;
+                let id = peer(named).ok_or_else(|| Refused::UnknownTarget(named.to_owned()))?;
+                Some(id)
             }
         };
         let max_uses = match present(body, "maxUses") {

@@ -9,7 +9,12 @@ fn shelf() -> Shelf {
 
 fn share(shelf: &Shelf, body: Value) -> Result<Plan<Arc<Invite>>, Refused> {
     let id = format!("sinv_{}", shelf.shared);
-    shelf.share(&body, |id| id == "peer_b", id, NOW)
+    let peer = |named: &str| {
+        ["peer_b", "b.example"]
+            .contains(&named)
+            .then(|| "peer_b".to_owned())
+    };
+    shelf.share(&body, peer, id, NOW)
 }
 
 fn with(shelf: &Shelf, extra: Value) -> Shelf {
@@ -120,6 +125,8 @@ fn a_targeted_invite_is_seen_by_whoever_claims_its_host_only() {
     assert_eq!(seen(None), ["ALL"]);
     assert_eq!(seen(Some("peer_c")), ["ALL"]);
     assert_eq!(seen(Some("peer_b")), ["ALL", "B"]);
+    let by_host = with(&shelf, json!({"targetPeerId": "b.example"}));
+    assert_eq!(by_host.invites()[2].target.as_deref(), Some("peer_b"));
 }
 
 #[test]

@@ -74,6 +74,32 @@ async fn crossing_requests_of_two_bridges_end_connected_by_themselves() {
 }
 
 #[tokio::test]
+async fn a_crossing_whose_winning_handshake_is_lost_is_settled_by_the_heartbeats() {
+    let wires = Arc::new(Wires::default());
+    let (a, b) = (
+        bridge(&wires, "a.example").await,
+        bridge(&wires, "b.example").await,
+    );
+    wires.down("b.example", true);
+    a.ask(&b.host).await;
+    b.ask(&a.host).await;
+    until("it was sent again at once, in vain", || {
+        wires.count("b.example", "/handshake") == 2
+    })
+    .await;
+    wires.down("b.example", false);
+    assert_eq!(a.v.book.beating(), [b.host.clone()]);
+    heartbeat::beat(&a.v, &b.host).await;
+    until("both are connected", || {
+        a.status(&b) == Status::Connected && b.status(&a) == Status::Connected
+    })
+    .await;
+    assert!(a.peer(&b).secret.same(b.peer(&a).secret.as_text()));
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
 async fn handshakes_that_cross_on_the_wire_end_connected_too() {
     let wires = Arc::new(Wires::default());
     let (a, b) = (

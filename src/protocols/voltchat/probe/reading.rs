@@ -253,6 +253,7 @@ mod tests {
             created_ms: 0,
             updated_ms: 0,
             candidates: Vec::new(),
+            resend: false,
             refused_secret_ms: None,
         }
     }
