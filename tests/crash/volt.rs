@@ -36,7 +36,7 @@ pub struct VoltSide {
 pub fn tables(pushed: SocketAddr, fetching: SocketAddr) -> String {
     format!(
         "[voltchat]\nserver_name = \"Volt A\"\nallowed_servers = [\"{pushed}\", \"{fetching}\"]\n\
-         sync_interval = \"500ms\"\nhandout_gap = \"300ms\"\npeer_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
+         sync_interval = \"500ms\"\nhandout_gap = \"200ms\"\nfetch_batch = 5\npeer_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
          retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\"]\n\
          [[voltchat.operators]]\nname = \"mo\"\nrole = \"moderator\"\ntoken = \"{TOKEN}\"\n"
     )
@@ -59,12 +59,16 @@ impl VoltSide {
         let mut options = Options::at(pushed);
         options.published = false;
         options.fetchable = false;
+        // A peer that fetches while pushes fail is given its mailbox instead.
+        options.fetches = false;
         options.seed = seed;
         let pushed = Mainline::start(options).await;
         let mut options = Options::at(fetching);
         options.name = "\"Volt \\ud83d fetches\"".into();
         options.seed = seed.wrapping_add(1);
-        options.losses = 10;
+        options.losses = 5;
+        options.fetch_losses = 40;
+        options.every = Some(Duration::from_millis(50));
         options.turned = 20;
         Self {
             pushed,
@@ -183,9 +187,9 @@ impl VoltSide {
         let [pushed, fetched] = self.both().map(|peer| peer.taken().len());
         let fetching = self.fetching.counts();
         format!(
-            "voltchat: {pushed} taken by push, {fetched} by {} fetches, {} answers lost on the way, {} relayed here",
+            "voltchat: {pushed} taken by push, {fetched} by {} fetches, {} answers with messages lost, {} relayed here",
             fetching.fetches,
-            fetching.losses,
+            fetching.lost_batches,
             snapshot(&self.relayed).len()
         )
     }

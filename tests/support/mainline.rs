@@ -42,8 +42,10 @@ pub struct Options {
     /// Time between two rounds (15 s in life); `None`: rounds are asked for.
     pub every: Option<Duration>,
     pub seed: u64,
-    /// Of a hundred answers to pushes and fetches, so many get lost; never of two fetches in a row.
+    /// Of a hundred answers to its pushes, so many get lost.
     pub losses: u64,
+    /// Of a hundred answers to its fetches, so many get lost, never two in a row.
+    pub fetch_losses: u64,
     /// Of a hundred tokens, so many have their members in another order: who signs what he sends needs
     /// none.
     pub turned: u64,
@@ -51,6 +53,8 @@ pub struct Options {
     pub published: bool,
     /// If it is not: whether it hands its queue out. It forgets what it hands out before it answers.
     pub fetchable: bool,
+    /// Whether its rounds fetch.
+    pub fetches: bool,
 }
 
 impl Options {
@@ -62,9 +66,11 @@ impl Options {
             every: Some(Duration::from_millis(100)),
             seed: 1,
             losses: 0,
+            fetch_losses: 0,
             turned: 0,
             published: true,
             fetchable: true,
+            fetches: true,
         }
     }
 }
@@ -146,6 +152,8 @@ pub struct Counts {
     pub pushes_out: u64,
     pub fetches: u64,
     pub losses: u64,
+    /// Answers to fetches that got lost with messages in them.
+    pub lost_batches: u64,
     pub largest_batch: usize,
     /// Messages in the last answer that was read.
     pub last_batch: usize,
@@ -480,9 +488,9 @@ impl Inner {
         self.dice.lock().expect("no panic").chance(percent)
     }
 
-    fn loss(&self) -> Option<Loss> {
+    fn loss(&self, percent: u64) -> Option<Loss> {
         let mut dice = self.dice.lock().expect("no panic");
-        if !dice.chance(self.options.losses) {
+        if !dice.chance(percent) {
             return None;
         }
         let bytes = usize::try_from(dice.within(1, 4_000)).unwrap_or(1);
@@ -594,7 +602,9 @@ impl Inner {
         for peer in peers.iter().filter(spoken) {
             if self.ping(peer).await {
                 self.push_queue(peer).await;
-                self.fetch(peer).await;
+                if self.options.fetches {
+                    self.fetch(peer).await;
+                }
             }
         }
         self.happened();
@@ -662,7 +672,7 @@ impl Inner {
                 quoted(&host),
                 self.options.name
             );
-            let loss = self.loss();
+            let loss = self.loss(self.options.losses);
             self.state().counts.pushes_out += 1;
             match self
                 .call(peer, "relay/push", &headers, &body, 10, loss)
@@ -690,7 +700,7 @@ impl Inner {
         let loss = if self.state().fetch_lost.contains(&peer.host) {
             None
         } else {
-            self.loss()
+            self.loss(self.options.fetch_losses)
         };
         let body = self.credentials(peer);
         self.state().counts.fetches += 1;
@@ -704,7 +714,10 @@ impl Inner {
                 }
             }
             Err(e) => {
-                self.state().fetch_lost.insert(peer.host.clone());
+                let mut state = self.state();
+                state.counts.lost_batches += u64::from(e == LOST_MESSAGES);
+                state.fetch_lost.insert(peer.host.clone());
+                drop(state);
                 self.set(&peer.host, Status::Error, Some(e));
             }
         }

@@ -29,10 +29,11 @@ async fn five_hundred_messages_each_way_survive_answers_that_get_lost() {
     let mut options = Options::at(free_address());
     options.name = "\"\\ud800 \\\"Volt\\\" \\u2028 M/\\udfff\"".into();
     options.seed = seed;
-    options.losses = 12;
+    options.losses = 10;
+    options.fetch_losses = 40;
     options.every = Some(Duration::from_millis(30));
     options.turned = 20;
-    let (a, mainline) = connected(options, |s| s).await;
+    let (a, mainline) = connected(options, |s| s.line("fetch_batch", "20")).await;
     let to = mainline.host();
     let begun = Instant::now();
     for chunk in 0..5 {
@@ -82,7 +83,8 @@ async fn five_hundred_messages_each_way_survive_answers_that_get_lost() {
     assert!(events.iter().all(|e| e.payload["fromHost"] == to.as_str()));
     assert_eq!(mainline.complaints(), [""; 0], "seed {seed}");
     assert_eq!(a.dead().await, []);
-    assert!(mainline.counts().losses > 20, "{:?}", mainline.counts());
+    let counts = mainline.counts();
+    assert!(counts.losses > 20 && counts.lost_batches > 2, "{counts:?}");
     mainline
         .until("the last lost answer is forgotten", patience, |m| {
             m.status(&a.host) == Some(Status::Connected)
