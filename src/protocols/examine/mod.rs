@@ -8,15 +8,17 @@
 //! | --- | --- |
 //! | `reach` | `address`, `tls` |
 //! | `clock` | `clock`: how far two clocks are apart |
-//! | `saved` | none: reads a saved request |
+//! | `saved`, `findings` | none: reads a saved request, and writes down what it comes to |
 
 mod clock;
+mod findings;
 mod reach;
 pub(in crate::protocols) mod saved;
 
 use ::http::Uri;
 
 pub(in crate::protocols) use clock::{clocks, skew};
+pub(in crate::protocols) use findings::Findings;
 pub(in crate::protocols) use reach::Reach;
 
 use crate::protocol::{Refusal, Step, Tell};

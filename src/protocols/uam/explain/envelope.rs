@@ -5,11 +5,11 @@ use bytes::Bytes;
 use super::super::envelope::{Envelope, MAX_SIZE};
 use super::super::relay_request::Form;
 use super::super::{address, verify};
-use super::{Context, Report, hints, place, show_bytes, signature_bytes};
+use super::{Context, Findings, hints, place, show_bytes, signature_bytes};
 use crate::identity::PublicKey;
 
 /// Checks 15 to 17.
-pub(super) fn envelope(report: &mut Report, context: &Context, envelope: &Envelope, form: Form) {
+pub(super) fn envelope(report: &mut Findings, context: &Context, envelope: &Envelope, form: Form) {
     report.info(
         "envelope",
         format!(
@@ -50,7 +50,7 @@ pub(super) fn envelope(report: &mut Report, context: &Context, envelope: &Envelo
 }
 
 fn agent_signature(
-    report: &mut Report,
+    report: &mut Findings,
     context: &Context,
     envelope: &Envelope,
     signed: &str,
@@ -116,7 +116,7 @@ fn agent_signature(
     }
 }
 
-pub(super) fn bare_envelope(report: &mut Report, context: &Context, text: Bytes) {
+pub(super) fn bare_envelope(report: &mut Findings, context: &Context, text: Bytes) {
     match Envelope::parse(text.clone()) {
         Ok(read) => envelope(report, context, &read, Form::Nonce),
         Err(error) => report.fail("envelope", place(&text, &error)),

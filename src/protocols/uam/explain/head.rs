@@ -9,10 +9,10 @@ use super::super::discover::DELIVER_PATH;
 use super::super::relay_request::is_json_content_type;
 use super::super::verify::Rejection;
 use super::input::{self, Head};
-use super::{Context, Report};
+use super::{Context, Findings};
 
 /// Request line and headers; answers the body as a server reads it.
-pub(super) fn check(report: &mut Report, context: &Context, head: &Head, body: Bytes) -> Bytes {
+pub(super) fn check(report: &mut Findings, context: &Context, head: &Head, body: Bytes) -> Bytes {
     match route(&head.method, &head.target) {
         Ok(()) => report.pass("route", format!("POST {DELIVER_PATH}")),
         Err(why) => report.fail("route", why),
@@ -135,7 +135,7 @@ fn route(method: &str, target: &str) -> Result<(), String> {
 }
 
 /// What became of `Host` on the way. It is not signed, so nothing here fails the request.
-fn host(report: &mut Report, context: &Context, head: &Head) {
+fn host(report: &mut Findings, context: &Context, head: &Head) {
     let Some(said) = head.one("host") else {
         return;
     };

@@ -18,6 +18,7 @@ use crate::clock::UnixMs;
 use crate::config::WireForms;
 use crate::identity::{KeyError, PublicKey, b64, hex};
 use crate::protocol::Step;
+use crate::protocols::examine::Findings;
 use input::Input;
 
 /// What the checks need to know. What is `None` is not known, and its check is passed over.
@@ -58,7 +59,7 @@ impl Default for Context {
 
 /// Explains a saved HTTP request (with its headers), the body of one, or a bare envelope.
 pub fn explain(input: &[u8], context: &Context) -> Vec<Step> {
-    let mut report = Report::default();
+    let mut report = Findings::default();
     match input::read(input) {
         Input::Empty => report.fail("input", "the file is empty"),
         Input::Cut => report.fail(
@@ -84,84 +85,38 @@ pub fn explain(input: &[u8], context: &Context) -> Vec<Step> {
             envelope::bare_envelope(&mut report, context, body);
         }
     }
-    report.end()
+    report.end(HELD)
 }
 
-/// The steps so far, and the first answer that refuses.
-#[derive(Default)]
-struct Report {
-    steps: Vec<Step>,
-    refused: Option<String>,
-    failed: bool,
-    open: Vec<&'static str>,
-}
-
-impl Report {
-    fn push(&mut self, name: &str, ok: Option<bool>, detail: impl Into<String>) {
-        self.failed |= ok == Some(false);
-        self.steps.push(Step {
-            name: name.to_owned(),
-            ok,
-            detail: detail.into(),
-        });
-    }
-
-    fn info(&mut self, name: &str, detail: impl Into<String>) {
-        self.push(name, None, detail);
-    }
-
-    fn pass(&mut self, name: &str, detail: impl Into<String>) {
-        self.push(name, Some(true), detail);
-    }
-
-    fn fail(&mut self, name: &str, detail: impl Into<String>) {
-        self.push(name, Some(false), detail);
-    }
-
-    /// What could not be checked for want of something.
-    fn unknown(&mut self, name: &str, what: &'static str, detail: impl Into<String>) {
-        self.open.push(what);
-        self.info(name, detail);
-    }
-
+impl Findings {
     /// A failed check with the answer it gives.
-    fn refuse(&mut self, name: &str, rejection: &Rejection) {
+    pub(super) fn refuse(&mut self, name: &str, rejection: &Rejection) {
         let answer = format!(
             "{} {} \"{}\"",
             rejection.status, rejection.error, rejection.detail
         );
-        self.fail(name, format!("answered {answer}"));
-        self.refused.get_or_insert(answer);
+        self.refused(name, format!("answered {answer}"), answer);
     }
 
     /// A check that passes or has its answer.
-    fn check(&mut self, name: &str, result: Result<(), Rejection>, passed: impl Into<String>) {
+    pub(super) fn check(
+        &mut self,
+        name: &str,
+        result: Result<(), Rejection>,
+        passed: impl Into<String>,
+    ) {
         match result {
             Ok(()) => self.pass(name, passed),
             Err(rejection) => self.refuse(name, &rejection),
         }
     }
-
-    fn end(mut self) -> Vec<Step> {
-        let (ok, text) = match (self.refused.take(), self.failed, self.open.is_empty()) {
-            (Some(answer), _, _) => (Some(false), format!("the bridge answers {answer}")),
-            (None, true, _) => (Some(false), "it cannot be read as a request".to_owned()),
-            (None, false, true) => (Some(true), "everything that was checked holds".to_owned()),
-            (None, false, false) => (
-                None,
-                format!(
-                    "nothing is wrong so far; not checked: {}",
-                    self.open.join(", ")
-                ),
-            ),
-        };
-        self.push("verdict", ok, text);
-        self.steps
-    }
 }
 
+/// The sentence when nothing was found.
+const HELD: &str = "everything that was checked holds";
+
 /// The canonical text with its length and hash, to compare with the sender's.
-fn show_bytes(report: &mut Report, name: &str, signed: &str) {
+fn show_bytes(report: &mut Findings, name: &str, signed: &str) {
     report.info(
         name,
         format!(
@@ -173,7 +128,7 @@ fn show_bytes(report: &mut Report, name: &str, signed: &str) {
 }
 
 /// The signature's bytes; a failure is reported.
-fn signature_bytes(report: &mut Report, name: &str, text: &str) -> Option<Vec<u8>> {
+fn signature_bytes(report: &mut Findings, name: &str, text: &str) -> Option<Vec<u8>> {
     match b64::decode(text) {
         Ok(raw) if raw.len() == 64 => Some(raw),
         Ok(raw) => {

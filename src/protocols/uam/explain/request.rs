@@ -6,11 +6,11 @@ use super::super::relay_request::{Form, RelayRequest, SchemaError};
 use super::super::time;
 use super::super::verify::{self, Rejection};
 use super::input::Head;
-use super::{Context, Report, envelope, hints, place, show_bytes, signature_bytes};
+use super::{Context, Findings, envelope, hints, place, show_bytes, signature_bytes};
 
 /// Everything from the body on.
 pub(super) fn relay_request(
-    report: &mut Report,
+    report: &mut Findings,
     context: &Context,
     head: Option<&Head>,
     body: &Bytes,
@@ -54,7 +54,7 @@ pub(super) fn relay_request(
 }
 
 /// Checks 6 to 11, one by one.
-fn claims(report: &mut Report, context: &Context, request: &RelayRequest) {
+fn claims(report: &mut Findings, context: &Context, request: &RelayRequest) {
     let said = time::parse_ms(&request.timestamp);
     let (now, as_of) = match (context.now_ms, &said) {
         (Some(now), _) => (now, "the time given"),
@@ -97,7 +97,7 @@ fn claims(report: &mut Report, context: &Context, request: &RelayRequest) {
 
 /// Checks 12 and 13.
 fn relay_signature(
-    report: &mut Report,
+    report: &mut Findings,
     context: &Context,
     head: Option<&Head>,
     body: &Bytes,

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::super::token::{self, MAX_AGE_MS, MAX_AHEAD_MS, Why};
 use super::super::{host, text};
-use super::{Context, Report};
+use super::{Context, Findings};
 use crate::clock::UnixMs;
 use crate::identity::b64;
 use crate::protocol::PeerName;
@@ -14,13 +14,13 @@ const WRONG: &str = "Missing or invalid federation credentials";
 
 /// Checks the credentials as the routes do.
 pub(super) fn check(
-    report: &mut Report,
+    report: &mut Findings,
     context: &Context,
     token: Option<&str>,
     claimed: Option<&str>,
 ) {
     let Some(token) = token else {
-        report.refuse_for(
+        report.deny_for(
             "token",
             "there is none: not as x-federation-token, not as token in the body",
             401,
@@ -33,7 +33,7 @@ pub(super) fn check(
     let claimed = match claimed.map(host::normal).or_else(|| in_token.clone()) {
         Some(claimed) => claimed,
         None => {
-            report.refuse_for(
+            report.deny_for(
                 "host",
                 "none is claimed: not as x-federation-host, not as host in the body",
                 401,
@@ -44,7 +44,7 @@ pub(super) fn check(
     };
     match PeerName::parse(&claimed) {
         Ok(_) => report.pass("host", format!("claims to be {claimed}")),
-        Err(error) => report.refuse_for("host", &error.to_string(), 401, WRONG),
+        Err(error) => report.deny_for("host", &error.to_string(), 401, WRONG),
     }
     let stamp = claims
         .as_ref()
@@ -55,7 +55,7 @@ pub(super) fn check(
         Some(host) if host == claimed => report.pass("host in the token", host),
         Some(host) => {
             let why = format!("the token was made by {host}, the request claims {claimed}");
-            report.refuse_for("host in the token", &why, 401, WRONG);
+            report.deny_for("host in the token", &why, 401, WRONG);
         }
         None => {}
     }
@@ -64,7 +64,7 @@ pub(super) fn check(
 }
 
 /// The token's own members; the signature apart.
-fn shown(report: &mut Report, token: &str) -> Option<Value> {
+fn shown(report: &mut Findings, token: &str) -> Option<Value> {
     let text = match b64::decode(token).map(String::from_utf8) {
         Ok(Ok(text)) => text,
         Ok(Err(_)) => {
@@ -101,7 +101,7 @@ fn shown(report: &mut Report, token: &str) -> Option<Value> {
 }
 
 /// The check itself, by the function that the routes use.
-fn signature(report: &mut Report, context: &Context, token: &str, claimed: &str, now_ms: UnixMs) {
+fn signature(report: &mut Findings, context: &Context, token: &str, claimed: &str, now_ms: UnixMs) {
     let Some(secret) = &context.secret else {
         report.unknown(
             "signature",
@@ -118,7 +118,7 @@ fn signature(report: &mut Report, context: &Context, token: &str, claimed: &str,
                 format!("made with the secret we share; its id for us is {id}"),
             );
         }
-        Err(Why::Mismatch) => report.refuse_for(
+        Err(Why::Mismatch) => report.deny_for(
             "signature",
             &format!(
                 "{}: it has forgotten the peering or was set up anew, or the file was changed on its \
@@ -132,13 +132,13 @@ fn signature(report: &mut Report, context: &Context, token: &str, claimed: &str,
         Err(Why::OtherHost | Why::Expired | Why::Ahead | Why::NoTimestamp) => {
             report.pass("signature", "made with the secret we share");
         }
-        Err(why) => report.refuse_for("signature", &why.to_string(), 401, WRONG),
+        Err(why) => report.deny_for("signature", &why.to_string(), 401, WRONG),
     }
 }
 
-fn time(report: &mut Report, now_ms: Option<UnixMs>, stamp: Option<f64>) {
+fn time(report: &mut Findings, now_ms: Option<UnixMs>, stamp: Option<f64>) {
     let Some(stamp) = stamp else {
-        report.refuse_for("time", &Why::NoTimestamp.to_string(), 401, WRONG);
+        report.deny_for("time", &Why::NoTimestamp.to_string(), 401, WRONG);
         return;
     };
     let at = text::iso(stamp as UnixMs);
@@ -149,16 +149,16 @@ fn time(report: &mut Report, now_ms: Option<UnixMs>, stamp: Option<f64>) {
     let age = now_ms as f64 - stamp;
     let apart = format!("made {at}, {:.1} s before it is looked at", age / 1000.0);
     if age > MAX_AGE_MS as f64 {
-        report.refuse_for("time", &format!("{apart}: {}", Why::Expired), 401, WRONG);
+        report.deny_for("time", &format!("{apart}: {}", Why::Expired), 401, WRONG);
     } else if age < -(MAX_AHEAD_MS as f64) {
-        report.refuse_for("time", &format!("{apart}: {}", Why::Ahead), 401, WRONG);
+        report.deny_for("time", &format!("{apart}: {}", Why::Ahead), 401, WRONG);
     } else {
         report.pass("time", apart);
     }
 }
 
 /// What the configuration and the peering say of the host.
-fn policy(report: &mut Report, context: &Context, claimed: &str) {
+fn policy(report: &mut Findings, context: &Context, claimed: &str) {
     if context.allow.admits(claimed) {
         report.pass("allowed_servers", format!("admits {claimed}"));
     } else {
@@ -167,11 +167,11 @@ fn policy(report: &mut Report, context: &Context, claimed: &str) {
         } else {
             format!("no entry admits {claimed}")
         };
-        report.refuse_for("allowed_servers", &why, 401, WRONG);
+        report.deny_for("allowed_servers", &why, 401, WRONG);
     }
     match context.accepted {
         Some(true) => report.pass("peering", "accepted"),
-        Some(false) => report.refuse_for(
+        Some(false) => report.deny_for(
             "peering",
             "it is not accepted: only accepted peers exchange data (a ping is also taken from one \
              that we asked)",

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::{host, text};
-use super::{Context, Report};
+use super::{Context, Findings};
 use crate::identity::hmac::SharedSecret;
 
 const MAX_NAME: usize = 140;
@@ -11,7 +11,7 @@ const MAX_HOST: usize = 255;
 const MAX_URL: usize = 2048;
 
 /// Checks a handshake in the order of its route.
-pub(super) fn check(report: &mut Report, context: &Context, body: &Value) {
+pub(super) fn check(report: &mut Findings, context: &Context, body: &Value) {
     let member = |name: &str, limit: usize| text::field(body.get(name), limit);
     let given = [
         ("name", MAX_NAME),
@@ -25,7 +25,7 @@ pub(super) fn check(report: &mut Report, context: &Context, body: &Value) {
         .map(|(name, _)| *name)
         .collect();
     if !missing.is_empty() {
-        report.refuse_for(
+        report.deny_for(
             "members",
             &format!("missing, blank or no text: {}", missing.join(", ")),
             400,
@@ -41,7 +41,7 @@ pub(super) fn check(report: &mut Report, context: &Context, body: &Value) {
             "secret",
             format!("{} characters long, not shown", text::units(&secret)),
         ),
-        None => report.refuse_for(
+        None => report.deny_for(
             "secret",
             &format!("shorter than {} characters", SharedSecret::MIN_UNITS),
             400,
@@ -50,7 +50,7 @@ pub(super) fn check(report: &mut Report, context: &Context, body: &Value) {
     }
     let said = member("host", MAX_HOST).unwrap_or_default();
     let Some(claimed) = host::strict(&said) else {
-        report.refuse_for(
+        report.deny_for(
             "host",
             &format!("{said:?} is no host name"),
             400,
@@ -62,7 +62,7 @@ pub(super) fn check(report: &mut Report, context: &Context, body: &Value) {
     if context.allow.admits(&claimed) {
         report.pass("allowed_servers", format!("admits {claimed}"));
     } else {
-        report.refuse_for(
+        report.deny_for(
             "allowed_servers",
             &format!("no entry admits {claimed}"),
             403,
@@ -73,7 +73,7 @@ pub(super) fn check(report: &mut Report, context: &Context, body: &Value) {
     let tls = !context.plain_hosts.contains(&claimed);
     match host::normal_url(&url, claimed.as_str(), tls) {
         Some(url) => report.pass("url", url),
-        None => report.refuse_for(
+        None => report.deny_for(
             "url",
             &format!("{url:?} is not https://{claimed} and nothing else"),
             400,
@@ -84,7 +84,7 @@ pub(super) fn check(report: &mut Report, context: &Context, body: &Value) {
         (Some(ours), Some(offered)) if ours.same(offered.as_text()) => {
             report.pass("known peer", "it offers the secret we share already");
         }
-        (Some(_), Some(_)) => report.refuse_for(
+        (Some(_), Some(_)) => report.deny_for(
             "known peer",
             "we share another secret with this host: it has forgotten us, or somebody else asks in \
              its name; `drawbridge peers remove` ends the old peering, if its operator confirms that",

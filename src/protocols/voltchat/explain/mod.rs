@@ -17,6 +17,7 @@ use super::allow::AllowList;
 use crate::clock::UnixMs;
 use crate::identity::hmac::SharedSecret;
 use crate::protocol::Step;
+use crate::protocols::examine::Findings;
 use crate::protocols::examine::saved::{self, Head, Saved, dechunk};
 
 /// Where a token and its host stand in the head of a request.
@@ -45,7 +46,7 @@ pub struct Context {
 
 /// Explains a saved HTTP request (with its headers), the body of one, or a bare token.
 pub fn explain(input: &[u8], context: &Context) -> Vec<Step> {
-    let mut report = Report::default();
+    let mut report = Findings::default();
     match saved::read(input) {
         Saved::Empty => report.fail("input", "the file is empty"),
         Saved::Cut => report.fail(
@@ -70,10 +71,10 @@ pub fn explain(input: &[u8], context: &Context) -> Vec<Step> {
             }
         },
     }
-    report.end()
+    report.end(HELD)
 }
 
-fn request(report: &mut Report, context: &Context, head: &Head, body: Bytes) {
+fn request(report: &mut Findings, context: &Context, head: &Head, body: Bytes) {
     let path = head.target.split('?').next().unwrap_or_default();
     let path = path.trim_end_matches('/').to_ascii_lowercase();
     match path.strip_prefix(BASE) {
@@ -93,7 +94,7 @@ fn request(report: &mut Report, context: &Context, head: &Head, body: Bytes) {
     let written = matches!(head.method.as_str(), "POST" | "PUT" | "PATCH");
     match head.one("content-type") {
         None if written && !body.trim_ascii().is_empty() => {
-            report.refuse("content type", 415, "Content-Type header required");
+            report.deny("content type", 415, "Content-Type header required");
         }
         Some(kind) => report.info("content type", kind),
         None => {}
@@ -107,7 +108,7 @@ fn request(report: &mut Report, context: &Context, head: &Head, body: Bytes) {
                 value
             }
             _ => {
-                report.refuse("body", 400, "no JSON object or array");
+                report.deny("body", 400, "no JSON object or array");
                 return;
             }
         }
@@ -121,7 +122,7 @@ fn request(report: &mut Report, context: &Context, head: &Head, body: Bytes) {
 }
 
 /// A request whose credentials stand in its head or its body.
-fn judge(report: &mut Report, context: &Context, head: Option<&Head>, body: &Value) {
+fn judge(report: &mut Findings, context: &Context, head: Option<&Head>, body: &Value) {
     enabled(report, context);
     if head.is_none() && body.get("sharedSecret").is_some() {
         return handshake::check(report, context, body);
@@ -144,9 +145,9 @@ fn judge(report: &mut Report, context: &Context, head: Option<&Head>, body: &Val
     credentials::check(report, context, token.as_deref(), host);
 }
 
-fn enabled(report: &mut Report, context: &Context) {
+fn enabled(report: &mut Findings, context: &Context) {
     if !context.enabled {
-        report.refuse("switched on", 403, "Federation is not enabled");
+        report.deny("switched on", 403, "Federation is not enabled");
     }
 }
 
@@ -168,74 +169,18 @@ pub fn claimed_host(input: &[u8]) -> Option<String> {
     }
 }
 
-/// The steps so far, and the first answer that refuses.
-#[derive(Default)]
-struct Report {
-    steps: Vec<Step>,
-    refused: Option<String>,
-    failed: bool,
-    open: Vec<&'static str>,
-}
-
-impl Report {
-    fn push(&mut self, name: &str, ok: Option<bool>, detail: impl Into<String>) {
-        self.failed |= ok == Some(false);
-        self.steps.push(Step {
-            name: name.to_owned(),
-            ok,
-            detail: detail.into(),
-        });
-    }
-
-    fn info(&mut self, name: &str, detail: impl Into<String>) {
-        self.push(name, None, detail);
-    }
-
-    fn pass(&mut self, name: &str, detail: impl Into<String>) {
-        self.push(name, Some(true), detail);
-    }
-
-    fn fail(&mut self, name: &str, detail: impl Into<String>) {
-        self.push(name, Some(false), detail);
-    }
-
-    /// What could not be checked for want of something.
-    fn unknown(&mut self, name: &str, what: &'static str, detail: impl Into<String>) {
-        self.open.push(what);
-        self.info(name, detail);
-    }
-
+impl Findings {
     /// A failed check with the answer it gives.
-    fn refuse(&mut self, name: &str, status: u16, error: &str) {
-        self.refuse_for(name, error, status, error);
+    pub(super) fn deny(&mut self, name: &str, status: u16, error: &str) {
+        self.deny_for(name, error, status, error);
     }
 
     /// The same where the answer says less than we do.
-    fn refuse_for(&mut self, name: &str, why: &str, status: u16, error: &str) {
-        self.fail(name, why);
-        self.refused
-            .get_or_insert_with(|| format!("{status} {error:?}"));
-    }
-
-    fn end(mut self) -> Vec<Step> {
-        let (ok, text) = match (self.refused.take(), self.failed, self.open.is_empty()) {
-            (Some(answer), _, _) => (Some(false), format!("the bridge answers {answer}")),
-            (None, true, _) => (Some(false), "it cannot be read as a request".to_owned()),
-            (None, false, true) => (
-                Some(true),
-                "everything that was checked holds; that it is used a first time only the running \
-                 bridge can tell"
-                    .to_owned(),
-            ),
-            (None, false, false) => (
-                None,
-                format!(
-                    "nothing is wrong so far; not checked: {}",
-                    self.open.join(", ")
-                ),
-            ),
-        };
-        self.push("verdict", ok, text);
-        self.steps
+    pub(super) fn deny_for(&mut self, name: &str, why: &str, status: u16, error: &str) {
+        self.refused(name, why, format!("{status} {error:?}"));
     }
 }
+
+/// The sentence when nothing was found.
+const HELD: &str = "everything that was checked holds; that it is used a first time only the running \
+                    bridge can tell";
