@@ -41,9 +41,7 @@ pub async fn receive(v: &Arc<VoltChat>, r: &Received) -> Result<Response, Fail> 
         // Rejected or removed meanwhile.
         return Err(Fail::credentials());
     }
-    if caller.peer.status == Status::Requested {
-        v.opened(&caller.peer.host);
-    }
+    v.opened(&caller.peer.host);
     Ok(ok(&json!({
         "host": v.own.host.as_str(),
         "name": v.own.name,

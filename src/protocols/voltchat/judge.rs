@@ -14,11 +14,14 @@ use crate::protocol::{
 
 /// Fact: until when the peer is taken to fetch (milliseconds since the epoch).
 const FETCHES_UNTIL: &str = "fetches_until";
-/// Fact: how the last push fared, `taken` or `failing`.
+/// Fact: how pushes fare: `taken`, or since when they fail (milliseconds since the epoch).
 const PUSH: &str = "push";
 
 /// A peer that refuses pushes is asked again after this.
 const REFUSED_MS: i64 = 24 * 3_600_000;
+/// Pushes that fail for so long, while the peer fetches, mean that it cannot be reached from here: one
+/// that was restarted takes them again sooner.
+const GIVEN_TIME_MS: i64 = 60_000;
 /// A peer that cannot be reached and fetches is asked again after this.
 const UNREACHED_MS: i64 = 10 * 60_000;
 /// Attempts of a message that its receiver does not come to terms with in its own time limit.
@@ -49,10 +52,14 @@ pub fn serving(record: Option<&PeerRecord>, now: UnixMs) -> Serving {
     if matches!(via(record, now), Via::Held { .. }) {
         return Serving::Mailbox(Vec::new());
     }
-    match record.and_then(|r| r.facts.get(PUSH)?.as_str()) {
-        Some("taken") => Serving::Nothing,
-        Some(_) => Serving::Mailbox(vec![fetches_until(now.saturating_add(UNREACHED_MS))]),
+    match record.and_then(|r| r.facts.get(PUSH)) {
         None => Serving::Mailbox(Vec::new()),
+        Some(how) => match how.as_i64() {
+            Some(since) if now.saturating_sub(since) >= GIVEN_TIME_MS => {
+                Serving::Mailbox(vec![fetches_until(now.saturating_add(UNREACHED_MS))])
+            }
+            _ => Serving::Nothing,
+        },
     }
 }
 
@@ -80,7 +87,13 @@ fn push(how: Value) -> Learned {
 }
 
 /// Judges.
-pub fn judge(answer: Result<&Answer, &TransportError>, attempt: &Try) -> Judgement {
+pub fn judge(
+    answer: Result<&Answer, &TransportError>,
+    peer: &PeerRecord,
+    attempt: &Try,
+) -> Judgement {
+    let since = peer.facts.get(PUSH).and_then(Value::as_i64);
+    let failing = || vec![push(since.unwrap_or(attempt.now_ms).into())];
     let taken = || {
         let forgotten = Learned {
             key: FETCHES_UNTIL,
@@ -94,7 +107,7 @@ pub fn judge(answer: Result<&Answer, &TransportError>, attempt: &Try) -> Judgeme
             reason,
             after: None,
         },
-        learned: vec![push("failing".into())],
+        learned: failing(),
     };
     let answer = match answer {
         Ok(answer) => answer,
@@ -157,7 +170,7 @@ pub fn judge(answer: Result<&Answer, &TransportError>, attempt: &Try) -> Judgeme
                 reason: reason("unavailable"),
                 after: retry_after(answer),
             },
-            learned: vec![push("failing".into())],
+            learned: failing(),
         },
         500..=599 => peer_fails(reason("server_error")),
         300..=399 => peer_fails(reason("redirected")),
@@ -218,18 +231,11 @@ mod tests {
         }
     }
 
-    fn verdict(status: u16, body: &str) -> Verdict {
-        judge(Ok(&answer(status, body)), &attempt(1)).verdict
-    }
-
-    #[test]
-    fn a_peer_that_takes_no_pushes_is_not_in_trouble_and_fetches_for_a_day() {
-        let judged = judge(
-            Ok(&answer(401, r#"{"error":"Access token required"}"#)),
-            &attempt(1),
-        );
-        assert!(matches!(judged.verdict, Verdict::Mailbox(_)));
-        let mut record = PeerRecord {
+    fn peer(learned: Vec<Learned>) -> PeerRecord {
+        let facts = learned
+            .into_iter()
+            .map(|fact| (fact.key.into(), fact.value));
+        PeerRecord {
             protocol: "voltchat",
             name: crate::protocol::PeerName::parse("m.example").unwrap(),
             endpoint: String::new(),
@@ -238,11 +244,23 @@ mod tests {
             discovered_via: String::new(),
             last_verified_ms: 0,
             ttl_ms: None,
-            facts: Default::default(),
-        };
-        for fact in judged.learned {
-            record.facts.insert(fact.key.into(), fact.value);
+            facts: facts.collect(),
         }
+    }
+
+    fn judged(answer: &Answer, number: u32) -> Judgement {
+        judge(Ok(answer), &peer(vec![]), &attempt(number))
+    }
+
+    fn verdict(status: u16, body: &str) -> Verdict {
+        judged(&answer(status, body), 1).verdict
+    }
+
+    #[test]
+    fn a_peer_that_takes_no_pushes_is_not_in_trouble_and_fetches_for_a_day() {
+        let judged = judged(&answer(401, r#"{"error":"Access token required"}"#), 1);
+        assert!(matches!(judged.verdict, Verdict::Mailbox(_)));
+        let record = peer(judged.learned);
         assert!(matches!(via(Some(&record), 1_001), Via::Held { .. }));
         assert_eq!(via(Some(&record), 1_000 + REFUSED_MS), Via::Post);
         assert_eq!(via(None, 0), Via::Post);
@@ -276,24 +294,47 @@ mod tests {
     #[test]
     fn a_message_that_hangs_its_receiver_does_not_block_the_others_for_ever() {
         let hangs = answer(503, r#"{"error":"Request timeout"}"#);
-        let judged = |n| judge(Ok(&hangs), &attempt(n)).verdict;
+        let after = |n| judged(&hangs, n).verdict;
         assert!(matches!(
-            judged(1),
+            after(1),
             Verdict::Retry {
                 fault: Fault::Message,
                 ..
             }
         ));
-        assert!(matches!(judged(STUCK_ATTEMPTS), Verdict::Refused(_)));
+        assert!(matches!(after(STUCK_ATTEMPTS), Verdict::Refused(_)));
     }
 
     #[test]
-    fn a_peer_that_cannot_be_reached_and_fetches_is_given_its_mailbox() {
+    fn a_peer_that_cannot_be_reached_for_a_minute_and_fetches_is_given_its_mailbox() {
         let error = TransportError {
             kind: TransportKind::Connect,
             detail: "refused".into(),
         };
-        let judged = judge(Err(&error), &attempt(1));
-        assert_eq!(judged.learned, [push("failing".into())]);
+        let first = judge(Err(&error), &peer(vec![]), &attempt(1));
+        let failing = peer(first.learned.clone());
+        let later = Try {
+            now_ms: 30_000,
+            ..attempt(2)
+        };
+        let second = judge(Err(&error), &failing, &later);
+        assert_eq!(first.learned, second.learned, "since the first failure");
+        assert_eq!(serving(Some(&failing), 60_999), Serving::Nothing);
+        let Serving::Mailbox(learned) = serving(Some(&failing), 61_000) else {
+            panic!("it is served");
+        };
+        assert!(matches!(
+            via(Some(&peer(learned)), 61_001),
+            Via::Held { .. }
+        ));
+    }
+
+    #[test]
+    fn a_peer_that_takes_pushes_is_given_nothing_when_it_fetches() {
+        let taken = judged(&answer(200, r#"{"success":true}"#), 1);
+        assert_eq!(taken.verdict, Verdict::Delivered);
+        assert_eq!(serving(Some(&peer(taken.learned)), 0), Serving::Nothing);
+        let unknown = Serving::Mailbox(Vec::new());
+        assert_eq!(serving(None, 0), unknown, "before the first push");
     }
 }

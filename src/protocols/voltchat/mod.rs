@@ -311,7 +311,7 @@ impl VoltChat {
         self.net.speaks_plain(host)
     }
 
-    /// A peer has become accepted, and knows: what waits for it goes out.
+    /// A peer is there and exchanges with us: what waits for it goes out.
     pub(super) fn opened(&self, host: &PeerName) {
         self.peers.heard_from(ID, host);
     }
@@ -343,6 +343,10 @@ impl Protocol for VoltChat {
     }
 
     fn via(&self, peer: &PeerName) -> Via {
+        // What waits for somebody who is no peer any more is attempted, and refused there.
+        if !self.book.get(peer).is_some_and(|p| p.status.is_accepted()) {
+            return Via::Post;
+        }
         judge::via(self.peers.known(ID, peer).as_deref(), self.clock.now_ms())
     }
 
@@ -353,10 +357,10 @@ impl Protocol for VoltChat {
     fn judge(
         &self,
         answer: Result<&Answer, &TransportError>,
-        _peer: &PeerRecord,
+        peer: &PeerRecord,
         attempt: &Try,
     ) -> Judgement {
-        judge::judge(answer, attempt)
+        judge::judge(answer, peer, attempt)
     }
 
     fn schedule(&self) -> &Schedule {
