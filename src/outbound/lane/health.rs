@@ -126,14 +126,16 @@ impl Lane {
         self.facts.pause.as_ref().is_some_and(over) && self.facts.end_pause(now)
     }
 
-    /// Says how the peer's messages leave: it fetches them until that time, or they are pushed.
+    /// Says how the peer's messages leave: it fetches them until that time, or they are pushed. Asked
+    /// before each [`Lane::next`].
     pub fn leaves_by(&mut self, via: Via) {
         let until = match via {
             Via::Post => None,
             Via::Held { until_ms } => Some(until_ms),
         };
-        if until.is_some() && self.fetched_until.is_none() {
+        if until.is_some() {
             self.grant = None;
+            // Each time: a reading that was under way may have brought rows, which the peer may fetch.
             self.spill_all();
         }
         self.fetched_until = until;

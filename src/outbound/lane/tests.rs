@@ -468,6 +468,26 @@ fn a_lane_whose_peer_fetches_attempts_nothing_and_goes_on_when_pushes_are_tried_
 }
 
 #[test]
+fn what_a_reading_brings_while_the_peer_fetches_is_left_on_disk() {
+    let mut lane = lane();
+    lane.has_tail(1);
+    assert!(matches!(
+        lane.next(&POLICY, &schedule(), 0, true),
+        Step::Load { .. }
+    ));
+    lane.leaves_by(Via::Held { until_ms: 100 });
+    lane.loaded(vec![row(1, "a")], false, Some(1));
+    lane.leaves_by(Via::Held { until_ms: 100 });
+    assert!(lane.held.is_empty());
+    lane.leaves_by(Via::Post);
+    assert_eq!(
+        drain(&mut lane, &[(2, "a")], 100),
+        [2],
+        "the first was fetched"
+    );
+}
+
+#[test]
 fn a_pause_with_an_end_ends_by_itself() {
     let mut lane = lane();
     lane.pause(Pause {
