@@ -95,6 +95,7 @@ fn key(known: &Known) -> String {
         (false, true) => {
             "Key: fetched from the endpoint; fetched again when a signature does not hold.".into()
         }
+        (false, false) if known.record.is_some() => "Key: this server has none to show.".into(),
         (false, false) => "Key: not known yet; it is fetched when it is needed.".into(),
     }
 }

@@ -220,6 +220,10 @@ fn log(protocol: &'static str, peer: &PeerName, item: &Item, finished: &Finished
             attempt = number, status = finished.status, ms, outcome, trace_id,
             "{}", if number > 1 { "federation retry delivered" } else { "federation delivered" }
         ),
+        Some(why) if matches!(finished.verdict, Verdict::Mailbox(_)) => tracing::info!(
+            protocol, peer = %peer, queue_id = item.id, msg_id = item.msg_id, status = finished.status,
+            code = why.code, "{}", why.detail
+        ),
         Some(why) => tracing::warn!(
             protocol, peer = %peer, queue_id = item.id, event_id = item.event_id, msg_id = item.msg_id,
             attempt = number, status = finished.status, ms, outcome, code = why.code, reason = why.detail,
