@@ -98,6 +98,15 @@ impl Clock {
     }
 }
 
+/// A random share from 0 to 1, to spread what would happen at one time.
+pub(crate) fn random_share() -> f64 {
+    let mut bytes = [0u8; 2];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => f64::from(u16::from_le_bytes(bytes)) / f64::from(u16::MAX),
+        Err(_) => 0.5,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,11 +8,10 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::config::{Config, Secret};
+use crate::identity::hmac;
 
 /// Random bytes of a token we make; it is written as hex.
 const BYTES: usize = 32;
@@ -120,23 +119,9 @@ fn create(path: &Path, text: &str) -> io::Result<()> {
     written
 }
 
-/// Whether `given` is the token, in a time that depends on neither: both pass an HMAC under a key of
-/// the moment.
+/// Whether `given` is the token, in a time that depends on neither.
 pub fn matches(token: &Secret, given: &[u8]) -> bool {
-    let mut key = [0u8; 32];
-    if getrandom::fill(&mut key).is_err() {
-        return false;
-    }
-    let tag = |text: &[u8]| {
-        Hmac::<Sha256>::new_from_slice(&key).ok().map(|mut mac| {
-            mac.update(text);
-            mac
-        })
-    };
-    match (tag(given), tag(token.0.as_bytes())) {
-        (Some(given), Some(wanted)) => given.verify(&wanted.finalize().into_bytes()).is_ok(),
-        _ => false,
-    }
+    hmac::same(given, token.0.as_bytes())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::random_share;
 use crate::protocol::{Beats, PeerName, Protocol};
 
 /// How often it is looked who is due; shorter where the interval is.
@@ -117,15 +118,6 @@ impl Rota {
             turn.running = false;
             turn.due = now + beats.every.mul_f64(1.0 - JITTER + 2.0 * JITTER * share);
         }
-    }
-}
-
-/// A random share from 0 to 1.
-fn random_share() -> f64 {
-    let mut bytes = [0u8; 2];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => f64::from(u16::from_le_bytes(bytes)) / f64::from(u16::MAX),
-        Err(_) => 0.5,
     }
 }
 

@@ -3,6 +3,7 @@
 mod examine;
 pub mod uam;
 pub mod voltchat;
+mod wire;
 
 use std::path::PathBuf;
 

@@ -246,12 +246,3 @@ impl Shard {
         self.known.insert(key.clone(), known);
     }
 }
-
-/// A random share from 0 to 1.
-fn random_share() -> f64 {
-    let mut bytes = [0u8; 2];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => f64::from(u16::from_le_bytes(bytes)) / f64::from(u16::MAX),
-        Err(_) => 0.5,
-    }
-}

@@ -11,12 +11,11 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::{delete, get};
-use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use serde_json::json;
-use sha2::Sha256;
 
 use crate::http::server::ClientAddr;
+use crate::identity::hmac;
 use crate::protocol::PeerName;
 use crate::trust::Rule;
 
@@ -215,7 +214,7 @@ fn authorise(uam: &Uam, client: Client, headers: &HeaderMap) -> Result<(), Fail>
     }
     let mut given = headers.get_all("x-admin-key").iter();
     let right = match (given.next(), given.next()) {
-        (Some(given), None) => same(given.as_bytes(), wanted.0.as_bytes()),
+        (Some(given), None) => hmac::same(given.as_bytes(), wanted.0.as_bytes()),
         _ => false,
     };
     if right {
@@ -227,33 +226,15 @@ fn authorise(uam: &Uam, client: Client, headers: &HeaderMap) -> Result<(), Fail>
     Err(Fail::unauthorized("Invalid admin API key"))
 }
 
-/// Whether two secrets are the same, in a time that depends on neither.
-fn same(given: &[u8], wanted: &[u8]) -> bool {
-    let mut key = [0u8; 32];
-    if getrandom::fill(&mut key).is_err() {
-        return false;
-    }
-    let tag = |text: &[u8]| {
-        Hmac::<Sha256>::new_from_slice(&key).ok().map(|mut mac| {
-            mac.update(text);
-            mac
-        })
-    };
-    match (tag(given), tag(wanted)) {
-        (Some(given), Some(wanted)) => given.verify(&wanted.finalize().into_bytes()).is_ok(),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn secrets_are_the_same_only_byte_for_byte() {
-        assert!(same(b"abc", b"abc"));
+        assert!(hmac::same(b"abc", b"abc"));
         for other in [&b"abd"[..], b"ab", b"abcd", b""] {
-            assert!(!same(other, b"abc"));
+            assert!(!hmac::same(other, b"abc"));
         }
     }
 

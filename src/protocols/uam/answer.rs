@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::verify::Rejection;
+use crate::protocols::wire;
 
 /// A JSON answer.
 pub fn reply(status: StatusCode, body: &Value) -> Response {
@@ -111,7 +112,7 @@ impl IntoResponse for Fail {
         if self.request_id
             && let Some(map) = body.as_object_mut()
         {
-            map.insert("request_id".into(), request_id().into());
+            map.insert("request_id".into(), wire::request_id().into());
         }
         let mut answer = reply(self.status, &body);
         if let Some(seconds) = self.retry_after_s {
@@ -121,13 +122,4 @@ impl IntoResponse for Fail {
         }
         answer
     }
-}
-
-/// A fresh id for a peer to quote.
-fn request_id() -> String {
-    let mut bytes = [0u8; 16];
-    if getrandom::fill(&mut bytes).is_err() {
-        return String::new();
-    }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

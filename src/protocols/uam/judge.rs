@@ -7,14 +7,11 @@
 
 use std::time::Duration;
 
-use ::http::HeaderMap;
-use jiff::fmt::rfc2822;
-
-use crate::clock::UnixMs;
 use crate::protocol::{
     Answer, Fault, Judgement, Learned, PeerRecord, Refusal, TransportError, TransportKind, Try,
     Verdict,
 };
+use crate::protocols::wire;
 
 use super::keys::InForce;
 use super::relay_request::Form;
@@ -61,7 +58,7 @@ pub(super) fn judge(
         };
         Refusal::new(code, detail)
     };
-    let after = retry_after(&answer.headers, attempt.now_ms);
+    let after = wire::retry_after(&answer.headers, attempt.now_ms);
     match answer.status {
         200 | 201 => success(answer, keys.taken(peer, attempt)),
         // A relay says what it refuses as JSON; a web server or a parked domain shows a page.
@@ -276,21 +273,6 @@ fn words(answer: &Answer) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(MAX_WORDS)
         .collect()
-}
-
-/// `Retry-After`, in seconds or as a date.
-fn retry_after(headers: &HeaderMap, now_ms: UnixMs) -> Option<Duration> {
-    let text = headers
-        .get(::http::header::RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-    let wait = at.as_millisecond().saturating_sub(now_ms).max(0);
-    Some(Duration::from_millis(u64::try_from(wait).unwrap_or(0)))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::*;
 use crate::identity::SigningKey;
 use crate::identity::ring::Keyring;
 use crate::protocol::PeerName;
+use ::http::HeaderMap;
 use bytes::Bytes;
 
 fn peer(dialect: Option<&str>) -> PeerRecord {

@@ -10,41 +10,21 @@ use super::MAX_BODY;
 use super::answer::Fail;
 use super::relay_request::is_json_content_type;
 use super::verify::Rejection;
+use crate::protocols::wire::{self, Unread};
 
 /// Window of a client's unproven failures; an IPv6 client is its /64.
 pub(super) fn client_key(ip: IpAddr) -> String {
-    match ip {
-        IpAddr::V4(v4) => format!("uam/client/{v4}"),
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => format!("uam/client/{v4}"),
-            None => {
-                let [a, b, c, d, ..] = v6.segments();
-                format!("uam/client/{a:x}:{b:x}:{c:x}:{d:x}::/64")
-            }
-        },
-    }
+    format!("uam/client/{}", wire::client_window(ip))
 }
 
 /// At most 1 MiB, announced or not.
 pub(super) async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fail> {
-    let too_large = || Fail::from(Rejection::too_large());
-    let announced = headers
-        .get(::http::header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|text| text.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(too_large());
-    }
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-        while let Some(error) = cause {
-            if error.is::<http_body_util::LengthLimitError>() {
-                return too_large();
-            }
-            cause = error.source();
-        }
-        Fail::bad_request("The request body broke off")
-    })
+    wire::read_body(headers, body, MAX_BODY)
+        .await
+        .map_err(|unread| match unread {
+            Unread::TooLarge => Rejection::too_large().into(),
+            Unread::Broken => Fail::bad_request("The request body broke off"),
+        })
 }
 
 /// `application/json` or `application/…+json`, once.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::text;
 use crate::clock::UnixMs;
+use crate::protocols::wire;
 use crate::store::StoreError;
 
 /// Seconds after which a limited client may come again.
@@ -149,7 +150,7 @@ impl IntoResponse for Fail {
             if let Some(now_ms) = self.frame_at_ms {
                 members.insert("code".into(), self.status.as_u16().into());
                 members.insert("timestamp".into(), text::iso(now_ms).into());
-                members.insert("requestId".into(), request_id().into());
+                members.insert("requestId".into(), wire::request_id().into());
             }
         }
         let mut answer = reply(self.status, &body);
@@ -159,15 +160,5 @@ impl IntoResponse for Fail {
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         answer
-    }
-}
-
-/// A fresh id for a peer to quote.
-fn request_id() -> String {
-    let mut bytes = [0u8; 16];
-    // Without random numbers the answer has no id to quote.
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => crate::identity::hex(&bytes),
-        Err(_) => String::new(),
     }
 }

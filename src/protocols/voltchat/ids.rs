@@ -12,7 +12,7 @@ use crate::identity::hex;
 const MAX_ID: usize = 160;
 
 /// Names that mean something else to an ECMAScript server; no id and no member of a payload.
-const RESERVED: [&str; 3] = ["__proto__", "constructor", "prototype"];
+pub(super) const RESERVED: [&str; 3] = ["__proto__", "constructor", "prototype"];
 
 /// An id of a peer, server, invite, user or message, trimmed: 1 to 160 letters, digits and `_.:@-`,
 /// not reserved.

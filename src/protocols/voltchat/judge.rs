@@ -3,14 +3,13 @@
 //! A published mainline takes no pushes: it answers 401 `Access token required` and fetches instead
 //! (sheet, fact 1). That is no fault of anybody, so the message waits to be fetched.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::clock::UnixMs;
 use crate::protocol::{
     Answer, Fault, Judgement, Learned, PeerRecord, Refusal, TransportError, Try, Verdict, Via,
 };
+use crate::protocols::wire;
 
 /// Fact: until when the peer is taken to fetch (milliseconds since the epoch).
 const FETCHES_UNTIL: &str = "fetches_until";
@@ -147,7 +146,7 @@ pub fn judge(
         429 => Judgement {
             verdict: Verdict::Throttled {
                 reason: reason("throttled"),
-                after: retry_after(answer),
+                after: wire::retry_after(&answer.headers, attempt.now_ms),
             },
             learned: Vec::new(),
         },
@@ -168,7 +167,7 @@ pub fn judge(
             verdict: Verdict::Retry {
                 fault: Fault::Peer,
                 reason: reason("unavailable"),
-                after: retry_after(answer),
+                after: wire::retry_after(&answer.headers, attempt.now_ms),
             },
             learned: failing(),
         },
@@ -196,20 +195,10 @@ pub(super) fn said(answer: &Answer) -> Option<String> {
     )
 }
 
-/// `Retry-After` in seconds.
-fn retry_after(answer: &Answer) -> Option<Duration> {
-    let value = answer.headers.get(::http::header::RETRY_AFTER)?;
-    value
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-        .map(Duration::from_secs)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::protocol::TransportKind;
 

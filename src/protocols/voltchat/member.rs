@@ -4,18 +4,17 @@
 //! The notice has no id of its own. The token it comes under is used once and no second time, so its
 //! nonce names the event. The user is passed on as it came, byte for byte.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::response::Response;
 use bytes::Bytes;
 use serde::Serialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::answer::{Fail, ok};
+use super::message::Members;
 use super::record::Peer;
 use super::request::{self, Caller, Received};
 use super::{ID, VoltChat, body, ids, push, text};
@@ -23,7 +22,6 @@ use crate::identity::hex;
 use crate::inbound::Entry;
 use crate::ops::metrics;
 use crate::protocol::{Verified, VerifiedParts};
-use crate::trust::Standing;
 
 /// Type of the event.
 pub const EVENT_TYPE: &str = "member-joined";
@@ -40,11 +38,7 @@ pub async fn receive(v: &VoltChat, r: &Received) -> Result<Response, Fail> {
         Fail::bad(words)
     })?;
     let event = event(&joined, caller, r)?;
-    let entry = match v.trust.standing(ID, peer.host.as_str()) {
-        Standing::Quarantined => v.door.hold(event).await,
-        _ => v.door.enter(event).await,
-    };
-    match entry {
+    match push::to_door(v, event).await {
         Entry::New | Entry::Held | Entry::Duplicate => {}
         Entry::Replayed => return Err(Fail::credentials()),
         Entry::TooLarge => {
@@ -80,7 +74,8 @@ impl<'a> Joined<'a> {
             .member("serverId")
             .filter(|id| !blank(id))
             .ok_or(missing)?;
-        let user = raw_member(&r.raw, "user").ok_or(missing)?;
+        let members = Members::read(&r.raw).unwrap_or_default();
+        let user = members.raw("user").ok_or(missing)?;
         let scalar = !user.get().starts_with(['{', '[']);
         if scalar && serde_json::from_str(user.get()).is_ok_and(|user: Value| blank(&user)) {
             return Err(missing);
@@ -124,31 +119,6 @@ impl<'a> Joined<'a> {
         })
         .map(Bytes::from)
     }
-}
-
-/// The JSON text of a member of an object; of several with one name, the last.
-fn raw_member<'a>(object: &'a [u8], name: &str) -> Option<&'a RawValue> {
-    struct Look<'n>(&'n str);
-    impl<'de> Visitor<'de> for Look<'_> {
-        type Value = Option<&'de RawValue>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a JSON object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut found = None;
-            while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                let value: &'de RawValue = map.next_value()?;
-                if key == self.0 {
-                    found = Some(value);
-                }
-            }
-            Ok(found)
-        }
-    }
-    let mut reader = serde_json::Deserializer::from_slice(object);
-    reader.deserialize_map(Look(name)).ok().flatten()
 }
 
 /// What counts as not given: null, false, zero, an empty text.

@@ -12,9 +12,6 @@ use serde_json::value::RawValue;
 
 use super::ids;
 
-/// Members that a payload must not have at its top (sheet, 6.5).
-const RESERVED: [&str; 3] = ["__proto__", "constructor", "prototype"];
-
 /// Why a message is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
@@ -188,7 +185,7 @@ pub fn has_reserved_key(payload: &RawValue) -> bool {
         fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<bool, M::Error> {
             let mut found = false;
             while let Some(Key(key)) = map.next_key()? {
-                found |= RESERVED.contains(&&*key);
+                found |= ids::RESERVED.contains(&&*key);
                 map.next_value::<IgnoredAny>()?;
             }
             Ok(found)

@@ -98,7 +98,12 @@ pub(super) async fn enter(
             replay,
         },
     );
-    match v.trust.standing(ID, host) {
+    to_door(v, event).await
+}
+
+/// A proven event to `fed.in`, or to `fed.held` while its peer is quarantined.
+pub(super) async fn to_door(v: &VoltChat, event: Verified) -> Entry {
+    match v.trust.standing(ID, event.peer.as_str()) {
         Standing::Quarantined => v.door.hold(event).await,
         _ => v.door.enter(event).await,
     }

@@ -4,7 +4,6 @@
 //! state of the peer) has one answer, and an unknown host costs the same work as a known one. What is
 //! not proven is charged to the client's address, what is proven to the peer.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::http::{HeaderMap, Method, StatusCode, header, request::Parts};
@@ -14,6 +13,7 @@ use serde_json::Value;
 
 use super::answer::Fail;
 use super::record::{Peer, Status};
+use super::send::{HOST_HEADER, TOKEN_HEADER};
 use super::state::Contact;
 use super::token::{self, Accepted};
 use super::{ID, MAX_BODY, VoltChat, body, host};
@@ -23,11 +23,8 @@ use crate::http::written::Connection;
 use crate::identity::Proof;
 use crate::ops::metrics;
 use crate::protocol::{PeerName, ReplayId};
+use crate::protocols::wire::{self, Unread, client_window};
 use crate::trust::Standing;
-
-/// Where a token and its host stand in the head.
-const TOKEN_HEADER: &str = "x-federation-token";
-const HOST_HEADER: &str = "x-federation-host";
 
 /// A request, read.
 #[derive(Debug)]
@@ -59,7 +56,12 @@ impl Received {
     /// Reads a request in the order of sheet 6.1: size, Content-Type, JSON. A body needs a
     /// Content-Type, no body needs none.
     pub async fn read(parts: Parts, body: Body, now_ms: UnixMs) -> Result<Self, Fail> {
-        let raw = read_body(&parts.headers, body, now_ms).await?;
+        let raw = wire::read_body(&parts.headers, body, MAX_BODY)
+            .await
+            .map_err(|unread| match unread {
+                Unread::TooLarge => Fail::too_large(),
+                Unread::Broken => Fail::malformed(now_ms),
+            })?;
         let written = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
         let kind = parts.headers.get(header::CONTENT_TYPE);
         let json = match kind.map(|kind| media_type(kind.as_bytes())) {
@@ -87,7 +89,7 @@ impl Received {
         };
         let client = parts.extensions.get::<ClientAddr>();
         Ok(Self {
-            client: client.map(|ClientAddr(ip)| client_key(*ip)),
+            client: client.map(|ClientAddr(ip)| client_window(*ip)),
             connection: parts.extensions.get::<Connection>().cloned(),
             query: parts.uri.query().map(str::to_owned),
             method: parts.method,
@@ -96,17 +98,6 @@ impl Received {
             raw,
             now_ms,
         })
-    }
-}
-
-/// A client's window: its address, the /64 of an IPv6 one.
-pub fn client_key(ip: IpAddr) -> String {
-    match ip.to_canonical() {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
-        }
     }
 }
 
@@ -125,26 +116,6 @@ fn media_type(value: &[u8]) -> Media {
         b"application/x-www-form-urlencoded" | b"multipart/form-data" => Media::Form,
         _ => Media::Other,
     }
-}
-
-async fn read_body(headers: &HeaderMap, body: Body, now_ms: UnixMs) -> Result<Bytes, Fail> {
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|text| text.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(Fail::too_large());
-    }
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-        while let Some(error) = cause {
-            if error.is::<http_body_util::LengthLimitError>() {
-                return Fail::too_large();
-            }
-            cause = error.source();
-        }
-        Fail::malformed(now_ms)
-    })
 }
 
 /// Who proved itself.
@@ -380,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_client_is_an_address_or_a_64() {
-        let key = |text: &str| client_key(text.parse().unwrap());
+        let key = |text: &str| client_window(text.parse().unwrap());
         assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
         assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
         assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));

@@ -15,7 +15,7 @@ use hyper::body::Body as HttpBody;
 
 use super::answer::{Fail, ok};
 use super::operator::authorise;
-use super::request::{self, Received, client_key};
+use super::request::{self, Received};
 use super::servers::Description;
 use super::{
     VoltChat, admin, fetch, handshake, heartbeat, invite_routes, member, pages, push, queue,
@@ -24,6 +24,7 @@ use super::{
 use crate::config::OperatorRole;
 use crate::http::server::ClientAddr;
 use crate::http::unrouted;
+use crate::protocols::wire::client_window;
 
 /// The routes on the public listener.
 pub fn router(v: Arc<VoltChat>) -> axum::Router {
@@ -186,7 +187,7 @@ async fn answer(State(v): State<Arc<VoltChat>>, request: Request) -> Response {
 async fn serve(v: &Arc<VoltChat>, route: Route, request: Request) -> Result<Response, Fail> {
     let now_ms = v.clock.now_ms();
     let client = request.extensions().get::<ClientAddr>();
-    let client = client.map(|ClientAddr(ip)| client_key(*ip));
+    let client = client.map(|ClientAddr(ip)| client_window(*ip));
     if route.takes_token() || route == Route::Handshake {
         request::may_try(v, client.as_deref())?;
     }

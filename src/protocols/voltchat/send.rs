@@ -12,8 +12,10 @@ use crate::clock::UnixMs;
 use crate::protocol::{OutEvent, PeerName, PeerRecord, Refusal, Request, Sealed, Targets, Try};
 
 /// Headers that prove a push.
-pub(super) const TOKEN: HeaderName = HeaderName::from_static("x-federation-token");
-pub(super) const HOST: HeaderName = HeaderName::from_static("x-federation-host");
+pub(super) const TOKEN_HEADER: &str = "x-federation-token";
+pub(super) const HOST_HEADER: &str = "x-federation-host";
+pub(super) const TOKEN: HeaderName = HeaderName::from_static(TOKEN_HEADER);
+pub(super) const HOST: HeaderName = HeaderName::from_static(HOST_HEADER);
 /// What the ids of relay messages begin with.
 pub(super) const RELAY: &str = "relay";
 /// Where pushes go.

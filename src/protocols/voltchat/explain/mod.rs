@@ -14,15 +14,12 @@ use serde_json::Value;
 
 use super::BASE;
 use super::allow::AllowList;
+use super::send::{HOST_HEADER, TOKEN_HEADER};
 use crate::clock::UnixMs;
 use crate::identity::hmac::SharedSecret;
 use crate::protocol::Step;
 use crate::protocols::examine::Findings;
 use crate::protocols::examine::saved::{self, Head, Saved, dechunk};
-
-/// Where a token and its host stand in the head of a request.
-const TOKEN_HEADER: &str = "x-federation-token";
-const HOST_HEADER: &str = "x-federation-host";
 
 /// What the checks need to know.
 #[derive(Clone, Debug)]

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::allow::AllowList;
 use super::record::{Peer, Status};
-use super::{BASE, Own, dressed, host, token};
+use super::{BASE, Own, dressed, host, send, token};
 use crate::clock::Clock;
 use crate::http::client::Client;
 use crate::protocol::{Answer, PeerName, Refusal, Request, Tell, TransportError};
@@ -218,8 +218,8 @@ impl Probe {
         };
         token.set_sensitive(true);
         let mut headers = HeaderMap::new();
-        headers.insert("x-federation-token", token);
-        headers.insert("x-federation-host", host);
+        headers.insert(send::TOKEN, token);
+        headers.insert(send::HOST, host);
         let answer = self
             .send(Method::POST, base, "/relay/push", headers, Some(&json!({})))
             .await;
