@@ -24,6 +24,7 @@ use crate::ops::{Ops, metrics};
 use crate::outbound::{self, Outbound};
 use crate::peers::{Peers, beats};
 use crate::protocol::{Protocol, ProtocolId, Refusal};
+use crate::protocols::paracord::{Paracord, ParacordError, ParacordParts};
 use crate::protocols::uam::{Uam, UamError, UamParts};
 use crate::protocols::voltchat::{VoltChat, VoltChatError, VoltChatParts};
 use crate::store::{Store, StoreError};
@@ -50,6 +51,8 @@ pub enum StartError {
     Uam(#[from] UamError),
     #[error(transparent)]
     VoltChat(#[from] VoltChatError),
+    #[error(transparent)]
+    Paracord(#[from] ParacordError),
     #[error(transparent)]
     Outbound(#[from] outbound::StartError),
     #[error("{0}")]
@@ -162,10 +165,27 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         routes = routes.merge(volt.clone().routes());
         protocols.insert(volt.id(), volt);
     }
+    if config.paracord.server_name.is_some() {
+        let parts = || ParacordParts {
+            config: config.paracord.clone(),
+            store: store.clone(),
+            peers: peers.clone(),
+            trust: trust.clone(),
+            door: door.clone(),
+            net: Arc::new(client.clone()),
+            bus: Some(bus.clone()),
+            ops: ops.clone(),
+            clock: clock.clone(),
+        };
+        let paracord = patiently(patience, || Paracord::new(parts())).await?;
+        routes = routes.merge(paracord.clone().routes());
+        protocols.insert(paracord.id(), paracord);
+    }
     if protocols.is_empty() {
         tracing::warn!(
-            "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM, or \
-             voltchat.url to federate over VoltChat"
+            "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM, \
+             voltchat.url to federate over VoltChat, or paracord.server_name \
+             (PARACORD_SERVER_NAME) to federate over Paracord"
         );
     }
     let spoken = protocols.keys().copied().collect();

@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::StartError;
 use crate::bus::BusErrorKind;
 use crate::outbound;
+use crate::protocols::paracord::ParacordError;
+use crate::protocols::paracord::book::BookError as ParacordBookError;
 use crate::protocols::uam::UamError;
 use crate::protocols::voltchat::VoltChatError;
 use crate::protocols::voltchat::book::BookError;
@@ -45,6 +47,9 @@ fn may_pass(error: &StartError) -> bool {
         | StartError::Uam(UamError::Store(e))
         | StartError::VoltChat(
             VoltChatError::Store(e) | VoltChatError::Book(BookError::Store(e)),
+        )
+        | StartError::Paracord(
+            ParacordError::Store(e) | ParacordError::Book(ParacordBookError::Store(e)),
         )
         | StartError::Outbound(outbound::StartError::Store(e)) => is_away(e),
         StartError::Bus(e) => e.kind == BusErrorKind::Unavailable,

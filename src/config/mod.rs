@@ -19,6 +19,7 @@ mod layers;
 pub mod mainline;
 mod model;
 mod nats;
+mod paracord;
 mod read;
 mod secret;
 mod store;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::StoreConfig;
 pub use super::given::Given;
 pub use super::nats::{DurabilityPolicy, ManagedConfig, NatsConfig, NatsLogin, NatsTls};
+pub use super::paracord::ParacordConfig;
 pub use super::secret::{Secret, SecretFrom};
 pub use super::voltchat::{Operator, OperatorRole, VoltChatConfig};
 
@@ -28,6 +29,7 @@ pub struct Config {
     pub ops_single: bool,
     pub uam: UamConfig,
     pub voltchat: VoltChatConfig,
+    pub paracord: ParacordConfig,
     pub peers: Vec<PeerPin>,
     /// What was written, for telling one reading from another.
     pub given: Given,

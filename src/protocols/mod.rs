@@ -1,6 +1,8 @@
 //! One folder per protocol, and what their examinations of remote servers share.
 
 mod examine;
+pub mod net;
+pub mod paracord;
 pub mod uam;
 pub mod voltchat;
 mod wire;
@@ -36,6 +38,10 @@ pub enum Shows {
 
 /// The faces of the protocols that are configured.
 pub fn faces(config: &Config) -> Vec<Face> {
-    let faces = [uam::face(&config.uam), voltchat::face(&config.voltchat)];
+    let faces = [
+        uam::face(&config.uam),
+        voltchat::face(&config.voltchat),
+        paracord::face(&config.paracord),
+    ];
     faces.into_iter().flatten().collect()
 }

@@ -64,7 +64,6 @@ use futures_util::future::BoxFuture;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::VoltChatConfig;
-use crate::http::client::Client;
 use crate::identity::KeyFileError;
 use crate::identity::vault::Vault;
 use crate::inbound::Door;
@@ -77,6 +76,8 @@ use crate::protocol::{
 };
 use crate::store::{Store, StoreError};
 use crate::trust::Trust;
+
+pub use super::net::Net;
 
 use allow::AllowList;
 use book::{Book, BookError};
@@ -108,46 +109,6 @@ pub fn face(config: &VoltChatConfig) -> Option<super::Face> {
         shows: super::Shows::Text(own.host.to_string()),
         name: own.host.to_string(),
     })
-}
-
-/// Sends requests to other servers; usually the outgoing HTTP client.
-pub trait Net: Send + Sync + 'static {
-    /// One request and its answer, read up to `max_answer` bytes. Redirects are answers.
-    fn send<'a>(
-        &'a self,
-        request: Request,
-        timeout: Duration,
-        max_answer: usize,
-    ) -> BoxFuture<'a, Result<Answer, TransportError>>;
-
-    /// Whether this server may be spoken to without TLS.
-    fn speaks_plain(&self, _host: &PeerName) -> bool {
-        false
-    }
-
-    /// The client behind it, for a probe; a stub has none.
-    fn client(&self) -> Option<&Client> {
-        None
-    }
-}
-
-impl Net for Client {
-    fn send<'a>(
-        &'a self,
-        request: Request,
-        timeout: Duration,
-        max_answer: usize,
-    ) -> BoxFuture<'a, Result<Answer, TransportError>> {
-        Box::pin(Client::send(self, request, timeout, max_answer))
-    }
-
-    fn speaks_plain(&self, host: &PeerName) -> bool {
-        Client::speaks_plain(self, host)
-    }
-
-    fn client(&self) -> Option<&Client> {
-        Some(self)
-    }
 }
 
 /// What a bridge's VoltChat side is made of.

@@ -1,0 +1,1 @@
+//! Answers and refusals in the protocol's own words (sheet, 5).

@@ -1,0 +1,1 @@
+//! An envelope in: pushed or polled, to the door.

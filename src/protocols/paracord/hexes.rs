@@ -1,0 +1,1 @@
+//! Hexadecimal text: either case, exact length, digits only.

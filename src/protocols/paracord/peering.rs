@@ -1,0 +1,1 @@
+//! What an operator does with servers: adding, trusting, refusing, removing.

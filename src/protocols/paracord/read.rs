@@ -1,0 +1,1 @@
+//! Rooms and events as other servers read them.

@@ -1,0 +1,1 @@
+//! The checks in front of every signed route, in their order (sheet, 5).
