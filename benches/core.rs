@@ -175,6 +175,7 @@ async fn commit(store: &Store, body: &Bytes) -> Result<(), Fault> {
         state: RowState::Pending,
         reason: None,
         records: Vec::new(),
+        room_event: None,
     });
     store.enqueue(rows.collect()).await?.await?;
     Ok(())

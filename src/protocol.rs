@@ -18,8 +18,8 @@ use std::sync::Arc;
 pub use inbound::{ReplayId, Verified, VerifiedParts};
 pub use keys::{KeyState, OwnKey, Rotation};
 pub use outbound::{
-    Answer, Beats, Fault, Judgement, Learned, MailboxBounds, OutEvent, Record, Request, Schedule,
-    Scope, Sealed, Targets, TransportError, TransportKind, Try, Verdict, Via,
+    Answer, Beats, Fault, Judgement, Learned, MailboxBounds, OutEvent, Record, Request, RoomEvent,
+    Schedule, Scope, Sealed, Targets, TransportError, TransportKind, Try, Verdict, Via,
 };
 pub use peer::{BadPeerName, PeerName, PeerRecord};
 
@@ -159,6 +159,21 @@ pub trait Protocol: Send + Sync + 'static {
     /// Writes down what it keeps in memory only; for an orderly stop.
     fn flush(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
+    }
+
+    /// Events a minute that a peer takes at most; `None`: any number.
+    fn pace(&self, _peer: &PeerName) -> Option<u32> {
+        None
+    }
+
+    /// Whether the ids of events it accepted are kept for ever.
+    fn keeps_ids(&self) -> bool {
+        false
+    }
+
+    /// How long [`RoomEvent`]s keep their envelopes; `None`: for ever.
+    fn room_events_kept(&self) -> Option<std::time::Duration> {
+        None
     }
 
     /// How long rows of [`Via::Held`] peers are kept; `None`: the protocol knows no mailboxes.

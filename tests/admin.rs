@@ -68,6 +68,7 @@ impl Bridge {
             state,
             reason: (state == RowState::Failed).then(|| ("expired".into(), "too late".into())),
             records: Vec::new(),
+            room_event: None,
         };
         let commit = self.state.store.enqueue(vec![row]).await.unwrap();
         commit.await.unwrap();

@@ -61,6 +61,7 @@ async fn add(store: &Store, bodies: &[&'static str]) -> Vec<i64> {
         state: RowState::Pending,
         reason: None,
         records: Vec::new(),
+        room_event: None,
     });
     let rows = rows.collect();
     store.enqueue(rows).await.unwrap().await.unwrap();

@@ -133,6 +133,7 @@ fn new_row(store: &Store, msg_id: &str, to: &str) -> NewRow {
         state: RowState::Pending,
         reason: None,
         records: Vec::new(),
+        room_event: None,
     }
 }
 
@@ -206,6 +207,7 @@ fn arrival(key: &str, nonce: &[u8]) -> NewInbound {
             id: nonce.to_vec(),
             expires_ms: NOW + 600_000,
         }],
+        room_event: None,
     }
 }
 

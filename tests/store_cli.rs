@@ -57,6 +57,7 @@ async fn filled(dir: &Path) -> Store {
             key: format!("r{n}"),
             value: Some("{}".into()),
         }],
+        room_event: None,
     };
     let rows: Vec<_> = (0..120).map(|n| row(n, "beta.test")).collect();
     let failed = rows[3].id;
@@ -99,6 +100,7 @@ async fn filled(dir: &Path) -> Store {
                 id: vec![n, 0, 255],
                 expires_ms: NOW + 1000,
             }],
+            room_event: None,
         };
         store.accept(event).await.unwrap().await.unwrap();
     }

@@ -38,6 +38,7 @@ fn row(store: &Store, msg_id: &str) -> NewRow {
         state: RowState::Pending,
         reason: None,
         records: Vec::new(),
+        room_event: None,
     }
 }
 
@@ -54,6 +55,7 @@ fn arrival(key: &str) -> NewInbound {
         received_ms: NOW,
         hold: false,
         replay: Vec::new(),
+        room_event: None,
     }
 }
 

@@ -47,6 +47,7 @@ async fn row(store: &Store, peer: &str, state: RowState) -> i64 {
         state,
         reason: None,
         records: Vec::new(),
+        room_event: None,
     };
     store.enqueue(vec![row]).await.unwrap().await.unwrap();
     id
@@ -145,6 +146,7 @@ async fn an_inbound_event_is_found_by_the_time_it_was_received() {
                 received_ms: NOW + n * 1_000,
                 replay: Vec::new(),
                 hold: false,
+                room_event: None,
             };
             match store.accept(event).await.unwrap().await.unwrap() {
                 Accepted::New(id) => ids.push(id),

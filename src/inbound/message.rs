@@ -39,6 +39,7 @@ pub fn ledger_row(event: Verified, prefix: &str, hold: bool) -> NewInbound {
         received_ms: event.received_at_ms,
         replay: event.replay,
         hold,
+        room_event: event.room_event,
     }
 }
 

@@ -181,6 +181,7 @@ fn event(id: &str, payload: &str) -> Verified {
             received_at_ms: NOW,
             traceparent: None,
             replay: Vec::new(),
+            room_event: None,
         },
     )
 }

@@ -57,6 +57,8 @@ pub async fn run(
         order_key: item.key.to_string(),
         expires_ms: item.expires_ms,
         records: Vec::new(),
+        room_event: None,
+        state: None,
     };
     // A defect of ours must not cost the place in the window, nor the row.
     let work = AssertUnwindSafe(verdict(tools, protocol, peer, item, &sealed));

@@ -56,6 +56,8 @@ impl Reader {
                     order_key: String::new(),
                     expires_ms: None,
                     records: Vec::new(),
+                    room_event: None,
+                    state: None,
                 };
                 let mut row = self.row(id, name, &event.peer, event, &sealed);
                 row.state = RowState::Failed;
@@ -135,6 +137,7 @@ impl Reader {
             state: RowState::Pending,
             reason: None,
             records: sealed.records.clone(),
+            room_event: sealed.room_event.clone(),
         }
     }
 }

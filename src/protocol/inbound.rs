@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{PeerName, ProtocolId};
+use super::{PeerName, ProtocolId, RoomEvent};
 use crate::clock::UnixMs;
 use crate::identity::Proof;
 
@@ -34,6 +34,8 @@ pub struct Verified {
     pub traceparent: Option<String>,
     /// Replay ids written in the same commit; one already there refuses the whole.
     pub replay: Vec<ReplayId>,
+    /// Kept for readers by the same commit.
+    pub room_event: Option<RoomEvent>,
     _proof: Proof,
 }
 
@@ -63,6 +65,7 @@ pub struct VerifiedParts {
     pub received_at_ms: UnixMs,
     pub traceparent: Option<String>,
     pub replay: Vec<ReplayId>,
+    pub room_event: Option<RoomEvent>,
 }
 
 impl Verified {
@@ -81,6 +84,7 @@ impl Verified {
             received_at_ms: p.received_at_ms,
             traceparent: p.traceparent,
             replay: p.replay,
+            room_event: p.room_event,
             _proof: proof,
         }
     }

@@ -48,7 +48,28 @@ pub enum Targets {
 /// What must not run concurrently with itself: sealing within one scope is done and committed one
 /// at a time, the previous state given to each. `None` from [`Protocol::scope`](super::Protocol::scope): seal is pure.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Scope(pub String);
+pub struct Scope {
+    /// Unique within the protocol (a room, a mailbox).
+    pub name: String,
+    /// The event id that the message itself fixes, if it does: where an event of that id is kept
+    /// already, this message is another one and is not sent.
+    pub claims: Option<String>,
+}
+
+/// An event of a room, kept so that other servers can read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomEvent {
+    /// The room, in one fixed spelling.
+    pub room: String,
+    /// Unique within protocol and origin.
+    pub event_id: String,
+    /// The server that made it.
+    pub origin: String,
+    /// Where it stands in its room; readers get events in this order, then by id.
+    pub position: i64,
+    /// The event as other servers read it.
+    pub envelope: Bytes,
+}
 
 /// A protocol's own row, written in the same commit as what it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +95,10 @@ pub struct Sealed {
     pub expires_ms: Option<UnixMs>,
     /// The protocol's own rows for the same commit.
     pub records: Vec<Record>,
+    /// Kept for readers by the same commit.
+    pub room_event: Option<RoomEvent>,
+    /// The new state of the event's scope, for the next seal in it.
+    pub state: Option<String>,
 }
 
 /// How rows for a peer leave us.

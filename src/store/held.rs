@@ -340,6 +340,7 @@ mod tests {
             received_ms: 0,
             replay: Vec::new(),
             hold,
+            room_event: None,
         })
     }
 

@@ -11,6 +11,7 @@
 //! | `queue`, `inbound`, `replay`, `facts` | the handle's methods: outbound, inbound, ids spent, peers and the rest |
 //! | `checkpoint`, `held` | how far the broker is known to have come; what is held back from `fed.in` |
 //! | `mailbox` | rows that a peer fetches |
+//! | `room_events` | events of rooms, as other servers read them |
 //! | `manage` | what an operator does to rows, and the counts of each peer |
 //! | `ops`, `plan`, `writer` | operations, what a batch of them writes (pure), the loop that gathers |
 //! | `backend`, `apply`, `arrive`, `single`, `prune` | a batch written in one transaction |
@@ -43,6 +44,7 @@ mod prune;
 mod queue;
 mod read;
 mod replay;
+mod room_events;
 mod schema;
 mod shapes;
 mod single;

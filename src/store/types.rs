@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::clock::UnixMs;
-use crate::protocol::{PeerName, ProtocolId, Record, ReplayId};
+use crate::protocol::{PeerName, ProtocolId, Record, ReplayId, RoomEvent};
 
 /// What to match on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,8 @@ pub struct NewRow {
     pub reason: Option<(String, String)>,
     /// The protocol's own rows for the same commit.
     pub records: Vec<Record>,
+    /// Kept for readers by the same commit.
+    pub room_event: Option<RoomEvent>,
 }
 
 #[cfg(test)]
@@ -89,6 +91,7 @@ impl NewRow {
             state: RowState::Pending,
             reason: None,
             records: Vec::new(),
+            room_event: None,
         }
     }
 }
@@ -235,6 +238,8 @@ pub struct NewInbound {
     pub replay: Vec<ReplayId>,
     /// The peer is quarantined: keep it from `fed.in` until it is released.
     pub hold: bool,
+    /// Kept for readers by the same commit.
+    pub room_event: Option<RoomEvent>,
 }
 
 /// What [`super::Store::accept`] found.

@@ -90,6 +90,7 @@ impl Bridge {
             state,
             reason: (state == RowState::Failed).then(|| ("refused".into(), "not wanted".into())),
             records: Vec::new(),
+            room_event: None,
         };
         let commit = self.state.store.enqueue(vec![row]).await.unwrap();
         commit.await.unwrap();

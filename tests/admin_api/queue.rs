@@ -112,6 +112,7 @@ async fn what_is_past_its_time_is_not_redriven_to_die_again() {
         state: RowState::Failed,
         reason: Some(("expired".into(), "too late".into())),
         records: Vec::new(),
+        room_event: None,
     };
     b.state
         .store

@@ -225,6 +225,7 @@ pub fn event(peer: &str, id: &str) -> Verified {
             received_at_ms: Clock::system().now_ms(),
             traceparent: None,
             replay: Vec::new(),
+            room_event: None,
         },
     )
 }

@@ -348,6 +348,7 @@ fn event(
             received_at_ms: now,
             traceparent: traceparent(headers),
             replay: replay.into_iter().collect(),
+            room_event: None,
         },
     ))
 }

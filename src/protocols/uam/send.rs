@@ -90,6 +90,8 @@ fn seal_of(uam: &Uam, event: &OutEvent, envelope: &Envelope) -> Result<Sealed, R
         order_key,
         expires_ms: event.expires_ms,
         records: Vec::new(),
+        room_event: None,
+        state: None,
     })
 }
 

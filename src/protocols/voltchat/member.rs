@@ -155,6 +155,7 @@ fn event(joined: &Joined<'_>, caller: Caller, r: &Received) -> Result<Verified, 
             received_at_ms: r.now_ms,
             traceparent: push::traceparent(&r.headers),
             replay: Vec::new(),
+            room_event: None,
         },
     ))
 }

@@ -96,6 +96,7 @@ pub(super) async fn enter(
             received_at_ms: v.clock.now_ms(),
             traceparent,
             replay,
+            room_event: None,
         },
     );
     to_door(v, event).await

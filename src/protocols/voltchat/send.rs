@@ -117,6 +117,8 @@ fn seal(
         order_key: event.order.clone().unwrap_or_default(),
         expires_ms: event.expires_ms,
         records: Vec::new(),
+        room_event: None,
+        state: None,
     })
 }
 

@@ -330,6 +330,7 @@ async fn remember(door: &Door, state: &State, now: i64) {
                 received_at_ms: now,
                 traceparent: None,
                 replay: replay.into_iter().collect(),
+                room_event: None,
             },
         );
         assert_eq!(door.enter(event).await, Entry::New);

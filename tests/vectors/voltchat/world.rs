@@ -297,6 +297,7 @@ async fn remember(door: &Door, given: &Given) {
                 received_at_ms: given.now_ms,
                 traceparent: None,
                 replay: Vec::new(),
+                room_event: None,
             },
         );
         assert_eq!(door.enter(event).await, Entry::New);
@@ -342,6 +343,7 @@ async fn wait(store: &Store, given: &Given) {
                 state: RowState::Pending,
                 reason: None,
                 records: Vec::new(),
+                room_event: None,
             }
         })
         .collect();
