@@ -29,7 +29,8 @@ async fn open(dir: &Path) -> (Book, Store) {
 
 async fn trust(book: &Book, server: &str, domain: &str) -> Result<(), BookError> {
     let (server, domain) = (name(server), domain.to_owned());
-    let done = book.change(&server.clone(), move |known| {
+    let wanted = server.clone();
+    let done = book.change(&wanted, move |known| {
         let endpoint = format!("https://{server}/_paracord/federation/v1");
         let known = known.cloned();
         let known = known.unwrap_or_else(|| Peer::new(server, endpoint, NOW));
@@ -96,10 +97,12 @@ async fn who_is_no_longer_trusted_gives_its_names_back() {
     trust(&book, "para-b.example", "b2.example").await.unwrap();
     assert!(book.of_server("b.example").is_none());
     trust(&book, "para-c.example", "b.example").await.unwrap();
-    let gone = book.change(&name("para-b.example"), |_| (Change::Remove, ()));
+    let b = name("para-b.example");
+    let gone = book.change(&b, |_| (Change::Remove, ()));
     gone.await.unwrap();
     assert!(book.of_server("b2.example").is_none());
-    let rejected = book.change(&name("para-c.example"), |known| {
+    let c = name("para-c.example");
+    let rejected = book.change(&c, |known| {
         let next = known.cloned().map(|known| Peer {
             status: Status::Rejected,
             ..known
