@@ -293,14 +293,18 @@ impl Protocol for VoltChat {
     }
 
     fn targets(&self, event: &OutEvent) -> Result<Targets, Refusal> {
-        Ok(self.prepare(event)?.0)
+        Ok(self.prepare(event, None)?.0)
     }
 
     fn seal(&self, event: &OutEvent, _previous: Option<&str>) -> Result<Sealed, Refusal> {
-        Ok(self.prepare(event)?.1)
+        Ok(self.prepare(event, None)?.1)
     }
 
-    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
+    fn prepare(
+        &self,
+        event: &OutEvent,
+        _previous: Option<&str>,
+    ) -> Result<(Targets, Sealed), Refusal> {
         send::prepare(self, event)
     }
 
