@@ -1,5 +1,6 @@
 //! Paracord end to end: real bridges, a scripted reference server, and people who mean no good.
 
+mod attacks;
 mod script;
 
 #[path = "../support"]
@@ -11,6 +12,7 @@ mod support {
     pub mod bridge;
     pub mod checker;
     pub mod nats;
+    pub mod para_world;
     pub mod paracord_client;
     pub mod reference;
     pub mod traffic;

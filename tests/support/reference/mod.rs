@@ -147,6 +147,8 @@ pub struct State {
     arrived: Vec<Arrived>,
     /// How often an event with a `flaky` content was turned away.
     turned_away: HashMap<String, u64>,
+    /// What it lists as its keys, if not its own one.
+    listed: Option<Value>,
     complaints: Vec<String>,
     counts: Counts,
 }
@@ -271,6 +273,11 @@ impl Reference {
         state.peers.retain(|p| p.name != peer.name);
         state.peers.push(peer);
         found
+    }
+
+    /// Lists these as its keys from now on.
+    pub fn list_keys(&self, keys: Value) {
+        self.inner.state().listed = Some(keys);
     }
 
     /// Keys of a peer do not expire: the administrator's edit in the database.

@@ -248,16 +248,16 @@ async fn keys(Shared(me): Shared<Arc<Inner>>) -> Response {
     me.state().counts.keys_fetched += 1;
     me.happened();
     let identity = &me.options.identity;
-    let body = json!({
-        "keys": [{
+    let listed = me.state().listed.clone();
+    let keys = listed.unwrap_or_else(|| {
+        json!([{
             "key_id": identity.key_id,
             "public_key": identity.public(),
             "server_name": identity.name,
             "valid_until": now_ms() - 30 * 86_400_000,
-        }],
-        "server_name": identity.name,
+        }])
     });
-    answer(200, &body)
+    answer(200, &json!({"keys": keys, "server_name": identity.name}))
 }
 
 async fn event(
