@@ -344,16 +344,20 @@ fn parent(path: &str) -> &str {
     path.rsplit_once('.').map_or("", |(parent, _)| parent)
 }
 
-/// The candidate that `wanted` is likely a slip of; none if nothing is near.
+/// The candidate that `wanted` is likely a slip of; none if nothing is near. Its last part decides, the
+/// whole of it among those that are called alike.
 pub(super) fn nearest(wanted: &str, candidates: &[String]) -> Option<String> {
     let leaf = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let wanted_leaf = leaf(wanted);
     candidates
         .iter()
-        .map(|c| (strsim::damerau_levenshtein(&leaf(c), &wanted_leaf), c))
-        .min_by_key(|(distance, _)| *distance)
-        .filter(|(distance, _)| *distance <= 1 + wanted_leaf.chars().count() / 4)
-        .map(|(_, c)| c.clone())
+        .map(|c| {
+            let far = strsim::damerau_levenshtein(&leaf(c), &wanted_leaf);
+            (far, strsim::damerau_levenshtein(c, wanted), c)
+        })
+        .min_by_key(|(far, in_all, _)| (*far, *in_all))
+        .filter(|(far, ..)| *far <= 1 + wanted_leaf.chars().count() / 4)
+        .map(|(_, _, c)| c.clone())
 }
 
 /// What a value is, in words.
