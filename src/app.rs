@@ -90,8 +90,12 @@ pub struct Running {
 /// Starts everything, in the order in which each part needs the ones before it; the public listener
 /// opens last.
 pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_with(config, Clock::system()).await
+}
+
+/// [`start`] by a given clock, so that its jumps can be rehearsed.
+pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartError> {
     metrics::init();
-    let clock = Clock::system();
     let health = Health::new().stuck_after(config.nats.stuck_after);
     private_dir(&config.data_dir)?;
     let admin_token = admin::token::load_or_create(&config).map_err(StartError::Setting)?;
