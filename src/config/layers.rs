@@ -165,7 +165,7 @@ impl Layers {
                 continue;
             }
             match (schema.get(key), value) {
-                (None, _) => return Err(self.unknown(&path, key, schema, origin)),
+                (None, _) => return Err(self.unknown(&path, schema, origin)),
                 (Some(Value::Table(_)), Value::Table(_)) if path == FREE_TABLE => {}
                 (Some(Value::Table(below)), Value::Table(inner)) => {
                     self.check(inner, below, &path, origin)?;
@@ -182,16 +182,12 @@ impl Layers {
         Ok(())
     }
 
-    fn unknown(&self, path: &str, key: &str, schema: &Table, origin: &str) -> ConfigError {
+    fn unknown(&self, path: &str, schema: &Table, origin: &str) -> ConfigError {
         let mut beside: Vec<String> = schema.keys().map(|k| join(parent(path), k)).collect();
         let blocks = BLOCKS.iter().map(|(name, _)| (*name).to_owned());
         beside.extend(blocks.filter(|name| parent(name) == parent(path)));
         let all = self.paths();
         let hint = nearest(path, &beside)
-            .or_else(|| {
-                let same = |p: &&String| p.rsplit('.').next() == Some(key);
-                all.iter().find(same).cloned()
-            })
             .or_else(|| nearest(path, &all))
             .map_or_else(String::new, |near| format!("; did you mean {near}?"));
         ConfigError(format!("{origin}: there is no setting {path}{hint}"))
