@@ -27,7 +27,7 @@ use crate::protocol::{Protocol, ProtocolId, Refusal};
 use crate::protocols::paracord::{Paracord, ParacordError, ParacordParts};
 use crate::protocols::uam::{Uam, UamError, UamParts};
 use crate::protocols::voltchat::{VoltChat, VoltChatError, VoltChatParts};
-use crate::store::{Store, StoreError};
+use crate::store::{Keeping, Store, StoreError};
 use crate::trust::Trust;
 
 use patience::patiently;
@@ -90,8 +90,12 @@ pub struct Running {
 /// Starts everything, in the order in which each part needs the ones before it; the public listener
 /// opens last.
 pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_with(config, Clock::system()).await
+}
+
+/// [`start`] by a given clock, so that its jumps can be rehearsed.
+pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartError> {
     metrics::init();
-    let clock = Clock::system();
     let health = Health::new().stuck_after(config.nats.stuck_after);
     private_dir(&config.data_dir)?;
     let admin_token = admin::token::load_or_create(&config).map_err(StartError::Setting)?;
@@ -189,6 +193,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         );
     }
     let spoken = protocols.keys().copied().collect();
+    store.keep(protocols.values().map(|p| keeping(p.as_ref())).collect());
     let protocols = Arc::new(protocols);
 
     let parts = || outbound::Parts {
@@ -445,6 +450,15 @@ async fn housekeeping(
                 }
             }
         }
+    }
+}
+
+/// What a protocol wants kept otherwise than retention says.
+fn keeping(protocol: &dyn Protocol) -> Keeping {
+    Keeping {
+        protocol: protocol.id(),
+        ids: protocol.keeps_ids(),
+        room_events: protocol.room_events_kept(),
     }
 }
 

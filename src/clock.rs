@@ -12,6 +12,8 @@ pub type UnixMs = i64;
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     fixed: Option<Arc<AtomicI64>>,
+    /// Milliseconds by which it is ahead of the machine's; for rehearsing jumps.
+    ahead: Option<Arc<AtomicI64>>,
     guard: Arc<Mutex<JumpGuard>>,
 }
 
@@ -65,6 +67,16 @@ impl Clock {
     pub fn fixed(now: UnixMs) -> Self {
         Self {
             fixed: Some(Arc::new(AtomicI64::new(now))),
+            ahead: None,
+            guard: Arc::default(),
+        }
+    }
+
+    /// The machine's clock until [`Clock::shift`] makes it jump: for rehearsals.
+    pub fn shifted() -> Self {
+        Self {
+            fixed: None,
+            ahead: Some(Arc::default()),
             guard: Arc::default(),
         }
     }
@@ -73,9 +85,16 @@ impl Clock {
     pub fn now_ms(&self) -> UnixMs {
         match &self.fixed {
             Some(at) => at.load(Ordering::Relaxed),
-            None => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)),
+            None => {
+                let ahead = self
+                    .ahead
+                    .as_ref()
+                    .map_or(0, |ms| ms.load(Ordering::Relaxed));
+                SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+                    .saturating_add(ahead)
+            }
         }
     }
 
@@ -88,6 +107,13 @@ impl Clock {
         }
         let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
         guard.steady(self.now_ms(), Instant::now())
+    }
+
+    /// Makes a clock of [`Clock::shifted`] jump by that many milliseconds; any other is left alone.
+    pub fn shift(&self, by_ms: i64) {
+        if let Some(ahead) = &self.ahead {
+            ahead.fetch_add(by_ms, Ordering::Relaxed);
+        }
     }
 
     /// Moves a fixed clock; a system clock is left alone.
