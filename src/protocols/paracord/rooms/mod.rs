@@ -17,14 +17,17 @@ use std::collections::{BTreeSet, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 pub use record::{Followed, Hosted};
 
+use super::envelope::Envelope;
 use super::ids::{Room, User};
 use super::{ID, Own};
 use crate::clock::{Clock, UnixMs};
 use crate::config::ParacordConfig;
+use crate::ops::Ops;
 use crate::protocol::{PeerName, Record};
 use crate::store::{Store, StoreError};
 use births::Births;
@@ -48,6 +51,7 @@ struct Inner {
     store: Store,
     clock: Clock,
     own: Own,
+    ops: Ops,
     allowed: HashSet<i64>,
     births: Births,
     shelf: RwLock<Shelf>,
@@ -105,6 +109,7 @@ impl Rooms {
         store: Store,
         clock: Clock,
         own: Own,
+        ops: Ops,
         config: &ParacordConfig,
     ) -> Result<Self, StoreError> {
         let mut shelf = Shelf::default();
@@ -120,6 +125,7 @@ impl Rooms {
                 store,
                 clock,
                 own,
+                ops,
                 allowed: config.allowed_guild_ids.iter().copied().collect(),
                 births: Births::new(config.max_user_creates_per_peer_per_hour),
                 shelf: RwLock::new(shelf),
@@ -412,6 +418,53 @@ impl Rooms {
             })
         })
         .await
+    }
+
+    /// An event `m.member.join` or `m.member.leave` was taken in: in a room of ours that allows others,
+    /// its sender comes or goes. Nothing becomes of one who is ours, or of one new user too many.
+    pub async fn member_event(&self, kind: &str, envelope: &Envelope) {
+        let Some(room) = Room::parse(&envelope.room_id).filter(|room| self.is_allowed(room)) else {
+            return;
+        };
+        let key = self.key(&room);
+        let sender = User::parse(&envelope.sender).filter(|user| !self.inner.own.is(user.server));
+        let (Some(sender), Some(user)) = (sender, user_key(&envelope.sender)) else {
+            return;
+        };
+        if self.hosted(&key).is_none() {
+            return;
+        }
+        let done = match kind {
+            "m.member.join" if !self.may_make(&user, sender.server) => {
+                tracing::warn!(
+                    room = key,
+                    user,
+                    "a join is passed over: its server brought too many new users this hour (paracord.max_user_creates_per_peer_per_hour)"
+                );
+                return;
+            }
+            "m.member.join" => {
+                let joined = self.join(&key, &user, None).await;
+                joined.map(|(_, new)| new.then_some("joined"))
+            }
+            "m.member.leave" => {
+                let left = self.leave(&key, &user).await;
+                left.map(|left| left.was_in.then_some("left"))
+            }
+            _ => return,
+        };
+        match done {
+            Ok(Some(what)) => {
+                let peer = envelope.origin_server.as_str();
+                tracing::info!(peer, what, room = key, user, "a room of ours");
+                let body = json!({"room_id": key, "user_id": user, "direction": "in"});
+                self.inner.ops.event("room", what, ID, peer, body);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(room = key, user, %error, "who is in a room is not what an event said");
+            }
+        }
     }
 
     // ---- readers

@@ -16,7 +16,8 @@ async fn open_with(dir: &Path, change: impl FnOnce(&mut ParacordConfig)) -> (Roo
     config.domain = Some("chat.example".into());
     change(&mut config);
     let own = Own::of(&config).unwrap();
-    let rooms = Rooms::open(store.clone(), clock, own, &config)
+    let ops = Ops::silent();
+    let rooms = Rooms::open(store.clone(), clock, own, ops, &config)
         .await
         .unwrap();
     (rooms, store)
@@ -316,4 +317,54 @@ fn a_user_has_one_spelling_and_a_sane_length() {
         user_key(&format!("@{}:b.example", "e".repeat(MAX_USER_ID))),
         None
     );
+}
+
+fn event(kind: &str, room_id: &str, sender: &str) -> Envelope {
+    Envelope {
+        event_id: "$1:b.example".into(),
+        room_id: room_id.into(),
+        event_type: kind.into(),
+        sender: sender.into(),
+        origin_server: "b.example".into(),
+        origin_ts: NOW,
+        content: json!({}),
+        depth: NOW,
+        state_key: None,
+        signatures: json!({}),
+    }
+}
+
+#[tokio::test]
+async fn a_member_event_moves_its_sender_in_a_room_of_ours_that_allows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rooms, store) = open(dir.path()).await;
+    let key = "!7:chat.example";
+    rooms.put(key, Put::default()).await.unwrap();
+    let closed = Put {
+        allowed: Some(false),
+        ..Put::default()
+    };
+    rooms.put("!8:chat.example", closed).await.unwrap();
+    for (room, sender) in [
+        ("!7:node-a.example", "@eve:b.example"),
+        ("!7:chat.example", "@al:chat.example"),
+        ("!7:chat.example", "nobody"),
+        ("!8:chat.example", "@eve:b.example"),
+        ("!9:chat.example", "@eve:b.example"),
+        ("!7:b.example", "@eve:b.example"),
+    ] {
+        let join = event("m.member.join", room, sender);
+        rooms.member_event("m.member.join", &join).await;
+    }
+    assert_eq!(rooms.members(key), [("@eve:b.example".to_owned(), NOW)]);
+    for other in ["!8:chat.example", "!9:chat.example", "!7:b.example"] {
+        assert_eq!(rooms.member_count(other), 0, "{other}");
+    }
+    let other = event("m.message", key, "@eve:b.example");
+    rooms.member_event("m.message", &other).await;
+    assert_eq!(rooms.member_count(key), 1);
+    let leave = event("m.member.leave", key, "@eve:b.example");
+    rooms.member_event("m.member.leave", &leave).await;
+    assert_eq!(rooms.member_count(key), 0);
+    store.close().await;
 }
