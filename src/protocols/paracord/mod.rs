@@ -194,7 +194,14 @@ impl Paracord {
         let keys = OwnKeys::open(&config, &parts.store, parts.clock.now_ms()).await?;
         let (store, ops, clock) = (&parts.store, &parts.ops, &parts.clock);
         let book = Book::open(store.clone(), ops.clone(), own.clone()).await?;
-        let rooms = Rooms::open(store.clone(), clock.clone(), own.clone(), &config).await?;
+        let rooms = Rooms::open(
+            store.clone(),
+            clock.clone(),
+            own.clone(),
+            ops.clone(),
+            &config,
+        )
+        .await?;
         let conduct = Conduct::new(&config);
         let schedule = Schedule {
             delays: config.retry_delays.clone(),
