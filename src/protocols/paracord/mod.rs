@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`ids`], [`hexes`], [`envelope`], [`transport`], [`content`] | the pure part: names, canonical bytes, signatures, limits |
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
-//! | [`routes`], [`request`], [`answer`] | what is asked of us: dispatch, the checks in their order, answers |
+//! | [`routes`], [`request`], [`answer`], [`refused`] | what is asked of us: dispatch, the checks in their order, answers, and why not |
 //! | [`event`], [`read`] | an envelope in, pushed or polled; rooms and events as others read them |
 //! | [`book`], [`shelf`], [`record`], [`discover`], [`peering`] | servers we know: all of them, one of them, finding one, an operator's word |
 //! | [`own_keys`], [`rotation`], [`pages`] | our key and its change; what we say of ourselves to anybody |
@@ -37,6 +37,7 @@ pub mod poll;
 pub mod probe;
 pub mod read;
 pub mod record;
+pub mod refused;
 pub mod request;
 pub mod rooms;
 pub mod rotation;
