@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`ids`], [`hexes`], [`envelope`], [`transport`], [`content`] | the pure part: names, canonical bytes, signatures, limits |
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
-//! | [`routes`], [`request`], [`answer`] | what is asked of us: dispatch, the checks in their order, answers |
+//! | [`routes`], [`request`], [`answer`], [`refused`] | what is asked of us: dispatch, the checks in their order, answers, and why not |
 //! | [`event`], [`read`] | an envelope in, pushed or polled; rooms and events as others read them |
 //! | [`book`], [`shelf`], [`record`], [`discover`], [`peering`] | servers we know: all of them, one of them, finding one, an operator's word |
 //! | [`own_keys`], [`rotation`], [`pages`] | our key and its change; what we say of ourselves to anybody |
@@ -37,6 +37,7 @@ pub mod poll;
 pub mod probe;
 pub mod read;
 pub mod record;
+pub mod refused;
 pub mod request;
 pub mod rooms;
 pub mod rotation;
@@ -194,7 +195,14 @@ impl Paracord {
         let keys = OwnKeys::open(&config, &parts.store, parts.clock.now_ms()).await?;
         let (store, ops, clock) = (&parts.store, &parts.ops, &parts.clock);
         let book = Book::open(store.clone(), ops.clone(), own.clone()).await?;
-        let rooms = Rooms::open(store.clone(), clock.clone(), own.clone(), &config).await?;
+        let rooms = Rooms::open(
+            store.clone(),
+            clock.clone(),
+            own.clone(),
+            ops.clone(),
+            &config,
+        )
+        .await?;
         let conduct = Conduct::new(&config);
         let schedule = Schedule {
             delays: config.retry_delays.clone(),
