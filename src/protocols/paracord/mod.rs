@@ -8,9 +8,9 @@
 //! | --- | --- |
 //! | [`ids`], [`hexes`], [`envelope`], [`transport`], [`content`] | the pure part: names, canonical bytes, signatures, limits |
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
-//! | [`routes`], [`request`], [`answer`] | what is asked of us: dispatch, the checks in their order, answers |
+//! | [`routes`], [`request`], [`answer`], [`refused`] | what is asked of us: dispatch, the checks in their order, answers, and why not |
 //! | [`event`], [`read`] | an envelope in, pushed or polled; rooms and events as others read them |
-//! | [`book`], [`record`], [`discover`], [`peering`] | servers we know: all of them, one of them, finding one, an operator's word |
+//! | [`book`], [`shelf`], [`record`], [`discover`], [`peering`] | servers we know: all of them, one of them, finding one, an operator's word |
 //! | [`own_keys`], [`rotation`], [`pages`] | our key and its change; what we say of ourselves to anybody |
 //! | [`rooms`], [`member`], [`poll`] | rooms, who is in them; invites, joins and leaves both ways; polling |
 //! | [`conduct`] | runs of bad events, and the quarantine that follows |
@@ -37,11 +37,13 @@ pub mod poll;
 pub mod probe;
 pub mod read;
 pub mod record;
+pub mod refused;
 pub mod request;
 pub mod rooms;
 pub mod rotation;
 pub mod routes;
 pub mod send;
+mod shelf;
 pub mod transport;
 
 use std::sync::{Arc, Weak};
@@ -192,8 +194,15 @@ impl Paracord {
         let own = Own::of(&config)?;
         let keys = OwnKeys::open(&config, &parts.store, parts.clock.now_ms()).await?;
         let (store, ops, clock) = (&parts.store, &parts.ops, &parts.clock);
-        let book = Book::open(store.clone(), ops.clone(), clock.clone()).await?;
-        let rooms = Rooms::open(store.clone(), clock.clone(), own.clone(), &config).await?;
+        let book = Book::open(store.clone(), ops.clone(), own.clone()).await?;
+        let rooms = Rooms::open(
+            store.clone(),
+            clock.clone(),
+            own.clone(),
+            ops.clone(),
+            &config,
+        )
+        .await?;
         let conduct = Conduct::new(&config);
         let schedule = Schedule {
             delays: config.retry_delays.clone(),
@@ -234,7 +243,7 @@ impl Protocol for Paracord {
     }
 
     fn targets(&self, event: &OutEvent) -> Result<Targets, Refusal> {
-        send::targets(self, event)
+        Ok(self.prepare(event, None)?.0)
     }
 
     fn scope(&self, event: &OutEvent) -> Option<Scope> {
@@ -242,7 +251,15 @@ impl Protocol for Paracord {
     }
 
     fn seal(&self, event: &OutEvent, previous: Option<&str>) -> Result<Sealed, Refusal> {
-        send::seal(self, event, previous)
+        Ok(self.prepare(event, previous)?.1)
+    }
+
+    fn prepare(
+        &self,
+        event: &OutEvent,
+        previous: Option<&str>,
+    ) -> Result<(Targets, Sealed), Refusal> {
+        send::prepare(self, event, previous)
     }
 
     fn dress(&self, sealed: &Sealed, peer: &PeerRecord, attempt: &Try) -> Result<Request, Refusal> {
@@ -271,6 +288,23 @@ impl Protocol for Paracord {
 
     fn routes(self: Arc<Self>) -> axum::Router {
         routes::router(self)
+    }
+
+    fn pace(&self, peer: &PeerName) -> Option<u32> {
+        let known = self.peers.known(ID, peer);
+        let said = judge::per_minute(known.as_deref());
+        let ours = self.config.push_per_minute;
+        said.filter(|said| *said > ours)
+            .or(Some(ours))
+            .filter(|_| ours > 0)
+    }
+
+    fn keeps_ids(&self) -> bool {
+        true
+    }
+
+    fn room_events_kept(&self) -> Option<std::time::Duration> {
+        self.config.keep_bodies
     }
 
     fn beats(&self) -> Option<Beats> {
