@@ -138,7 +138,7 @@ fn bare_inbound_takes_the_same_requests() {
 }
 
 /// Protocols besides UAM.
-const OTHERS: [&str; 1] = ["voltchat"];
+const OTHERS: [&str; 2] = ["voltchat", "paracord"];
 
 #[test]
 fn outbound_is_measured_over_every_protocol() {

@@ -1,6 +1,7 @@
 //! What a protocol looks like to the bench: messages of a backend and of peers, the peers' answers,
 //! and the same work done without the bridge's rules.
 
+mod paracord;
 mod uam;
 mod voltchat;
 
@@ -26,6 +27,8 @@ pub enum Spoken {
     Uam,
     /// Mainlines; each push with a token under a shared secret.
     Voltchat,
+    /// Servers with rooms; each event signed, and each push of it.
+    Paracord,
 }
 
 impl Spoken {
@@ -34,6 +37,7 @@ impl Spoken {
         match self {
             Self::Uam => "uam",
             Self::Voltchat => "voltchat",
+            Self::Paracord => "paracord",
         }
     }
 
@@ -42,6 +46,7 @@ impl Spoken {
         Ok(match self {
             Self::Uam => Arc::new(uam::Uam::new(world)),
             Self::Voltchat => Arc::new(voltchat::Voltchat::new(world)?),
+            Self::Paracord => Arc::new(paracord::Paracord::new(world)?),
         })
     }
 }
