@@ -176,4 +176,14 @@ mod seeded {
     async fn seeded_a_fetch_that_counts_at_once_loses_messages() {
         noticed("one_handout", 45, "OutLost").await;
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_depth_that_stands_still_is_a_complaint() {
+        noticed("flat_depth", 45, "has depth").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_polls_that_never_look_back_lose_events() {
+        noticed("poll_forward", 45, "InLost").await;
+    }
 }

@@ -233,11 +233,11 @@ async fn publisher(
         });
         let kind = if rng.chance(30) {
             content["emoji"] = json!("🎈");
-            "m_reaction_add"
+            "m.reaction.add"
         } else {
             content["body"] = json!("hello");
             content["msgtype"] = json!("m.text");
-            "m_message"
+            "m.message"
         };
         let (mut to, mut doomed) = (NODE, false);
         match rng.within(0, 40) {

@@ -28,15 +28,12 @@ async fn rooms(a: &Para, b: &Para, count: usize) -> Vec<String> {
         let room = format!("!{}:{}", 7100 + n, home.name());
         home.host(&room, &format!("Room {n}")).await;
         let user = other.user("visitor");
-        let invite = json!({"room_id": room, "sender": user, "peer": home.name()});
+        let invite = json!({"room_id": room, "sender": user});
         let preview = other.call("invite", invite).await;
         assert_eq!(preview["accepted"], true, "{preview}");
         assert_eq!(preview["guild_name"], format!("Room {n}"), "{preview}");
         let joined = other
-            .call(
-                "join",
-                json!({"room_id": room, "user_id": user, "peer": home.name()}),
-            )
+            .call("join", json!({"room_id": room, "user_id": user}))
             .await;
         assert_eq!(joined["joined"], true, "{joined}");
         all.push(room);
@@ -200,7 +197,7 @@ async fn a_room_goes_to_the_servers_that_have_members_in_it() {
     let (a, b, c) = tokio::join!(Para::here(a), Para::here(b), Para::here(c));
     let room = "!7500:alpha.test";
     a.host(room, "Quay").await;
-    let member = |para: &Para| json!({"room_id": room, "user_id": para.user("visitor"), "peer": "alpha.test"});
+    let member = |para: &Para| json!({"room_id": room, "user_id": para.user("visitor")});
     b.call("join", member(&b)).await;
     let say = async |body: &str| {
         let message = Message::text("_room", room, "@host:alpha.test", body);
@@ -225,6 +222,6 @@ async fn a_room_goes_to_the_servers_that_have_members_in_it() {
     assert_eq!(bodies(&c), ["for both", "for c"]);
     let event = &c.events()[0];
     assert_eq!(event.header("Fed-Peer"), "alpha.test");
-    assert_eq!(event.subject, "fed.in.paracord.alpha_test.m_message");
+    assert_eq!(event.subject, "fed.in.paracord.alpha_test.m.message");
     assert_eq!(event.text_of("sender"), "@host:alpha.test");
 }

@@ -24,7 +24,8 @@ pub async fn joined(change: impl FnOnce(Options) -> Options) -> (Para, Reference
     let options = change(Options::at(free_address(), identity).guild(9000, "Far guild"));
     let setup = Setup::new("bridge.test")
         .lifted()
-        .peer(NODE, options.address);
+        .peer(NODE, options.address)
+        .domain("chat.test");
     let (para, reference) = tokio::join!(Para::here(setup), Reference::start(options));
     assert!(
         reference
@@ -46,10 +47,7 @@ pub async fn joined(change: impl FnOnce(Options) -> Options) -> (Para, Reference
     }
     let user = "@carol:bridge.test";
     let answer = para
-        .call(
-            "join",
-            json!({"room_id": THEIRS, "user_id": user, "peer": NODE}),
-        )
+        .call("join", json!({"room_id": THEIRS, "user_id": user}))
         .await;
     assert_eq!(answer["joined"], true, "{answer}");
     let member = (THEIRS.to_owned(), user.to_owned());
@@ -189,7 +187,7 @@ async fn an_event_that_is_polled_and_pushed_comes_once() {
     assert_eq!(polled[0].text, events[0].text);
     assert_eq!(
         events[1].subject,
-        "fed.in.paracord.node_test.m_custom_thing"
+        "fed.in.paracord.node_test.m.custom.thing"
     );
     assert_eq!(reference.complaints(), [""; 0]);
 }
@@ -205,7 +203,7 @@ async fn nobody_is_polled_when_nobody_follows() {
     reference
         .until("a poll", PATIENCE, |r| r.counts().read > 2)
         .await;
-    let carol = json!({"room_id": THEIRS, "user_id": "@carol:bridge.test", "peer": NODE});
+    let carol = json!({"room_id": THEIRS, "user_id": "@carol:bridge.test"});
     let left = para.call("leave", carol).await;
     assert_eq!(left["left"], true, "{left}");
     let (status, answer) = reference
@@ -227,7 +225,8 @@ async fn a_room_is_followed_by_word_alone() {
     let options = options.guild(9000, "Far guild");
     let setup = Setup::new("bridge.test")
         .lifted()
-        .peer(NODE, options.address);
+        .peer(NODE, options.address)
+        .domain("chat.test");
     let (para, reference) = tokio::join!(Para::here(setup), Reference::start(options));
     assert!(
         reference

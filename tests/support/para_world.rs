@@ -86,6 +86,12 @@ impl Setup {
         self
     }
 
+    /// The domain of the server named last.
+    pub fn domain(mut self, domain: &str) -> Self {
+        self.peers += &format!("domain = \"{domain}\"\n");
+        self
+    }
+
     /// A server of which only name and key are known: it makes requests and is never asked.
     pub fn pinned(mut self, who: &Identity) -> Self {
         self = self.peer(&who.name, free_address());
@@ -504,7 +510,7 @@ impl Message {
             }
         };
         Self {
-            subject: format!("fed.out.paracord.{}.{}", token(to), token(kind)),
+            subject: format!("fed.out.paracord.{}.{kind}", token(to)),
             body: json!({"room_id": room, "sender": sender, "content": content}),
             headers: Vec::new(),
         }
