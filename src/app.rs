@@ -27,7 +27,7 @@ use crate::protocol::{Protocol, ProtocolId, Refusal};
 use crate::protocols::paracord::{Paracord, ParacordError, ParacordParts};
 use crate::protocols::uam::{Uam, UamError, UamParts};
 use crate::protocols::voltchat::{VoltChat, VoltChatError, VoltChatParts};
-use crate::store::{Store, StoreError};
+use crate::store::{Keeping, Store, StoreError};
 use crate::trust::Trust;
 
 use patience::patiently;
@@ -193,6 +193,7 @@ pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartEr
         );
     }
     let spoken = protocols.keys().copied().collect();
+    store.keep(protocols.values().map(|p| keeping(p.as_ref())).collect());
     let protocols = Arc::new(protocols);
 
     let parts = || outbound::Parts {
@@ -449,6 +450,15 @@ async fn housekeeping(
                 }
             }
         }
+    }
+}
+
+/// What a protocol wants kept otherwise than retention says.
+fn keeping(protocol: &dyn Protocol) -> Keeping {
+    Keeping {
+        protocol: protocol.id(),
+        ids: protocol.keeps_ids(),
+        room_events: protocol.room_events_kept(),
     }
 }
 

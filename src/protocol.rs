@@ -18,8 +18,8 @@ use std::sync::Arc;
 pub use inbound::{ReplayId, Verified, VerifiedParts};
 pub use keys::{KeyState, OwnKey, Rotation};
 pub use outbound::{
-    Answer, Beats, Fault, Judgement, Learned, MailboxBounds, OutEvent, Record, Request, RoomEvent,
-    Schedule, Scope, Sealed, Targets, TransportError, TransportKind, Try, Verdict, Via,
+    Answer, Beats, Claimed, Fault, Judgement, Learned, MailboxBounds, OutEvent, Record, Request,
+    RoomEvent, Schedule, Scope, Sealed, Targets, TransportError, TransportKind, Try, Verdict, Via,
 };
 pub use peer::{BadPeerName, PeerName, PeerRecord};
 
@@ -89,8 +89,12 @@ pub trait Protocol: Send + Sync + 'static {
     fn seal(&self, event: &OutEvent, previous: Option<&str>) -> Result<Sealed, Refusal>;
 
     /// Both at once, for a protocol whose events are worth reading only once.
-    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
-        Ok((self.targets(event)?, self.seal(event, None)?))
+    fn prepare(
+        &self,
+        event: &OutEvent,
+        previous: Option<&str>,
+    ) -> Result<(Targets, Sealed), Refusal> {
+        Ok((self.targets(event)?, self.seal(event, previous)?))
     }
 
     /// Pushed or fetched.

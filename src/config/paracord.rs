@@ -37,8 +37,6 @@ pub struct ParacordConfig {
     pub push_per_minute: u32,
     /// Delays after the 1st, 2nd, … failed push.
     pub retry_delays: Vec<Duration>,
-    /// No push is tried longer than this after the first one failed.
-    pub retry_max_age: Duration,
     /// Between two rounds of polling one server.
     pub poll_interval: Duration,
     /// Servers polled at once.

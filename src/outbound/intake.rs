@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lane::Item;
 use super::rows::Made;
+use super::scopes::{Batch, Scopes};
 use super::shard::{LaneKey, Work};
 use crate::bus::{AckHandle, Bus, BusError, BusErrorKind, Intake, OutMessage};
 use crate::clock::Clock;
@@ -44,6 +45,7 @@ pub struct Reader {
     pub dead: Arc<Notify>,
     /// Largest body that may travel, bytes.
     pub max_body: usize,
+    pub(super) scopes: Scopes,
 }
 
 /// Which shard owns a lane.
@@ -137,8 +139,13 @@ impl Reader {
         // Marked first and looked up second: a copy that another consumer brought is either still
         // marked, or its row is on disk by the time of the look-up.
         let ids = mark(unacked, &batch);
-        let known = match self.known(&batch).await {
-            Ok(known) => known,
+        let looked_up = async {
+            let known = self.known(&batch).await?;
+            let sealing = self.sealing(&batch, &known).await?;
+            Ok((known, sealing))
+        };
+        let (known, mut sealing) = match looked_up.await {
+            Ok(found) => found,
             Err(error) => {
                 forget(unacked, &ids);
                 return Err(error);
@@ -162,8 +169,7 @@ impl Reader {
                 continue; // the number of one that is there
             };
             if first && !known.contains(&id) {
-                let protocol = self.protocols.get(message.protocol.as_str()).cloned();
-                self.make(protocol.as_ref(), &message, &mut part.made);
+                self.make(&id, &message, &mut sealing, &mut part.made);
             }
             part.ids.insert(id);
             part.acks.push(message.ack);
@@ -265,6 +271,30 @@ impl Reader {
             }
         }
         Ok(known)
+    }
+
+    /// What the new messages of a batch need to be sealed.
+    async fn sealing(
+        &self,
+        batch: &[OutMessage],
+        known: &HashSet<String>,
+    ) -> Result<Batch, StoreError> {
+        let mut wanted = Vec::new();
+        for message in batch {
+            let protocol = self.protocols.get(message.protocol.as_str());
+            if let (Some(protocol), Ok(event)) = (protocol, &message.event)
+                && let Some(scope) = protocol.scope(event)
+            {
+                let id = unique(message);
+                if !known.contains(&id) {
+                    wanted.push((id, protocol.id(), scope));
+                }
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(Batch::default());
+        }
+        self.scopes.load(&self.store, wanted).await
     }
 
     async fn hand_over(&self, lanes: Vec<(LaneKey, Item)>) {

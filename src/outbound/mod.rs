@@ -19,6 +19,7 @@ pub mod outcome;
 pub mod peer_set;
 mod rows;
 pub mod schedule;
+mod scopes;
 pub mod shard;
 
 use std::collections::HashMap;
@@ -175,6 +176,7 @@ impl Outbound {
             shards: senders.clone(),
             dead: dead.clone(),
             max_body,
+            scopes: scopes::Scopes::default(),
         };
         let mailboxes = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());
         let tasks = vec![

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::intake::Reader;
 use super::lane::Item;
+use super::scopes::Batch;
 use super::shard::LaneKey;
 use crate::bus::OutMessage;
 use crate::faults;
@@ -23,12 +24,15 @@ pub(super) struct Made {
 
 impl Reader {
     /// Rows and lane items of one message; a message that cannot be sent becomes a dead row.
+    /// `id`: as the intake names the message.
     pub(super) fn make(
         &self,
-        protocol: Option<&Arc<dyn Protocol>>,
+        id: &str,
         message: &OutMessage,
+        sealing: &mut Batch,
         made: &mut Made,
     ) {
+        let protocol = self.protocols.get(message.protocol.as_str());
         let (Ok(event) | Err((_, event))) = &message.event;
         let sealed = match (&message.event, protocol) {
             (Err((refusal, _)), _) => Err(refusal.clone()),
@@ -36,14 +40,18 @@ impl Reader {
                 "unknown_protocol",
                 format!("no protocol is called {:?}", message.protocol),
             )),
-            (Ok(event), Some(protocol)) => self.seal(protocol, event),
+            (Ok(event), Some(protocol)) => self.seal(protocol, event, id, sealing),
         };
         let name = protocol.map_or("unknown", |p| p.id());
         match sealed {
             Ok((peers, sealed)) => {
                 let ids = self.store.reserve_rows(peers.len());
+                let mut sealed = sealed;
                 for (id, peer) in ids.zip(peers) {
-                    let row = self.row(id, name, peer.as_str(), event, &sealed);
+                    let mut row = self.row(id, name, peer.as_str(), event, &sealed);
+                    // What belongs to the event as a whole goes with the first of its rows.
+                    row.records = std::mem::take(&mut sealed.records);
+                    row.room_event = sealed.room_event.take();
                     made.lanes.push(((name, peer), item(&row)));
                     made.rows.push(row);
                 }
@@ -90,6 +98,8 @@ impl Reader {
         &self,
         protocol: &Arc<dyn Protocol>,
         event: &OutEvent,
+        id: &str,
+        sealing: &mut Batch,
     ) -> Result<(Vec<PeerName>, Sealed), Refusal> {
         let limit = protocol.max_body().min(self.max_body);
         if event.payload.len() > limit {
@@ -99,13 +109,32 @@ impl Reader {
             );
             return Err(Refusal::new("too_large", detail));
         }
-        let (targets, mut sealed) = protocol.prepare(event)?;
+        let scope = sealing.scopes.remove(id);
+        let previous = scope
+            .as_ref()
+            .and_then(|scope| self.scopes.previous(protocol.id(), &scope.name));
+        let (targets, mut sealed) = protocol.prepare(event, previous.as_deref())?;
         let peers = match targets {
             Targets::Peers(peers) => peers,
             Targets::AllAccepted => self.peers.accepted(protocol.id()),
         };
         if peers.is_empty() {
             return Err(Refusal::new("no_peers", "no accepted peer to send it to"));
+        }
+        if let Some(scope) = scope {
+            if let Some(claimed) = scope.claims
+                && !sealing.claim(protocol.id(), claimed)
+            {
+                let why = format!(
+                    "an event {:?} was sent before; this message has the same one of its own",
+                    sealed.event_id
+                );
+                return Err(Refusal::new("event_id_taken", why));
+            }
+            if let Some(state) = sealed.state.take() {
+                let record = self.scopes.advance(protocol.id(), &scope.name, &state);
+                sealed.records.push(record);
+            }
         }
         if faults::on("shuffle_keys") {
             sealed.order_key.clone_from(&sealed.event_id);
@@ -136,8 +165,8 @@ impl Reader {
             traceparent: event.traceparent.clone(),
             state: RowState::Pending,
             reason: None,
-            records: sealed.records.clone(),
-            room_event: sealed.room_event.clone(),
+            records: Vec::new(),
+            room_event: None,
         }
     }
 }

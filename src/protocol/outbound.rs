@@ -51,9 +51,17 @@ pub enum Targets {
 pub struct Scope {
     /// Unique within the protocol (a room, a mailbox).
     pub name: String,
-    /// The event id that the message itself fixes, if it does: where an event of that id is kept
-    /// already, this message is another one and is not sent.
-    pub claims: Option<String>,
+    /// The event that the message itself names, if it does: where it is kept already, this message is
+    /// another one and is not sent.
+    pub claims: Option<Claimed>,
+}
+
+/// Names an event of a room.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Claimed {
+    pub event_id: String,
+    /// The server that makes it: we.
+    pub origin: String,
 }
 
 /// An event of a room, kept so that other servers can read it.

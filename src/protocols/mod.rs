@@ -3,6 +3,7 @@
 mod examine;
 pub mod net;
 pub mod paracord;
+mod room;
 pub mod uam;
 pub mod voltchat;
 mod wire;

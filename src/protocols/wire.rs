@@ -76,3 +76,23 @@ pub(super) fn request_id() -> String {
         Err(_) => String::new(),
     }
 }
+
+/// A part of a path with its `%XX` decoded; `None`: its escapes make no text.
+pub(super) fn unescaped(part: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes();
+    while let [first, more @ ..] = rest {
+        if *first != b'%' {
+            bytes.push(*first);
+            rest = more;
+            continue;
+        }
+        let [high, low, after @ ..] = more else {
+            return None;
+        };
+        let digit = |b: &u8| char::from(*b).to_digit(16);
+        bytes.push(u8::try_from(digit(high)? * 16 + digit(low)?).ok()?);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
+}

@@ -9,10 +9,11 @@ use super::db::Conn;
 use super::ops::{Answer, Single};
 use super::plan::{Plan, PlannedRow, outcome_columns};
 use super::shapes::*;
+use super::types::NewRow;
 use super::writer::Answers;
-use super::{checkpoint, held, prune, single};
+use super::{checkpoint, held, prune, room_events, single};
 use crate::clock::UnixMs;
-use crate::protocol::{ProtocolId, Record};
+use crate::protocol::{ProtocolId, Record, RoomEvent};
 
 /// Ledger numbers are reserved in the database this many ahead, so that a number handed out before a
 /// crash is not handed out again after it.
@@ -44,13 +45,17 @@ pub(super) async fn write(
     let mut answers = Answers::default();
 
     let mut records: Vec<(ProtocolId, &Record)> = Vec::new();
+    let mut kept: Vec<(ProtocolId, &RoomEvent)> = Vec::new();
     if !plan.rows.is_empty() {
         texts
             .execute(conn, &INSERT_BODIES, &plan.bodies, |b, (id, body)| {
                 b.int(*id).blob(body);
             })
             .await?;
-        records = insert_rows(conn, texts, &plan.rows, now_ms).await?;
+        for row in insert_rows(conn, texts, &plan.rows, now_ms).await? {
+            records.extend(row.records.iter().map(|record| (row.protocol, record)));
+            kept.extend(row.room_event.as_ref().map(|event| (row.protocol, event)));
+        }
         let top = plan.rows.iter().map(|r| r.row.id).max().unwrap_or(0);
         if top >= marks.rows {
             marks.rows = top.saturating_add(AHEAD);
@@ -88,8 +93,9 @@ pub(super) async fn write(
         })
         .await?;
     if !plan.arrivals.is_empty() {
-        answers.arrivals = arrive(conn, texts, &plan.arrivals, now_ms, marks).await?;
+        answers.arrivals = arrive(conn, texts, &plan.arrivals, now_ms, marks, &mut kept).await?;
     }
+    room_events::insert(conn, texts, &kept, now_ms).await?;
     texts
         .execute(conn, &PUBLISHED, &plan.published, |b, id| {
             b.int(*id);
@@ -105,8 +111,13 @@ pub(super) async fn write(
             Single::ReleaseHeld(batch) => {
                 Answer::Released(held::release(conn, batch, now_ms, marks).await?)
             }
-            Single::Prune { now_ms, keep } => {
-                Answer::Number(prune::step(conn, texts, *now_ms, keep, marks).await?)
+            Single::Prune {
+                now_ms,
+                keep,
+                wishes,
+            } => {
+                let rules = prune::Rules { keep, wishes };
+                Answer::Number(prune::step(conn, texts, *now_ms, rules, marks).await?)
             }
             op => Answer::Number(single::run(conn, op, marks).await?),
         });
@@ -114,13 +125,14 @@ pub(super) async fn write(
     Ok(answers)
 }
 
-/// Inserts rows, skipping those whose message is known; answers the records of those that were new.
+/// Inserts rows, skipping those whose message is known; answers those that were new and bring more
+/// than themselves.
 async fn insert_rows<'a>(
     conn: &mut Conn,
     texts: &mut Texts,
     rows: &[PlannedRow<'a>],
     now_ms: UnixMs,
-) -> Result<Vec<(ProtocolId, &'a Record)>, sqlx::Error> {
+) -> Result<Vec<&'a NewRow>, sqlx::Error> {
     let bind = |b: &mut Binds, planned: &PlannedRow<'_>| {
         let (row, c) = (planned.row, planned.columns(now_ms));
         let body = (planned.body_ref.is_none() && planned.keeps_body()).then_some(&*row.body);
@@ -146,7 +158,8 @@ async fn insert_rows<'a>(
             .opt_int(planned.body_ref)
             .opt_blob(body);
     };
-    if rows.iter().all(|r| r.row.records.is_empty()) {
+    let alone = |row: &NewRow| row.records.is_empty() && row.room_event.is_none();
+    if rows.iter().all(|r| alone(r.row)) {
         texts.execute(conn, &INSERT_ROWS, rows, bind).await?;
         return Ok(Vec::new());
     }
@@ -157,10 +170,9 @@ async fn insert_rows<'a>(
     {
         new.insert(row.get::<i64>(0)?);
     }
+    let rows = rows.iter().map(|planned| planned.row);
     Ok(rows
-        .iter()
-        .filter(|r| new.contains(&r.row.id))
-        .flat_map(|r| r.row.records.iter().map(|record| (r.row.protocol, record)))
+        .filter(|row| !alone(row) && new.contains(&row.id))
         .collect())
 }
 

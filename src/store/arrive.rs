@@ -11,15 +11,18 @@ use super::shapes::*;
 use super::single;
 use super::types::Accepted;
 use crate::clock::UnixMs;
+use crate::protocol::{ProtocolId, RoomEvent};
 
 /// Takes events in: what is known is looked up for all of them at once, decided in order in memory,
 /// and the new ones inserted together.
-pub(super) async fn arrive(
+/// Room events of the new ones are added to `kept`.
+pub(super) async fn arrive<'a>(
     conn: &mut Conn,
     texts: &mut Texts,
-    arrivals: &[&Arrival],
+    arrivals: &[&'a Arrival],
     now_ms: UnixMs,
     marks: &mut Marks,
+    kept: &mut Vec<(ProtocolId, &'a RoomEvent)>,
 ) -> Result<Vec<Answer>, sqlx::Error> {
     let mut known: HashMap<(String, String), (i64, Vec<u8>, bool)> = HashMap::new();
     for row in texts
@@ -96,6 +99,7 @@ pub(super) async fn arrive(
         marks.inbound_bytes += i64::try_from(event.payload.len()).unwrap_or(i64::MAX);
         let headers =
             serde_json::to_string(&event.headers).map_err(|e| sqlx::Error::Encode(Box::new(e)))?;
+        kept.extend(event.room_event.as_ref().map(|room| (event.protocol, room)));
         new.push((id, arrival, headers));
     }
     reserve_numbers(conn, marks).await?;

@@ -1,7 +1,10 @@
 //! The handle's methods for peers, trust, protocols' own rows, and the store's housekeeping.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use super::ops::{Answer, Single, Statement, Work};
-use super::types::{HealthRow, StoreError, TrustRow};
+use super::types::{HealthRow, Keeping, StoreError, TrustRow};
 use super::{Commit, Store, read};
 use crate::protocol::{PeerRecord, ProtocolId, Record};
 
@@ -114,6 +117,17 @@ impl Store {
             .await
     }
 
+    /// Those of these keys that are there, by key.
+    pub async fn records_of(
+        &self,
+        protocol: ProtocolId,
+        kind: &'static str,
+        keys: Vec<String>,
+    ) -> Result<HashMap<String, String>, StoreError> {
+        self.read_after(move |db| read::records_of(db, protocol, kind, keys))
+            .await
+    }
+
     /// Writes (value) or deletes (None) rows in one commit.
     pub async fn put_records(
         &self,
@@ -155,6 +169,11 @@ impl Store {
         self.count(Single::NextEpoch).await
     }
 
+    /// What protocols want kept otherwise than retention says, from now on.
+    pub fn keep(&self, wishes: Vec<Keeping>) {
+        self.inner.wishes.store(Arc::new(wishes));
+    }
+
     /// Prunes in small steps what retention allows (see the table in `prune.rs`); answers how many
     /// rows went. Takes its time: after each step it leaves the writer to others for as long again.
     /// Stops after a number of steps, so a large arrear takes several calls.
@@ -163,7 +182,13 @@ impl Store {
         for _ in 0..PRUNE_STEPS {
             let begun = std::time::Instant::now();
             let keep = Box::new(self.inner.retention.clone());
-            let step = self.count(Single::Prune { now_ms, keep }).await?;
+            let wishes = self.inner.wishes.load_full();
+            let prune = Single::Prune {
+                now_ms,
+                keep,
+                wishes,
+            };
+            let step = self.count(prune).await?;
             gone = gone.saturating_add(u64::try_from(step).unwrap_or(0));
             if step == 0 {
                 break;

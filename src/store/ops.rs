@@ -4,17 +4,18 @@
 //! failed, and counted against the writer's room before it is queued.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::checkpoint::{Acked, Rebase, Tip, Way};
 use super::held::{HeldBatch, Released};
-use super::types::{Accepted, NewInbound, NewRow, Outcome, Settle, StoreError};
+use super::types::{Accepted, Keeping, NewInbound, NewRow, Outcome, Settle, StoreError};
 use super::value::Value;
 use crate::clock::UnixMs;
 use crate::config::Retention;
-use crate::protocol::{PeerRecord, ProtocolId, Record};
+use crate::protocol::{PeerRecord, ProtocolId, Record, RoomEvent};
 
 /// Room one row takes beside its body: columns, bookkeeping, the caller's waker.
 const ROW_COST: usize = 512;
@@ -68,6 +69,7 @@ pub(super) enum Single {
     Prune {
         now_ms: UnixMs,
         keep: Box<Retention>,
+        wishes: Arc<Vec<Keeping>>,
     },
     LimitSize(Option<u64>),
     /// Fixed statements in one transaction; answers the rows the last of them changed.
@@ -146,15 +148,22 @@ impl Work {
     /// Bytes of room it takes, an estimate of what it holds in memory.
     pub fn cost(&self) -> usize {
         let strings = |r: &Record| r.key.len() + r.value.as_ref().map_or(0, String::len) + 64;
+        let kept = |event: &Option<RoomEvent>| {
+            let event = event.as_ref();
+            event.map_or(0, |e| ROW_COST + e.envelope.len() + e.event_id.len())
+        };
         match self {
             Self::Insert(rows) => rows
                 .iter()
-                .map(|r| ROW_COST + r.body.len() + r.records.iter().map(strings).sum::<usize>())
+                .map(|r| {
+                    let records = r.records.iter().map(strings).sum::<usize>();
+                    ROW_COST + r.body.len() + records + kept(&r.room_event)
+                })
                 .sum::<usize>()
                 .max(ROW_COST),
             Self::Accept(a) => {
                 let headers: usize = a.event.headers.iter().map(|(k, v)| k.len() + v.len()).sum();
-                ROW_COST + a.event.payload.len() + headers
+                ROW_COST + a.event.payload.len() + headers + kept(&a.event.room_event)
             }
             Self::Settle(s) => {
                 let text = match &s.outcome {

@@ -5,7 +5,8 @@
 //! | delivered rows | a day after the outcome |
 //! | failed rows and their attempts | 30 days after it, once `FED_DEAD` has the notice |
 //! | bodies of acknowledged inbound events | after 24 h, or, oldest first, beyond 10 GiB; never before 10 min |
-//! | ids of acknowledged inbound events | after 8 days |
+//! | ids of acknowledged inbound events | after 8 days; those of a protocol that keeps them stay |
+//! | envelopes of room events | never, or after the time the protocol names; their ids stay |
 //! | replay ids | past their time |
 //! | what was found out about a peer | 90 days after it was last verified; never while messages wait for it, or when the configuration names it |
 //!
@@ -14,7 +15,9 @@
 use super::apply::Marks;
 use super::bulk::{Shape, Texts};
 use super::db::Conn;
+use super::room_events;
 use super::shapes::{DELETE_ATTEMPTS, DELETE_BODIES, DELETE_ROWS, DROP_PAYLOADS};
+use super::types::Keeping;
 use crate::clock::UnixMs;
 use crate::config::Retention;
 
@@ -26,14 +29,22 @@ fn before(now_ms: UnixMs, age: std::time::Duration) -> UnixMs {
     now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// What stays how long.
+#[derive(Clone, Copy)]
+pub(super) struct Rules<'a> {
+    pub keep: &'a Retention,
+    pub wishes: &'a [Keeping],
+}
+
 /// One step; answers how many rows went or lost their body. 0: nothing left to do now.
 pub(super) async fn step(
     conn: &mut Conn,
     texts: &mut Texts,
     now_ms: UnixMs,
-    keep: &Retention,
+    rules: Rules<'_>,
     marks: &mut Marks,
 ) -> Result<i64, sqlx::Error> {
+    let Rules { keep, wishes } = rules;
     let mut gone = 0;
     for (sql, before) in [
         (
@@ -67,13 +78,13 @@ pub(super) async fn step(
     if marks.inbound_bytes > i64::try_from(keep.bodies_bytes).unwrap_or(i64::MAX) {
         gone += inbound_bodies(conn, texts, now_ms - 10 * MINUTE, marks).await?;
     }
-    gone += execute(
-        conn,
-        "DELETE FROM federation_events WHERE id IN (SELECT id FROM federation_events \
-         WHERE payload IS NULL AND received_ms < $1 ORDER BY received_ms LIMIT $2)",
-        before(now_ms, keep.ids),
-    )
-    .await?;
+    gone += old_ids(conn, wishes, before(now_ms, keep.ids)).await?;
+    for wish in wishes {
+        if let Some(age) = wish.room_events {
+            let before = before(now_ms, age);
+            gone += room_events::drop_envelopes(conn, wish.protocol, before, STEP).await?;
+        }
+    }
     gone += execute(
         conn,
         "DELETE FROM federation_replay WHERE (protocol, scope, id) IN (SELECT protocol, scope, id \
@@ -91,6 +102,37 @@ pub(super) async fn step(
     )
     .await?;
     Ok(gone)
+}
+
+/// Ids of inbound events older than `before`, protocol by protocol.
+async fn old_ids(conn: &mut Conn, wishes: &[Keeping], before: UnixMs) -> Result<i64, sqlx::Error> {
+    let mut gone = 0;
+    let mut after = String::new();
+    loop {
+        let next = conn
+            .query("SELECT MIN(protocol) FROM federation_events WHERE protocol > $1")
+            .bind(after.as_str())
+            .scalar::<Option<String>>()
+            .await?;
+        let Some(protocol) = next else {
+            return Ok(gone);
+        };
+        if !wishes.iter().any(|w| w.protocol == protocol && w.ids) {
+            let done = conn
+                .query(
+                    "DELETE FROM federation_events WHERE id IN (SELECT id FROM federation_events \
+                     WHERE protocol = $1 AND payload IS NULL AND received_ms < $2 \
+                     ORDER BY received_ms LIMIT $3)",
+                )
+                .bind(protocol.as_str())
+                .bind(before)
+                .bind(STEP)
+                .execute()
+                .await?;
+            gone += i64::try_from(done).unwrap_or(0);
+        }
+        after = protocol;
+    }
 }
 
 /// Runs a statement over many numbers.

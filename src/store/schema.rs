@@ -29,6 +29,7 @@ const VERSIONS: &[(i64, &str, &str, &str)] = &[
     version!(3, "0003_door"),
     version!(4, "0004_lists"),
     version!(5, "0005_mailbox"),
+    version!(6, "0006_rooms"),
 ];
 
 /// The newest version this binary knows.

@@ -261,6 +261,16 @@ pub enum Accepted {
     Replayed,
 }
 
+/// What a protocol wants kept longer, or less long, than retention says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keeping {
+    pub protocol: ProtocolId,
+    /// The ids of its inbound events stay for ever.
+    pub ids: bool,
+    /// How long envelopes of room events stay; `None`: for ever.
+    pub room_events: Option<std::time::Duration>,
+}
+
 /// An inbound event read back.
 #[derive(Clone, Debug)]
 pub struct InboundRow {

@@ -49,7 +49,6 @@ pub(super) fn paracord(s: &Section<'_>) -> Result<ParacordConfig, ConfigError> {
         )?,
         push_per_minute: s.int("push_per_minute", 0, 10_000_000)?,
         retry_delays,
-        retry_max_age: s.duration("retry_max_age", "1s", "365d")?,
         poll_interval: s.duration("poll_interval", "100ms", "1d")?,
         poll_at_once: s.int("poll_at_once", 1, 1024)?,
         poll_page: s.int("poll_page", 1, 1000)?,

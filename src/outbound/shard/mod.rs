@@ -12,11 +12,13 @@
 //! | `ask` | an operator's questions and orders |
 //! | `saving` | health facts on their way to the store |
 //! | `report` | operator events and the log |
+//! | `meter` | how many events a minute a peer is sent |
 //! | [`room`] | who may take a place in the window |
 
 mod ask;
 mod attempts;
 mod done;
+mod meter;
 mod queue;
 mod report;
 pub mod room;
@@ -41,6 +43,7 @@ use crate::peers::health::{Facts, Policy};
 use crate::protocol::{PeerName, Protocol, ProtocolId};
 use crate::store::Store;
 use done::Done;
+use meter::Meter;
 use room::{Pace, Room};
 use saving::Saving;
 
@@ -84,6 +87,7 @@ struct Entry {
     listening: bool,
     state: metrics::LaneState,
     saving: Saving,
+    meter: Meter,
 }
 
 impl Entry {
@@ -102,6 +106,7 @@ impl Entry {
 pub struct Known {
     pub facts: Facts,
     average_ms: Option<f64>,
+    meter: Meter,
 }
 
 impl From<Facts> for Known {
@@ -109,6 +114,7 @@ impl From<Facts> for Known {
         Self {
             facts,
             average_ms: None,
+            meter: Meter::default(),
         }
     }
 }
@@ -223,6 +229,7 @@ impl Shard {
                 listening: false,
                 state: metrics::LaneState::Healthy,
                 saving: Saving::default(),
+                meter: known.meter,
             }
         })
     }
@@ -242,6 +249,7 @@ impl Shard {
         let known = Known {
             facts: entry.lane.facts,
             average_ms: entry.average_ms,
+            meter: entry.meter,
         };
         self.known.insert(key.clone(), known);
     }

@@ -1,6 +1,6 @@
 //! Asking a lane what to do, and who waits for a place in the window.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::lane::Step;
 use super::done::Done;
@@ -30,12 +30,17 @@ impl Shard {
             entry.lane.unsteady = !steady;
             entry.lane.leaves_by(protocol.via(&key.1));
             resumed |= entry.lane.pause_ran_out(now);
-            let room = self.room.admits(entry.pace(), entry.lane.in_flight());
+            let (per_minute, instant) = (protocol.pace(&key.1), Instant::now());
+            let metered = per_minute.and_then(|limit| entry.meter.wait(limit, instant));
+            let room = metered.is_none() && self.room.admits(entry.pace(), entry.lane.in_flight());
             match entry
                 .lane
                 .next(&self.shared.policy, protocol.schedule(), now, room)
             {
                 Step::Attempt(item, cause) => {
+                    if let Some(limit) = per_minute {
+                        entry.meter.spend(limit, instant);
+                    }
                     self.attempt(key.clone(), protocol.clone(), item, cause);
                 }
                 Step::Dead(item, code, why) => self.bury(key.clone(), item, code, why, true),
@@ -74,17 +79,29 @@ impl Shard {
                         }
                     });
                 }
-                Step::Sleep(at) => {
-                    if entry.armed.is_none_or(|t| t > at) {
+                step @ (Step::Sleep(_) | Step::Rest) => {
+                    let sleeps = match step {
+                        Step::Sleep(at) => Some(at),
+                        _ => None,
+                    };
+                    // What the meter holds back is runnable, and no end of an attempt may wake it.
+                    let held = metered.filter(|_| entry.lane.has_runnable()).map(|wait| {
+                        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+                        now.saturating_add(wait).saturating_add(1)
+                    });
+                    let wake = match (sleeps, held) {
+                        (Some(a), Some(b)) => Some(a.min(b)),
+                        (a, b) => a.or(b),
+                    };
+                    if let Some(at) = wake
+                        && entry.armed.is_none_or(|t| t > at)
+                    {
                         if let Some(old) = entry.armed.replace(at) {
                             self.wakes.remove(&(old, key.clone()));
                         }
                         self.wakes.insert((at, key.clone()));
                     }
-                    break;
-                }
-                Step::Rest => {
-                    if entry.lane.is_idle() && !entry.resting {
+                    if sleeps.is_none() && entry.lane.is_idle() && !entry.resting {
                         entry.resting = true;
                         self.resting.push_back(key.clone());
                     }

@@ -64,6 +64,7 @@ use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
 use super::net::Net;
+use super::room::Room;
 use book::{Book, BookError};
 use conduct::Conduct;
 use own_keys::OwnKeys;
@@ -79,6 +80,8 @@ pub const WELL_KNOWN: &str = "/.well-known/paracord/server";
 pub const MAX_BODY: usize = 2 * 1024 * 1024;
 /// Largest `content` of an event, bytes of compact JSON (sheet, 5).
 pub const MAX_CONTENT: usize = 1024 * 1024;
+/// Bytes of large request bodies held at one time.
+const BODIES: usize = 64 * 1024 * 1024;
 /// How we name ourselves to servers.
 pub const USER_AGENT: &str = concat!("Drawbridge/", env!("CARGO_PKG_VERSION"), " (federation)");
 
@@ -168,6 +171,8 @@ pub struct Paracord {
     pub(super) book: Book,
     pub(super) rooms: Rooms,
     pub(super) conduct: Conduct,
+    /// For large bodies of requests.
+    pub(super) bodies: Room,
     pub(super) store: Store,
     pub(super) peers: Peers,
     pub(super) trust: Trust,
@@ -200,6 +205,7 @@ impl Paracord {
             book,
             rooms,
             conduct,
+            bodies: Room::new(BODIES, MAX_BODY),
             store: parts.store,
             peers: parts.peers,
             trust: parts.trust,

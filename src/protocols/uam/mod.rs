@@ -323,7 +323,11 @@ impl Protocol for Uam {
         send::seal(self, event)
     }
 
-    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
+    fn prepare(
+        &self,
+        event: &OutEvent,
+        _previous: Option<&str>,
+    ) -> Result<(Targets, Sealed), Refusal> {
         send::prepare(self, event)
     }
 

@@ -10,7 +10,7 @@
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
 //! | [`push`], [`fetch`], [`queue`] | a peer's message in; mailboxes, theirs and ours; an operator's message |
 //! | [`message`] | relay messages, read without touching the payload |
-//! | [`routes`], [`request`] (`body`), [`answer`], [`room`] | what is asked of us: dispatch, reading and credentials, answers |
+//! | [`routes`], [`request`] (`body`), [`answer`] | what is asked of us: dispatch, reading and credentials, answers |
 //! | [`state`], [`record`], [`book`] | peers: the state machine (pure), one record, all of them (`shelf`: in memory) |
 //! | [`handshake`], [`heartbeat`] | peering with a host, and staying in touch, both ways |
 //! | [`acts`], [`admin`], [`calls`], [`operator`] | what operators and backends do with peers |
@@ -45,7 +45,6 @@ pub mod push;
 pub mod queue;
 pub mod record;
 pub mod request;
-pub mod room;
 pub mod routes;
 pub mod send;
 pub mod servers;
@@ -78,12 +77,12 @@ use crate::store::{Store, StoreError};
 use crate::trust::Trust;
 
 pub use super::net::Net;
+use super::room::Room;
 
 use allow::AllowList;
 use book::{Book, BookError};
 use invites::Invites;
 use record::Peer;
-use room::Room;
 
 /// Its name in subjects, tables and settings.
 pub const ID: ProtocolId = "voltchat";
@@ -91,6 +90,8 @@ pub const ID: ProtocolId = "voltchat";
 pub const BASE: &str = "/api/federation";
 /// Largest request body, either way, bytes (sheet, 6.1).
 pub const MAX_BODY: usize = 10 * 1024 * 1024;
+/// Bytes of large request bodies held at one time.
+const BODIES: usize = 256 * 1024 * 1024;
 /// What id, origin and the like add to a payload in a push, bytes.
 const WRAPPING: usize = 4 * 1024;
 /// Bytes of an answer that says little.
@@ -223,7 +224,7 @@ impl VoltChat {
             bus: parts.bus,
             mailbox,
             invites,
-            room: Room::default(),
+            room: Room::new(BODIES, MAX_BODY),
             ops: parts.ops,
             clock: parts.clock,
             schedule,
@@ -292,14 +293,18 @@ impl Protocol for VoltChat {
     }
 
     fn targets(&self, event: &OutEvent) -> Result<Targets, Refusal> {
-        Ok(self.prepare(event)?.0)
+        Ok(self.prepare(event, None)?.0)
     }
 
     fn seal(&self, event: &OutEvent, _previous: Option<&str>) -> Result<Sealed, Refusal> {
-        Ok(self.prepare(event)?.1)
+        Ok(self.prepare(event, None)?.1)
     }
 
-    fn prepare(&self, event: &OutEvent) -> Result<(Targets, Sealed), Refusal> {
+    fn prepare(
+        &self,
+        event: &OutEvent,
+        _previous: Option<&str>,
+    ) -> Result<(Targets, Sealed), Refusal> {
         send::prepare(self, event)
     }
 

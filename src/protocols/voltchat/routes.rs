@@ -24,7 +24,8 @@ use super::{
 use crate::config::OperatorRole;
 use crate::http::server::ClientAddr;
 use crate::http::unrouted;
-use crate::protocols::wire::client_window;
+use crate::protocols::room::{COME_AGAIN_S, Full};
+use crate::protocols::wire::{self, client_window};
 
 /// The routes on the public listener.
 pub fn router(v: Arc<VoltChat>) -> axum::Router {
@@ -88,7 +89,7 @@ impl Route {
         if !(is(first, "api") && is(second, "federation")) {
             return Self::Foreign;
         }
-        let Some(words) = words.map(decoded).collect::<Option<Vec<String>>>() else {
+        let Some(words) = words.map(wire::unescaped).collect::<Option<Vec<String>>>() else {
             return Self::Malformed;
         };
         let lower: Vec<String> = words.iter().map(|word| word.to_ascii_lowercase()).collect();
@@ -153,26 +154,6 @@ impl Route {
     }
 }
 
-/// A part of a path; `None`: its escapes make no text.
-fn decoded(part: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.as_bytes();
-    while let [first, more @ ..] = rest {
-        if *first != b'%' {
-            bytes.push(*first);
-            rest = more;
-            continue;
-        }
-        let [high, low, after @ ..] = more else {
-            return None;
-        };
-        let digit = |b: &u8| char::from(*b).to_digit(16);
-        bytes.push(u8::try_from(digit(high)? * 16 + digit(low)?).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
-}
-
 async fn answer(State(v): State<Arc<VoltChat>>, request: Request) -> Response {
     let route = Route::of(request.method(), request.uri());
     if route == Route::Foreign {
@@ -195,7 +176,9 @@ async fn serve(v: &Arc<VoltChat>, route: Route, request: Request) -> Result<Resp
         handshake::may_try(v, client.as_deref())?;
     }
     let (parts, body) = request.into_parts();
-    let _place = v.room.take(HttpBody::size_hint(&body).upper())?;
+    let place = v.room.take(HttpBody::size_hint(&body).upper());
+    let _place =
+        place.map_err(|Full| Fail::unavailable("large bodies fill their room", COME_AGAIN_S))?;
     let r = Received::read(parts, body, now_ms).await?;
     if let Some(role) = route.role() {
         may(v, &r.headers, client.as_deref(), role)?;

@@ -1,6 +1,6 @@
 //! Questions about peers, trust, keys and protocols' own rows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::{Answer, unreadable};
@@ -153,6 +153,20 @@ pub(in crate::store) async fn record(
         .fetch_optional()
         .await?;
     row.map(|r| r.get(0)).transpose()
+}
+
+pub(in crate::store) async fn records_of(
+    db: Db,
+    protocol: ProtocolId,
+    kind: &'static str,
+    keys: Vec<String>,
+) -> Answer<HashMap<String, String>> {
+    let mut found = HashMap::new();
+    for key in keys {
+        let value = record(db.clone(), protocol, kind.to_owned(), key.clone()).await?;
+        found.extend(value.map(|value| (key, value)));
+    }
+    Ok(found)
 }
 
 pub(in crate::store) async fn server_keys(
