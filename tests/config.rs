@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use drawbridge::config::{Config, DEFAULT_TOML, StreamPolicy};
 
+#[path = "config/paracord.rs"]
+mod paracord;
 #[path = "config/voltchat.rs"]
 mod voltchat;
 

@@ -2,6 +2,7 @@
 //! several keys.
 
 mod http;
+mod origin;
 mod paracord;
 mod peers;
 mod uam;
@@ -31,7 +32,7 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
         nats: super::nats::nats(layers, &section("nats"), &section("nats.managed"))?,
         store: super::store::read(&section("store"), &data_dir)?,
         voltchat: voltchat::voltchat(layers, &section("voltchat"), &http)?,
-        paracord: paracord::paracord(&section("paracord"))?,
+        paracord: paracord::paracord(&section("paracord"), &http)?,
         http,
         public: public(&section("public"), &section("http"))?,
         admin: admin(&section("admin"))?,

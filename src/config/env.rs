@@ -2,8 +2,8 @@
 //!
 //! `DRAWBRIDGE_SECTION__KEY` names any key of the file. A name with `__` in it must be a setting; one
 //! without is left alone unless it is a top-level key or a setting written with too few underscores,
-//! since tools keep variables of their own under the same prefix. The names of the UAM document and of
-//! a VoltChat mainline come first, so that ours win.
+//! since tools keep variables of their own under the same prefix. The names of the UAM document, of a
+//! VoltChat mainline and of a Paracord server come first, so that ours win.
 
 use toml::Value;
 
@@ -24,6 +24,8 @@ enum Form {
     Level,
     /// `true`, exactly; anything else is false.
     Exactly,
+    /// `true` or `false`, also as 1, yes, on and 0, no, off; anything else is a mistake.
+    Switch,
     /// Items with commas between.
     List,
 }
@@ -68,6 +70,44 @@ const VOLTCHAT: [(&str, &str, Form); 5] = [
 /// Many programs have a SERVER_URL: the general names count only beside one that begins like this.
 const VOLTCHAT_OWN: &str = "FEDERATION_";
 
+/// A Paracord server's names. `PARACORD_FEDERATION_ALLOW_DISCOVERY` is not among them: nothing reads it
+/// there either.
+const PARACORD: [(&str, &str, Form); 9] = [
+    (
+        "PARACORD_FEDERATION_ENABLED",
+        "paracord.enabled",
+        Form::Switch,
+    ),
+    ("PARACORD_SERVER_NAME", "paracord.server_name", Form::Text),
+    ("PARACORD_FEDERATION_DOMAIN", "paracord.domain", Form::Text),
+    (
+        "PARACORD_FEDERATION_SIGNING_KEY_PATH",
+        "paracord.key_path",
+        Form::Text,
+    ),
+    ("PARACORD_FEDERATION_KEY_ID", "paracord.key_id", Form::Text),
+    (
+        "PARACORD_FEDERATION_MAX_EVENTS_PER_PEER_PER_MINUTE",
+        "paracord.max_events_per_peer_per_minute",
+        Form::Integer,
+    ),
+    (
+        "PARACORD_FEDERATION_MAX_USER_CREATES_PER_PEER_PER_HOUR",
+        "paracord.max_user_creates_per_peer_per_hour",
+        Form::Integer,
+    ),
+    (
+        "PARACORD_FEDERATION_ALLOWED_GUILD_IDS",
+        "paracord.allowed_guild_ids",
+        Form::List,
+    ),
+    (
+        "PARACORD_FEDERATION_READ_TOKEN",
+        "paracord.read_token",
+        Form::Text,
+    ),
+];
+
 /// Puts the variables that are settings on top.
 pub(super) fn apply(layers: &mut Layers, env: &[(String, String)]) -> Result<(), ConfigError> {
     let given = |name: &str| {
@@ -79,7 +119,7 @@ pub(super) fn apply(layers: &mut Layers, env: &[(String, String)]) -> Result<(),
         .iter()
         .any(|(name, ..)| name.starts_with(VOLTCHAT_OWN) && given(name).is_some());
     let voltchat = VOLTCHAT.into_iter().filter(|_| meant);
-    for (name, path, form) in UAM.into_iter().chain(voltchat) {
+    for (name, path, form) in UAM.into_iter().chain(voltchat).chain(PARACORD) {
         if let Some(text) = given(name) {
             layers.add_value(path, documented(name, text, form)?, name)?;
         }
@@ -155,6 +195,11 @@ fn documented(name: &str, text: &str, form: Form) -> Result<Value, ConfigError> 
             "1" | "true" | "yes"
         )),
         Form::Exactly => Value::Boolean(text == "true"),
+        Form::Switch => {
+            Value::Boolean(switch(text).ok_or_else(|| {
+                ConfigError(format!("{name} must be true or false, not {text:?}"))
+            })?)
+        }
         Form::List => list(text),
         Form::Seconds => Value::String(format!("{}s", number("a whole number of seconds")?)),
         Form::Hours => Value::String(format!("{}h", number("a whole number of hours")?.max(1))),
@@ -164,6 +209,14 @@ fn documented(name: &str, text: &str, form: Form) -> Result<Value, ConfigError> 
             other => other.to_owned(),
         }),
     })
+}
+
+fn switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Some(true),
+        "0" | "false" | "no" | "off" => Some(false),
+        _ => None,
+    }
 }
 
 /// Reads `text` as the kind of value that the key has by default.

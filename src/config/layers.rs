@@ -165,7 +165,7 @@ impl Layers {
                 continue;
             }
             match (schema.get(key), value) {
-                (None, _) => return Err(self.unknown(&path, key, schema, origin)),
+                (None, _) => return Err(self.unknown(&path, schema, origin)),
                 (Some(Value::Table(_)), Value::Table(_)) if path == FREE_TABLE => {}
                 (Some(Value::Table(below)), Value::Table(inner)) => {
                     self.check(inner, below, &path, origin)?;
@@ -182,16 +182,12 @@ impl Layers {
         Ok(())
     }
 
-    fn unknown(&self, path: &str, key: &str, schema: &Table, origin: &str) -> ConfigError {
+    fn unknown(&self, path: &str, schema: &Table, origin: &str) -> ConfigError {
         let mut beside: Vec<String> = schema.keys().map(|k| join(parent(path), k)).collect();
         let blocks = BLOCKS.iter().map(|(name, _)| (*name).to_owned());
         beside.extend(blocks.filter(|name| parent(name) == parent(path)));
         let all = self.paths();
         let hint = nearest(path, &beside)
-            .or_else(|| {
-                let same = |p: &&String| p.rsplit('.').next() == Some(key);
-                all.iter().find(same).cloned()
-            })
             .or_else(|| nearest(path, &all))
             .map_or_else(String::new, |near| format!("; did you mean {near}?"));
         ConfigError(format!("{origin}: there is no setting {path}{hint}"))
@@ -344,16 +340,20 @@ fn parent(path: &str) -> &str {
     path.rsplit_once('.').map_or("", |(parent, _)| parent)
 }
 
-/// The candidate that `wanted` is likely a slip of; none if nothing is near.
+/// The candidate that `wanted` is likely a slip of; none if nothing is near. Its last part decides, the
+/// whole of it among those that are called alike.
 pub(super) fn nearest(wanted: &str, candidates: &[String]) -> Option<String> {
     let leaf = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let wanted_leaf = leaf(wanted);
     candidates
         .iter()
-        .map(|c| (strsim::damerau_levenshtein(&leaf(c), &wanted_leaf), c))
-        .min_by_key(|(distance, _)| *distance)
-        .filter(|(distance, _)| *distance <= 1 + wanted_leaf.chars().count() / 4)
-        .map(|(_, c)| c.clone())
+        .map(|c| {
+            let far = strsim::damerau_levenshtein(&leaf(c), &wanted_leaf);
+            (far, strsim::damerau_levenshtein(c, wanted), c)
+        })
+        .min_by_key(|(far, in_all, _)| (*far, *in_all))
+        .filter(|(far, ..)| *far <= 1 + wanted_leaf.chars().count() / 4)
+        .map(|(_, _, c)| c.clone())
 }
 
 /// What a value is, in words.

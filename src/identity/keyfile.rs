@@ -1,4 +1,5 @@
-//! The key file: one line, base64 of a 32-byte seed, mode 0600.
+//! The key file: one line, a 32-byte seed in base64 or in 64 hex digits, mode 0600. Either is read; what
+//! is written is the caller's to say ([`KeyText`]).
 //!
 //! It is made once and overwritten by a rotation only ([`super::ring`]): the seed goes to a temporary name in the same directory,
 //! is fsynced, and gets its real name by a hard link, which fails if the name exists. So a crash
@@ -11,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{KeyFileError, KeyOrigin, b64};
+use super::{KeyFileError, KeyOrigin, KeyText, b64, hex, unhex};
 
-/// A key file is 44 characters and a line end; anything much larger is something else.
+/// A key file is 64 characters and a line end at most; anything much larger is something else.
 const MAX_FILE: u64 = 1024;
 
 /// What a key file is for, as the sentences about it say.
@@ -28,11 +29,12 @@ pub(super) struct Purpose {
 pub(super) fn load_or_create(
     path: &Path,
     purpose: &Purpose,
+    text: KeyText,
 ) -> Result<(Zeroizing<[u8; 32]>, KeyOrigin), KeyFileError> {
     if let Some(seed) = load(path, purpose)? {
         return Ok((seed, KeyOrigin::Loaded));
     }
-    if create(path)? {
+    if create(path, text)? {
         match load(path, purpose)? {
             Some(seed) => return Ok((seed, KeyOrigin::Created)),
             None => return Err(vanished(path)),
@@ -121,8 +123,12 @@ pub(super) fn load(
     if line.starts_with("-----BEGIN") {
         return Err(bad_content(path, purpose, "it is PEM"));
     }
-    let mut bytes =
-        b64::decode(line).map_err(|_| bad_content(path, purpose, "it is not base64"))?;
+    // Read as base64, 64 hex digits would be 48 bytes: the two cannot be mistaken for each other.
+    if let Some(seed) = unhex(line) {
+        return Ok(Some(Zeroizing::new(seed)));
+    }
+    let mut bytes = b64::decode(line)
+        .map_err(|_| bad_content(path, purpose, "it is neither base64 nor hex"))?;
     let seed = <[u8; 32]>::try_from(bytes.as_slice());
     let found = bytes.len();
     bytes.zeroize();
@@ -138,7 +144,7 @@ pub(super) fn load(
 
 fn bad_content(path: &Path, purpose: &Purpose, what: &str) -> KeyFileError {
     KeyFileError(format!(
-        "the key file {} does not hold a key: {what}; expected one line, base64 of a 32-byte seed. \
+        "the key file {} does not hold a key: {what}; expected one line, base64 or 64 hex digits of a 32-byte seed. \
          Restore it from a backup; {}",
         path.display(),
         purpose.lost
@@ -146,7 +152,7 @@ fn bad_content(path: &Path, purpose: &Purpose, what: &str) -> KeyFileError {
 }
 
 /// Makes the file with a fresh seed. `false`: there was one already, or somebody else made it meanwhile.
-pub(super) fn create(path: &Path) -> Result<bool, KeyFileError> {
+pub(super) fn create(path: &Path, text: KeyText) -> Result<bool, KeyFileError> {
     let shown = path.display();
     let failed =
         |e: io::Error| KeyFileError(format!("the key file {shown} cannot be created: {e}"));
@@ -161,7 +167,7 @@ pub(super) fn create(path: &Path) -> Result<bool, KeyFileError> {
     let mut seed = Zeroizing::new([0u8; 32]);
     getrandom::fill(&mut seed[..])
         .map_err(|e| KeyFileError(format!("the system gives no random bytes for a key: {e}")))?;
-    write_beside(path, &seed, |temporary| {
+    write_beside(path, &seed, text, |temporary| {
         match fs::hard_link(temporary, path) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
@@ -172,8 +178,8 @@ pub(super) fn create(path: &Path) -> Result<bool, KeyFileError> {
 }
 
 /// Puts a file with this seed in place of the one there is, at one instant.
-pub(super) fn replace(path: &Path, seed: &[u8; 32]) -> io::Result<()> {
-    write_beside(path, seed, |temporary| fs::rename(temporary, path))
+pub(super) fn replace(path: &Path, seed: &[u8; 32], text: KeyText) -> io::Result<()> {
+    write_beside(path, seed, text, |temporary| fs::rename(temporary, path))
 }
 
 /// Writes a seed to a temporary file in the same folder (0600, fsynced), lets `place` give it its
@@ -181,12 +187,19 @@ pub(super) fn replace(path: &Path, seed: &[u8; 32]) -> io::Result<()> {
 fn write_beside<T>(
     path: &Path,
     seed: &[u8; 32],
+    text: KeyText,
     place: impl FnOnce(&Path) -> io::Result<T>,
 ) -> io::Result<T> {
     let mut tag = [0u8; 8];
     getrandom::fill(&mut tag).map_err(io::Error::other)?;
     let temporary = folder(path).join(format!(".drawbridge-key-{}.tmp", b64::encode(tag)));
-    let mut line = Zeroizing::new(b64::encode(&seed[..]));
+    // Grown before the secret is in it, so that no copy stays behind.
+    let mut line = Zeroizing::new(String::with_capacity(80));
+    let encoded = Zeroizing::new(match text {
+        KeyText::Base64 => b64::encode(&seed[..]),
+        KeyText::Hex => hex(&seed[..]),
+    });
+    line.push_str(&encoded);
     line.push('\n');
     let placed = write(&temporary, line.as_bytes()).and_then(|()| place(&temporary));
     match fs::remove_file(&temporary) {
@@ -277,7 +290,7 @@ mod tests {
                         }
                     });
                 }
-                let made = create(&path);
+                let made = create(&path, KeyText::Base64);
                 over.store(true, Ordering::Relaxed);
                 made
             });
@@ -306,7 +319,7 @@ mod tests {
         let cases: [(&[u8], &str); 6] = [
             (b"", "empty"),
             (b"-----BEGIN PRIVATE KEY-----\nAAAA\n", "PEM"),
-            (b"secret words here!", "not base64"),
+            (b"secret words here!", "neither base64 nor hex"),
             (b"AAAA", "3 bytes"),
             (b"\xff\xfe\x00", "not text"),
             (&[b'A'; 5000], "too long"),
@@ -331,6 +344,22 @@ mod tests {
             0o400,
         );
         assert!(SigningKey::load_or_create(&path).is_ok());
+    }
+
+    #[test]
+    fn a_seed_in_hex_is_the_same_key_as_in_base64_and_each_is_written_as_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (dir.path().join("hex"), dir.path().join("base64"));
+        let (made, _) = SigningKey::load_or_create_as(&one, KeyText::Hex).unwrap();
+        let text = fs::read_to_string(&one).unwrap();
+        let seed = unhex::<32>(text.strip_suffix('\n').unwrap()).unwrap();
+        assert_eq!(text, format!("{}\n", hex(&seed)), "lower case, one line");
+        write(&other, b64::encode(seed).as_bytes(), 0o600);
+        let read = SigningKey::load(&other).unwrap().unwrap();
+        assert_eq!(read.public(), made.public());
+        write(&other, text.to_uppercase().as_bytes(), 0o600);
+        let read = SigningKey::load(&other).unwrap().unwrap();
+        assert_eq!(read.public(), made.public());
     }
 
     #[test]

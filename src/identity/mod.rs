@@ -121,6 +121,15 @@ const IDENTITY: keyfile::Purpose = keyfile::Purpose {
     lost: "moving it away makes a new identity, which peers must learn first",
 };
 
+/// How a new key file is written; either form is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyText {
+    /// URL-safe base64 without padding.
+    Base64,
+    /// 64 lower-case hex digits.
+    Hex,
+}
+
 /// What [`SigningKey::load_or_create`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyOrigin {
@@ -147,10 +156,18 @@ impl SigningKey {
         Ok(Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed))))
     }
 
-    /// Reads the file (one line, base64 of the 32-byte seed, mode 0600), or makes it (0600, fsynced,
-    /// by a temporary name and link, never overwriting).
+    /// Reads the file (one line, base64 or hex of the 32-byte seed, mode 0600), or makes it (base64,
+    /// 0600, fsynced, by a temporary name and link, never overwriting).
     pub fn load_or_create(path: &Path) -> Result<(Self, KeyOrigin), KeyFileError> {
-        let (seed, origin) = keyfile::load_or_create(path, &IDENTITY)?;
+        Self::load_or_create_as(path, KeyText::Base64)
+    }
+
+    /// The same, with a new file in this form.
+    pub fn load_or_create_as(
+        path: &Path,
+        text: KeyText,
+    ) -> Result<(Self, KeyOrigin), KeyFileError> {
+        let (seed, origin) = keyfile::load_or_create(path, &IDENTITY, text)?;
         Ok((
             Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(&seed))),
             origin,
@@ -188,6 +205,25 @@ pub fn hex(bytes: &[u8]) -> String {
         text.push(char::from(DIGITS[usize::from(b & 15)]));
     }
     text
+}
+
+/// Bytes of hex in either case: exactly `2 * N` digits and nothing else.
+pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != N.checked_mul(2)? {
+        return None;
+    }
+    let digit = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        b'A'..=b'F' => Some(b - b'A' + 10),
+        _ => None,
+    };
+    let mut bytes = [0u8; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -242,6 +278,17 @@ mod tests {
         high[0] = 0xf0;
         high[31] = 0x7f;
         assert!(PublicKey::parse(&high).is_err());
+    }
+
+    #[test]
+    fn hex_is_read_in_either_case_at_its_exact_length_and_without_signs() {
+        assert_eq!(unhex::<3>("00aBFf"), Some([0x00, 0xab, 0xff]));
+        for wrong in [
+            "00aBF", "00aBFf0", "+0aBFf", " 0aBFf", "00aBFg", "äaBFf", "",
+        ] {
+            assert_eq!(unhex::<3>(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(unhex::<2>(&hex(&[0x12, 0xef])), Some([0x12, 0xef]));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use super::{KeyFileError, KeyOrigin, SigningKey, keyfile};
+use super::{KeyFileError, KeyOrigin, KeyText, SigningKey, keyfile};
 use crate::clock::UnixMs;
 
 /// How the time of a switch is written in a file name.
@@ -59,13 +59,14 @@ pub struct OldKey {
 }
 
 impl Keyring {
-    /// Reads all files; the active one is made if there is none.
+    /// Reads all files; the active one is made, in this form, if there is none.
     pub fn open(
         path: &Path,
+        text: KeyText,
         overlap: Duration,
         now: UnixMs,
     ) -> Result<(Self, KeyOrigin), KeyFileError> {
-        let (_, origin) = SigningKey::load_or_create(path)?;
+        let (_, origin) = SigningKey::load_or_create_as(path, text)?;
         match Self::read(path, overlap, now)? {
             Some(ring) => Ok((ring, origin)),
             None => Err(KeyFileError(format!(
@@ -111,15 +112,20 @@ impl Keyring {
     }
 
     /// Makes the next key, if there is none yet.
-    pub fn prepare(path: &Path) -> Result<(), KeyFileError> {
-        keyfile::create(&sibling(path, ".next")).map(|_| ())
+    pub fn prepare(path: &Path, text: KeyText) -> Result<(), KeyFileError> {
+        keyfile::create(&sibling(path, ".next"), text).map(|_| ())
     }
 
     /// Puts the next key (made now, if there is none) in place of the active one. `revoke`: the
     /// replaced one and those before it are kept under names that nothing reads.
-    pub fn switch(path: &Path, now: UnixMs, revoke: bool) -> Result<(), KeyFileError> {
+    pub fn switch(
+        path: &Path,
+        text: KeyText,
+        now: UnixMs,
+        revoke: bool,
+    ) -> Result<(), KeyFileError> {
         let next = sibling(path, ".next");
-        Self::prepare(path)?;
+        Self::prepare(path, text)?;
         let failed = |what: &str, e: io::Error| {
             KeyFileError(format!(
                 "the key {} was not switched as wanted: {what}: {e}",
@@ -140,7 +146,8 @@ impl Keyring {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && same(path, &kept)? => {}
             Err(e) => return Err(failed(&format!("{} cannot be made", kept.display()), e)),
         }
-        keyfile::replace(path, &seed).map_err(|e| failed("the new file cannot be written", e))?;
+        keyfile::replace(path, &seed, text)
+            .map_err(|e| failed("the new file cannot be written", e))?;
         if revoke {
             for (retired_ms, file) in old_files(path)? {
                 let kept = sibling(path, &format!(".revoked-{}", stamp(retired_ms)));
@@ -248,6 +255,7 @@ mod tests {
 
     use super::*;
 
+    const TEXT: KeyText = KeyText::Base64;
     const HOUR: Duration = Duration::from_secs(3600);
     const NOW: UnixMs = 1_795_246_080_000;
 
@@ -268,11 +276,11 @@ mod tests {
     fn a_switch_takes_the_prepared_key_and_keeps_the_old_one_for_the_overlap() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        let (first, origin) = Keyring::open(&path, HOUR, NOW).unwrap();
+        let (first, origin) = Keyring::open(&path, TEXT, HOUR, NOW).unwrap();
         assert_eq!(origin, KeyOrigin::Created);
-        Keyring::prepare(&path).unwrap();
+        Keyring::prepare(&path, TEXT).unwrap();
         let next = ring(&path, NOW).next.unwrap().key.public();
-        Keyring::prepare(&path).unwrap();
+        Keyring::prepare(&path, TEXT).unwrap();
         assert_eq!(
             ring(&path, NOW).next.unwrap().key.public(),
             next,
@@ -280,7 +288,7 @@ mod tests {
         );
         assert_eq!(ring(&path, NOW).active.public(), first.active.public());
 
-        Keyring::switch(&path, NOW, false).unwrap();
+        Keyring::switch(&path, TEXT, NOW, false).unwrap();
         let now = ring(&path, NOW + 3_599_999);
         assert_eq!(now.active.public(), next);
         assert!(now.next.is_none());
@@ -306,9 +314,9 @@ mod tests {
     fn a_revoked_key_is_never_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        Keyring::open(&path, HOUR, NOW).unwrap();
-        Keyring::switch(&path, NOW - 1_000, false).unwrap();
-        Keyring::switch(&path, NOW, true).unwrap();
+        Keyring::open(&path, TEXT, HOUR, NOW).unwrap();
+        Keyring::switch(&path, TEXT, NOW - 1_000, false).unwrap();
+        Keyring::switch(&path, TEXT, NOW, true).unwrap();
         assert!(ring(&path, NOW).old.is_none());
         let kept = [
             "key",
@@ -322,11 +330,11 @@ mod tests {
     fn a_crash_between_the_link_and_the_rename_leaves_the_active_key_in_force() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        let (first, _) = Keyring::open(&path, HOUR, NOW).unwrap();
+        let (first, _) = Keyring::open(&path, TEXT, HOUR, NOW).unwrap();
         fs::hard_link(&path, dir.path().join("key.old-20261121T072800Z")).unwrap();
         assert!(ring(&path, NOW).old.is_none());
         assert_eq!(ring(&path, NOW).active.public(), first.active.public());
-        Keyring::switch(&path, NOW, false).unwrap();
+        Keyring::switch(&path, TEXT, NOW, false).unwrap();
         assert_eq!(
             ring(&path, NOW).old.unwrap().key.public(),
             first.active.public()

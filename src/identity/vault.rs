@@ -57,7 +57,7 @@ pub enum VaultError {
 impl Vault {
     /// Reads the key file, or makes it.
     pub fn open_file(path: &Path) -> Result<Self, KeyFileError> {
-        let (seed, _) = keyfile::load_or_create(path, &PURPOSE)?;
+        let (seed, _) = keyfile::load_or_create(path, &PURPOSE, super::KeyText::Base64)?;
         let key = UnboundKey::new(&AES_256_GCM, &seed[..])
             .map_err(|_| KeyFileError(format!("the key file {} holds no key", path.display())))?;
         let tag = hmac::sign(

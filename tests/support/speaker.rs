@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use drawbridge::identity::KeyText;
 use drawbridge::identity::ring::Keyring;
 use drawbridge::protocol::{
     Answer, Judgement, OutEvent, OwnKey, PeerName, PeerRecord, Protocol, ProtocolId, Refusal,
@@ -27,7 +28,7 @@ impl Speaker {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("relay_key.pem");
-        Keyring::open(&path, OVERLAP, 0).expect("a key");
+        Keyring::open(&path, KeyText::Base64, OVERLAP, 0).expect("a key");
         Self {
             path,
             schedule: Schedule { delays: Vec::new() },

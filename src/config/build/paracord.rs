@@ -1,16 +1,20 @@
 //! `[paracord]`.
 
-use super::{base_url, token_sentence, url_sentence, usable_token};
+use super::origin::origin;
+use super::{token_sentence, usable_token};
 use crate::config::ConfigError;
-use crate::config::model::ParacordConfig;
+use crate::config::model::{HttpConfig, ParacordConfig};
 use crate::config::read::Section;
 use crate::protocol::PeerName;
 
 /// Longest id of a key, bytes.
 const MAX_KEY_ID: usize = 128;
 
-/// Reads the section.
-pub(super) fn paracord(s: &Section<'_>) -> Result<ParacordConfig, ConfigError> {
+/// Why our own URL needs TLS.
+const RISK: &str = "servers read our keys there before they trust us, and send read tokens";
+
+/// Reads the section; `http` says which hosts may do without TLS.
+pub(super) fn paracord(s: &Section<'_>, http: &HttpConfig) -> Result<ParacordConfig, ConfigError> {
     let retry_delays = s.durations("retry_delays", "1ms", "7d")?;
     if retry_delays.len() > 32 {
         return Err(s.wrong(
@@ -26,7 +30,7 @@ pub(super) fn paracord(s: &Section<'_>) -> Result<ParacordConfig, ConfigError> {
         return Err(s.wrong("read_token", &token_sentence()));
     }
     let url = match s.text_or_none("url")? {
-        Some(text) => Some(base_url(text).ok_or_else(|| s.wrong("url", &url_sentence(text)))?),
+        Some(text) => Some(origin(text, http, RISK).map_err(|what| s.wrong("url", &what))?),
         None => None,
     };
     let keep_bodies = s.duration("keep_bodies", "0s", "36500d")?;

@@ -1,16 +1,17 @@
 //! `[voltchat]` and its `[[voltchat.operators]]`.
 
-use std::net::IpAddr;
-
 use toml::{Table, Value};
 
-use super::{MIN_TOKEN, base_url, token_sentence, usable_token};
+use super::origin::origin;
+use super::{MIN_TOKEN, token_sentence, usable_token};
 use crate::config::ConfigError;
 use crate::config::layers::{Layers, OPERATORS, kind, nearest};
 use crate::config::model::{HttpConfig, Operator, OperatorRole, Secret, VoltChatConfig};
 use crate::config::read::Section;
 use crate::config::secret::read_secret;
 
+/// Why our own URL needs TLS.
+const RISK: &str = "peers send secrets and tokens there";
 /// Longest name on the wire, in UTF-16 units.
 const MAX_NAME: usize = 140;
 /// Longest token that the specification's clients may send.
@@ -28,7 +29,7 @@ pub(super) fn voltchat(
     http: &HttpConfig,
 ) -> Result<VoltChatConfig, ConfigError> {
     let url = match s.text_or_none("url")? {
-        Some(text) => Some(origin(text, http).map_err(|what| s.wrong("url", &what))?),
+        Some(text) => Some(origin(text, http, RISK).map_err(|what| s.wrong("url", &what))?),
         None => None,
     };
     let retry_delays = s.durations("retry_delays", "1ms", "7d")?;
@@ -78,44 +79,6 @@ fn name(s: &Section<'_>, url: Option<&str>) -> Result<String, ConfigError> {
         )),
         text => Ok(text.to_owned()),
     }
-}
-
-/// `text` as a public origin: scheme and host, lower case, without a default port.
-fn origin(text: &str, http: &HttpConfig) -> Result<String, String> {
-    let form = || {
-        format!(
-            "must be an origin such as \"https://bridge.example.org\", without a path, \
-             not {text:?}"
-        )
-    };
-    let url = base_url(text).ok_or_else(form)?;
-    let (scheme, host) = url.split_once("://").ok_or_else(form)?;
-    let (scheme, host) = (scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
-    if host.contains('/') {
-        return Err(form());
-    }
-    let default_port = match scheme.as_str() {
-        "http" => ":80",
-        _ => ":443",
-    };
-    let host = host.strip_suffix(default_port).unwrap_or(&host);
-    if scheme == "http" && !is_loopback(host) && !http.plain_hosts.iter().any(|p| p == host) {
-        return Err(format!(
-            "must begin with https://, not http://: peers send secrets and tokens there; a test \
-             without TLS needs {host:?} in http.plain_hosts"
-        ));
-    }
-    Ok(format!("{scheme}://{host}"))
-}
-
-/// Whether `host` (optionally with a port) is this machine and nothing else.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let literal = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || literal.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn operators(layers: &Layers, s: &Section<'_>) -> Result<Vec<Operator>, ConfigError> {

@@ -10,3 +10,17 @@ pub async fn record(_p: &Paracord, name: &PeerName) -> Result<PeerRecord, Transp
         detail: format!("{name} is not known"),
     })
 }
+
+/// Fetches a server's keys anew: single flight, at most once per 60 s and server. True: there is
+/// something new, so that a check that failed is worth doing again.
+pub async fn refetch_keys(_p: &Paracord, _peer: &PeerName) -> bool {
+    false
+}
+
+/// The servers whose keys are to be fetched again by now.
+pub fn due_for_keys(_p: &Paracord) -> Vec<PeerName> {
+    Vec::new()
+}
+
+/// Fetches a server's keys if that is due.
+pub async fn refresh_if_due(_p: &Paracord, _peer: &PeerName) {}

@@ -8,9 +8,9 @@
 //! | --- | --- |
 //! | [`ids`], [`hexes`], [`envelope`], [`transport`], [`content`] | the pure part: names, canonical bytes, signatures, limits |
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
-//! | [`routes`], [`request`], [`answer`] | what is asked of us: dispatch, the checks in their order, answers |
+//! | [`routes`], [`request`], [`answer`], [`refused`] | what is asked of us: dispatch, the checks in their order, answers, and why not |
 //! | [`event`], [`read`] | an envelope in, pushed or polled; rooms and events as others read them |
-//! | [`book`], [`record`], [`discover`], [`peering`] | servers we know: all of them, one of them, finding one, an operator's word |
+//! | [`book`], [`shelf`], [`record`], [`discover`], [`peering`] | servers we know: all of them, one of them, finding one, an operator's word |
 //! | [`own_keys`], [`rotation`], [`pages`] | our key and its change; what we say of ourselves to anybody |
 //! | [`rooms`], [`member`], [`poll`] | rooms, who is in them; invites, joins and leaves both ways; polling |
 //! | [`conduct`] | runs of bad events, and the quarantine that follows |
@@ -37,11 +37,13 @@ pub mod poll;
 pub mod probe;
 pub mod read;
 pub mod record;
+pub mod refused;
 pub mod request;
 pub mod rooms;
 pub mod rotation;
 pub mod routes;
 pub mod send;
+mod shelf;
 pub mod transport;
 
 use std::sync::{Arc, Weak};
@@ -192,8 +194,15 @@ impl Paracord {
         let own = Own::of(&config)?;
         let keys = OwnKeys::open(&config, &parts.store, parts.clock.now_ms()).await?;
         let (store, ops, clock) = (&parts.store, &parts.ops, &parts.clock);
-        let book = Book::open(store.clone(), ops.clone(), clock.clone()).await?;
-        let rooms = Rooms::open(store.clone(), clock.clone(), own.clone(), &config).await?;
+        let book = Book::open(store.clone(), ops.clone(), own.clone()).await?;
+        let rooms = Rooms::open(
+            store.clone(),
+            clock.clone(),
+            own.clone(),
+            ops.clone(),
+            &config,
+        )
+        .await?;
         let conduct = Conduct::new(&config);
         let schedule = Schedule {
             delays: config.retry_delays.clone(),

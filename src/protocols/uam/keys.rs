@@ -26,13 +26,15 @@ use serde_json::json;
 
 use crate::clock::UnixMs;
 use crate::identity::ring::Keyring;
-use crate::identity::{KeyFileError, KeyOrigin, SigningKey};
+use crate::identity::{KeyFileError, KeyOrigin, KeyText, SigningKey};
 use crate::protocol::{Judgement, KeyState, Learned, OwnKey, PeerRecord, Rotation, Try, Verdict};
 
 use super::ID;
 
 /// Name of the fact that a peer wants our old key: `{"key": fingerprint, "again_ms": time}`.
 pub(super) const KNOWS: &str = "knows_our_key";
+/// How its files are written, as the published relay does.
+const TEXT: KeyText = KeyText::Base64;
 /// A peer that wanted the old key is tried with the new one after this long.
 const TRY_NEW_MS: i64 = 3_600_000;
 
@@ -57,7 +59,7 @@ impl Keys {
         overlap: Duration,
         now: UnixMs,
     ) -> Result<(Self, KeyOrigin), KeyFileError> {
-        let (ring, origin) = Keyring::open(&path, overlap, now)?;
+        let (ring, origin) = Keyring::open(&path, TEXT, overlap, now)?;
         let current = ArcSwap::from_pointee(InForce {
             ring,
             swapped_ms: 0,
@@ -77,7 +79,7 @@ impl Keys {
 
     /// Reads the files anew; true when the active key is another one now.
     pub fn reread(&self, now: UnixMs) -> Result<bool, KeyFileError> {
-        let (ring, _) = Keyring::open(&self.path, self.overlap, now)?;
+        let (ring, _) = Keyring::open(&self.path, TEXT, self.overlap, now)?;
         let before = self.current();
         let changed = ring.active.public() != before.ring.active.public();
         let swapped_ms = if changed { now } else { before.swapped_ms };
@@ -105,9 +107,9 @@ impl Keys {
 pub fn turn(path: &std::path::Path, wanted: Rotation, now: UnixMs) -> Result<(), KeyFileError> {
     match wanted {
         Rotation::Plan => Ok(()),
-        Rotation::Prepare => Keyring::prepare(path),
-        Rotation::Switch => Keyring::switch(path, now, false),
-        Rotation::Replace => Keyring::switch(path, now, true),
+        Rotation::Prepare => Keyring::prepare(path, TEXT),
+        Rotation::Switch => Keyring::switch(path, TEXT, now, false),
+        Rotation::Replace => Keyring::switch(path, TEXT, now, true),
     }
 }
 
