@@ -50,13 +50,21 @@ fn compare(ask: &Ask, answer: &Answer, expected: &Expected) -> Result<(), String
         let ours = member(json.as_ref(), "inserted")?;
         same("inserted", ours, &Value::Bool(inserted))?;
         let event_id = ask.event_id.clone().map(Value::from);
-        same("event_id", Some(member(json.as_ref(), "event_id")?), event_id.as_ref())?;
+        same(
+            "event_id",
+            Some(member(json.as_ref(), "event_id")?),
+            event_id.as_ref(),
+        )?;
     }
     for (name, wanted, members) in [
         ("accepted", expected.accepted.map(Value::from), INVITED),
         ("joined", expected.joined.map(Value::from), JOINED),
         ("left", expected.left.map(Value::from), LEFT),
-        ("expires_in_seconds", expected.expires_in_seconds.map(Value::from), INVITED),
+        (
+            "expires_in_seconds",
+            expected.expires_in_seconds.map(Value::from),
+            INVITED,
+        ),
     ] {
         if let Some(wanted) = wanted {
             same(name, member(json.as_ref(), name)?, &wanted)?;

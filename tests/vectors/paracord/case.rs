@@ -153,7 +153,10 @@ impl Case {
             n if n == self.times => Ok(all),
             // One answer for every time.
             1 => Ok(vec![all[0].clone(); self.times]),
-            n => Err(format!("{n} answers are expected of {} requests", self.times)),
+            n => Err(format!(
+                "{n} answers are expected of {} requests",
+                self.times
+            )),
         }
     }
 
@@ -185,13 +188,17 @@ fn written_out(value: &Value, names: &BTreeMap<String, String>) -> Result<Value,
                 n.ok_or_else(|| format!("not understood: {name} in {value}"))
             };
             let has = |wanted: &[&str]| {
-                members.len() == wanted.len() && wanted.iter().all(|name| members.contains_key(*name))
+                members.len() == wanted.len()
+                    && wanted.iter().all(|name| members.contains_key(*name))
             };
             if has(&["repeat", "times"]) {
                 let times = number("times")?;
                 match written_out(&members["repeat"], names)? {
                     Value::String(text) => text.repeat(times).into(),
-                    Value::Array(list) => list.repeat(times).into(),
+                    Value::Array(list) => {
+                        let all = std::iter::repeat_n(list, times).flatten();
+                        all.collect::<Vec<Value>>().into()
+                    }
                     // A list of n times the same.
                     other => vec![other; times].into(),
                 }
@@ -214,8 +221,14 @@ fn written_out(value: &Value, names: &BTreeMap<String, String>) -> Result<Value,
 fn abbreviations_and_names_are_written_out_wherever_they_stand() {
     let names = BTreeMap::from([("DOMAIN".to_owned(), "x.example".to_owned())]);
     let out = |value: Value| written_out(&value, &names).expect("understood");
-    assert_eq!(out(json!(["!1:{DOMAIN}", "{}"])), json!(["!1:x.example", "{}"]));
-    assert_eq!(out(json!({"a": {"repeat": "ab", "times": 3}})), json!({"a": "ababab"}));
+    assert_eq!(
+        out(json!(["!1:{DOMAIN}", "{}"])),
+        json!(["!1:x.example", "{}"])
+    );
+    assert_eq!(
+        out(json!({"a": {"repeat": "ab", "times": 3}})),
+        json!({"a": "ababab"})
+    );
     assert_eq!(out(json!({"repeat": 1, "times": 2})), json!([1, 1]));
     assert_eq!(out(json!({"repeat": [1], "times": 2})), json!([1, 1]));
     assert_eq!(out(json!({"nested_objects": 3})), json!({"a": {"a": {}}}));

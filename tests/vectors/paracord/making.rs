@@ -35,7 +35,11 @@ pub fn requests(case: &Case) -> Result<Vec<Ask>, String> {
 }
 
 fn first(case: &Case) -> Result<Ask, String> {
-    let Body { sent, normal, event_id } = body(case)?;
+    let Body {
+        sent,
+        normal,
+        event_id,
+    } = body(case)?;
     // A client writes a URL as one; what stands in it already stays as it is.
     let path = match case.path.parse::<http::Uri>() {
         Ok(_) => case.path.clone(),
@@ -213,9 +217,12 @@ const REQUEST: [&str; 5] = [
 /// Members of the order first, all others behind them.
 fn in_order(members: &Map<String, Value>, order: &[&str]) -> Ordered {
     let known = order.iter().filter_map(|name| members.get_key_value(*name));
-    let others = members.iter().filter(|(name, _)| !order.contains(&name.as_str()));
+    let others = members
+        .iter()
+        .filter(|(name, _)| !order.contains(&name.as_str()));
     let all = known.chain(others);
-    all.map(|(name, value)| (name.clone(), value.clone())).collect()
+    all.map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 /// Without members of no meaning; what may be absent is null.

@@ -1,13 +1,21 @@
 //! Paracord.
 
+mod answer;
+mod case;
+mod making;
 mod numbers;
+mod own;
 mod pure;
+mod world;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::all_right;
 use crate::files::{Document, PARACORD_KINDS, Protocol};
+use crate::support::nats::NatsServer;
+use crate::{all_right, each};
+use case::Case;
+use world::World;
 
 #[test]
 fn what_is_read_signed_and_encoded_is_what_the_reference_reads_signs_and_encodes_or_as_decided() {
@@ -17,6 +25,39 @@ fn what_is_read_signed_and_encoded_is_what_the_reference_reads_signs_and_encodes
             .into_iter()
             .map(|vector| (pure::case(&vector), vector.name)),
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_request_is_answered_as_the_reference_answers_it_or_as_decided() {
+    let nats = NatsServer::start().await;
+    let nats = &nats;
+    let (_, mut cases) = of_all_files();
+    assert!(!cases.is_empty(), "no cases found");
+    cases.extend(own::cases());
+    let done = each(cases, async |n, case: HttpCase| {
+        (replayed(nats, n, &case.members).await, case.name)
+    });
+    all_right(done.await);
+}
+
+/// The requests of a case, sent to a bridge of its own.
+async fn replayed(nats: &NatsServer, n: usize, members: &Value) -> Result<(), String> {
+    let case = Case::of(members)?;
+    let (asks, expected) = (making::requests(&case)?, case.expected()?);
+    let world = World::build(nats, n, &case.given).await;
+    let mut result = Ok(());
+    for (time, (ask, expected)) in asks.iter().zip(&expected).enumerate() {
+        let checked = match world.ask(ask).await {
+            Ok(answer) => answer::check(ask, &answer, expected),
+            Err(why) => Err(why),
+        };
+        if let Err(why) = checked {
+            result = Err(format!("request {}: {why}", time + 1));
+            break;
+        }
+    }
+    world.end().await;
+    result
 }
 
 /// One vector: where it stands, its kind, and its members, those of `bridge` in their place, without
