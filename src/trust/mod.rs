@@ -20,10 +20,9 @@ use crate::clock::{Clock, UnixMs};
 use crate::protocol::ProtocolId;
 use crate::store::{Store, StoreError, TrustRow};
 
-pub use rules::pattern;
+pub use rules::{Rules, pattern};
 
 use lru::Lru;
-use rules::Rules;
 use windows::Windows;
 
 /// Score of a stranger.

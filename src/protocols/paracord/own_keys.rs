@@ -183,6 +183,22 @@ impl OwnKeys {
     }
 }
 
+/// The key that a bridge with this configuration signs with, read beside it; nothing is made or written.
+/// `remembered`: the store's rows. `None`: there is no key file yet.
+pub fn active_of(
+    config: &ParacordConfig,
+    remembered: Vec<(String, String, i64)>,
+) -> Result<Option<ActiveKey>, KeyFileError> {
+    let Some(key) = SigningKey::load(&config.key_path)? else {
+        return Ok(None);
+    };
+    let ids = remembered.into_iter().map(|(id, public, _)| (public, id));
+    let mut ids: HashMap<String, String> = ids.collect();
+    let first_id = config.key_id.as_deref().filter(|_| ids.is_empty());
+    let key_id = id_of(&key.public(), &mut ids, first_id);
+    Ok(Some(ActiveKey { key, key_id }))
+}
+
 /// Changes the files of a key: for a bridge that runs and for one that does not.
 pub fn turn(path: &std::path::Path, wanted: Rotation, now: UnixMs) -> Result<(), KeyFileError> {
     match wanted {
