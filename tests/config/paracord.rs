@@ -19,7 +19,6 @@ fn the_defaults_serve_nothing_until_a_name_is_set() {
         ),
         (120, 100, 120)
     );
-    assert_eq!(c.retry_max_age, Duration::from_secs(86_400));
     assert_eq!(c.keep_bodies, None, "bodies are kept for ever");
 }
 

@@ -245,7 +245,7 @@ impl Protocol for Paracord {
     }
 
     fn targets(&self, event: &OutEvent) -> Result<Targets, Refusal> {
-        send::targets(self, event)
+        Ok(self.prepare(event, None)?.0)
     }
 
     fn scope(&self, event: &OutEvent) -> Option<Scope> {
@@ -253,7 +253,15 @@ impl Protocol for Paracord {
     }
 
     fn seal(&self, event: &OutEvent, previous: Option<&str>) -> Result<Sealed, Refusal> {
-        send::seal(self, event, previous)
+        Ok(self.prepare(event, previous)?.1)
+    }
+
+    fn prepare(
+        &self,
+        event: &OutEvent,
+        previous: Option<&str>,
+    ) -> Result<(Targets, Sealed), Refusal> {
+        send::prepare(self, event, previous)
     }
 
     fn dress(&self, sealed: &Sealed, peer: &PeerRecord, attempt: &Try) -> Result<Request, Refusal> {
@@ -282,6 +290,23 @@ impl Protocol for Paracord {
 
     fn routes(self: Arc<Self>) -> axum::Router {
         routes::router(self)
+    }
+
+    fn pace(&self, peer: &PeerName) -> Option<u32> {
+        let known = self.peers.known(ID, peer);
+        let said = judge::per_minute(known.as_deref());
+        let ours = self.config.push_per_minute;
+        said.filter(|said| *said > ours)
+            .or(Some(ours))
+            .filter(|_| ours > 0)
+    }
+
+    fn keeps_ids(&self) -> bool {
+        true
+    }
+
+    fn room_events_kept(&self) -> Option<std::time::Duration> {
+        self.config.keep_bodies
     }
 
     fn beats(&self) -> Option<Beats> {
