@@ -265,3 +265,7 @@ fn inside(
     path.truncate(length);
     result
 }
+
+#[cfg(test)]
+#[path = "content_tests.rs"]
+mod tests;

@@ -206,3 +206,6 @@ fn signatures(origin: &str, key_id: &str, signature: &[u8; 64]) -> Value {
 fn bytes(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
