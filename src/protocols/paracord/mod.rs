@@ -94,10 +94,10 @@ pub fn face(config: &ParacordConfig) -> Option<super::Face> {
     let own = config.enabled.then(|| Own::of(config).ok()).flatten()?;
     Some(super::Face {
         protocol: ID,
-        page: format!("{}{WELL_KNOWN}", own.url),
+        page: format!("{}{BASE}/keys", own.url),
         srv: None,
         key: config.key_path.clone(),
-        shows: super::Shows::Text(format!("\"server_name\":\"{}\"", own.name)),
+        shows: super::Shows::HexKey,
         name: own.name.to_string(),
     })
 }
