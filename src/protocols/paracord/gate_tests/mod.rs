@@ -338,8 +338,13 @@ async fn a_server_under_quarantine_is_taken_at_its_word_and_held_back() {
         .await;
     let quarantine = world.p.trust.add(ID, Rule::Quarantine, THEM, None);
     quarantine.await.unwrap();
-    let (status, body) = world.push(&message(1)).await;
+    let mut envelope = message(1);
+    envelope.room_id = ROOM.to_owned();
+    envelope.sign(&key(THEM), KEY_ID);
+    let (status, body) = world.push(&envelope).await;
     assert_eq!((status, &body["inserted"]), (TAKEN, &Value::Bool(true)));
+    let page = world.p.store.room_page(ID, ROOM, 0, 10).await.unwrap();
+    assert!(page.is_empty(), "it is not passed on: {page:?}");
     let carried = event("third.example", "$2:x", |_| {});
     assert_eq!(world.send(&pushed(&carried, THEM)).await.0, TAKEN);
     let subjects: Vec<String> = world.bus.all().into_iter().map(|(s, _)| s).collect();
