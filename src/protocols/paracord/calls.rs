@@ -2,11 +2,14 @@
 
 use bytes::Bytes;
 
-use super::Paracord;
+use super::{Paracord, rooms};
 use crate::protocol::Refusal;
 
 /// Answers a call.
-pub async fn call(_p: &Paracord, method: &str, _body: Bytes) -> Result<serde_json::Value, Refusal> {
+pub async fn call(p: &Paracord, method: &str, body: Bytes) -> Result<serde_json::Value, Refusal> {
+    if let Some(answer) = rooms::calls::call(p, method, &body).await {
+        return answer;
+    }
     let why = format!("paracord has no method {method:?}");
     Err(Refusal::new("unknown_method", why))
 }

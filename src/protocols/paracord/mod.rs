@@ -45,6 +45,8 @@ pub mod routes;
 pub mod send;
 mod shelf;
 pub mod transport;
+#[cfg(test)]
+mod world;
 
 use std::sync::{Arc, Weak};
 
@@ -69,7 +71,9 @@ use super::net::Net;
 use super::room::Room;
 use book::{Book, BookError};
 use conduct::Conduct;
+use member::Desk;
 use own_keys::OwnKeys;
+use poll::Polls;
 use rooms::Rooms;
 
 /// Its name in subjects, tables and settings.
@@ -172,6 +176,8 @@ pub struct Paracord {
     pub(super) keys: OwnKeys,
     pub(super) book: Book,
     pub(super) rooms: Rooms,
+    pub(super) polls: Polls,
+    pub(super) desk: Desk,
     pub(super) conduct: Conduct,
     /// For large bodies of requests.
     pub(super) bodies: Room,
@@ -203,6 +209,7 @@ impl Paracord {
             &config,
         )
         .await?;
+        let polls = Polls::open(store.clone()).await?;
         let conduct = Conduct::new(&config);
         let schedule = Schedule {
             delays: config.retry_delays.clone(),
@@ -213,6 +220,8 @@ impl Paracord {
             keys,
             book,
             rooms,
+            polls,
+            desk: Desk::default(),
             conduct,
             bodies: Room::new(BODIES, MAX_BODY),
             store: parts.store,

@@ -2,6 +2,11 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
+use super::super::envelope::Envelope;
+use super::hosted::CHUNK;
+use super::record::{Member, pair, row};
 use super::*;
 use crate::config::Config;
 
