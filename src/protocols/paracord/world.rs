@@ -4,14 +4,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::http::HeaderMap;
+use axum::body::Body;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tower::ServiceExt;
 
 use super::envelope::Envelope;
 use super::record::{Peer, PeerKey, Status};
-use super::{BASE, MAX_BODY, Paracord, ParacordParts, book};
+use super::{BASE, MAX_BODY, Paracord, ParacordParts, book, calls, routes, transport};
 use crate::bus::{BusError, BusMessage, ScanFrom, StreamFacts};
 use crate::clock::Clock;
 use crate::config::{Config, ParacordConfig};
@@ -19,7 +21,7 @@ use crate::identity::SigningKey;
 use crate::inbound::{Door, Held, Outlet, PubAck};
 use crate::ops::Ops;
 use crate::peers::Peers;
-use crate::protocol::{Answer, PeerName, Request, TransportError, TransportKind};
+use crate::protocol::{Answer, PeerName, Refusal, Request, TransportError, TransportKind};
 use crate::protocols::net::Net;
 use crate::store::{Store, Way};
 use crate::trust::Trust;
@@ -223,6 +225,37 @@ impl World {
     pub async fn stop(self) {
         self.p.door.close().await;
         self.p.store.close().await;
+    }
+}
+
+impl World {
+    /// A signed POST of a server; status and JSON (or text).
+    pub async fn post(&self, from: &Server, route: &str, body: &Value) -> (u16, Value) {
+        let at = self.clock.now_ms() + 1;
+        self.clock.set(at);
+        // The shared JSON type sorts members; the bytes sent are what is signed.
+        let body = Bytes::from(body.to_string());
+        let path = format!("{BASE}{route}");
+        let name = from.name.as_str();
+        let headers = transport::headers(name, "ed25519:auto", &from.key, "POST", &path, at, &body);
+        let mut request = ::http::Request::builder()
+            .method("POST")
+            .uri(path)
+            .header("content-type", "application/json");
+        request.headers_mut().unwrap().extend(headers);
+        let request = request.body(Body::from(body)).unwrap();
+        let router = routes::router(Arc::clone(&self.p));
+        let answer = router.oneshot(request).await.unwrap();
+        let status = answer.status().as_u16();
+        let bytes = axum::body::to_bytes(answer.into_body(), MAX_BODY)
+            .await
+            .unwrap();
+        (status, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
+    /// What a backend calls.
+    pub async fn call(&self, method: &str, body: Value) -> Result<Value, Refusal> {
+        calls::call(&self.p, method, Bytes::from(body.to_string())).await
     }
 }
 

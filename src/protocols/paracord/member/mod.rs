@@ -4,6 +4,8 @@
 mod backend;
 mod remote;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 pub use backend::Desk;
 pub use remote::{ask_invite, ask_join, ask_leave};

@@ -66,7 +66,10 @@ async fn nobody_is_polled_while_nothing_is_followed_or_mirrored() {
 #[tokio::test]
 async fn a_blocked_server_is_not_polled() {
     let (world, b) = following().await;
-    let added = world.p.trust.add(ID, Rule::Block, b.name.as_str(), "test");
+    let added = world
+        .p
+        .trust
+        .add(ID, Rule::Block, b.name.as_str(), Some("test"));
     added.await.unwrap();
     assert_eq!(beating(&world.p), []);
     assert_eq!(beaten(&world, &b).await, Vec::<String>::new());

@@ -23,14 +23,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 
-pub use record::{FOLLOW, MEMBER, READER, ROOM, USER};
+pub use record::{Followed, Hosted};
 
 use super::ids::{Room, User};
 use super::{ID, Own};
 use crate::clock::Clock;
 use crate::config::ParacordConfig;
 use crate::ops::Ops;
-use crate::protocol::{PeerName, Record};
+use crate::protocol::Record;
 use crate::store::{Store, StoreError};
 use births::Births;
 use record::{FOLLOW, MEMBER, READER, ROOM, USER};

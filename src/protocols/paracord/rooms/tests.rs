@@ -9,6 +9,7 @@ use super::hosted::CHUNK;
 use super::record::{Member, pair, row};
 use super::*;
 use crate::config::Config;
+use crate::protocol::PeerName;
 
 const NOW: i64 = 1_700_000_000_000;
 
