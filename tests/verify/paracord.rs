@@ -101,7 +101,10 @@ fn verify(dir: &Path, request: &[u8], more: &[&str]) -> (Vec<Value>, bool) {
     let text = String::from_utf8_lossy(&output.stdout);
     let steps = text.lines().map(|line| serde_json::from_str(line));
     let steps: Result<Vec<Value>, _> = steps.collect();
-    (steps.expect("a JSON object a line"), output.status.success())
+    (
+        steps.expect("a JSON object a line"),
+        output.status.success(),
+    )
 }
 
 fn verdict(steps: &[Value]) -> &str {
@@ -120,7 +123,10 @@ async fn a_saved_event_is_checked_with_what_the_ledger_knows() {
     let (steps, held) = verify(dir.path(), &saved("@ann:other.test"), &["--at", "now"]);
     assert!(!held);
     let failed: Vec<&Value> = steps.iter().filter(|step| step["ok"] == false).collect();
-    let names: Vec<&str> = failed.iter().filter_map(|step| step["name"].as_str()).collect();
+    let names: Vec<&str> = failed
+        .iter()
+        .filter_map(|step| step["name"].as_str())
+        .collect();
     assert_eq!(names, ["time", "sender", "verdict"], "{steps:#?}");
     assert!(verdict(&steps).contains("401 UNAUTHORIZED"), "{steps:#?}");
 }
