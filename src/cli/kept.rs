@@ -1,15 +1,17 @@
-//! What the ledger keeps of one peer, read beside a running bridge or without one; nothing is
-//! written.
+//! What the ledger keeps of peers, read beside a running bridge or without one; nothing is written.
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::vault::Vault;
 use crate::protocol::PeerName;
 use crate::protocols::paracord;
+use crate::protocols::paracord::explain::Known;
 use crate::protocols::voltchat::record::Peer;
 use crate::protocols::voltchat::{ID, book};
-use crate::store::{Store, TrustRow};
+use crate::store::Store;
+use crate::trust::Trust;
 
-/// The peer, with its secret; `None`: there is no ledger, or it knows no such peer. The error is a
+/// The VoltChat peer, with its secret; `None`: there is no ledger, or it knows no such peer. The error is a
 /// sentence about what cannot be read.
 pub(super) async fn peer(config: &Config, host: &PeerName) -> Result<Option<Peer>, String> {
     let key = &config.voltchat.key_path;
@@ -31,37 +33,36 @@ pub(super) async fn peer(config: &Config, host: &PeerName) -> Result<Option<Peer
         .map_err(|e| e.to_string())
 }
 
-/// What the ledger keeps for a look at a Paracord server.
-#[derive(Default)]
-pub(super) struct Paracord {
-    /// The server; `None`: it is not known.
-    pub peer: Option<paracord::record::Peer>,
-    /// Our own keys with their ids, as the store has them.
-    pub own_keys: Vec<(String, String, i64)>,
-    pub rules: Vec<TrustRow>,
+/// The Paracord servers, and what the rules say of them; `None`: there is no ledger. The error is a
+/// sentence about what cannot be read.
+pub(super) async fn servers(config: &Config) -> Result<Option<Vec<Known>>, String> {
+    let Ok(store) = Store::open_read_only(&config.store).await else {
+        return Ok(None);
+    };
+    let known = known(&store).await;
+    store.close().await;
+    known.map(Some)
 }
 
-/// The same of a Paracord server; nothing, where there is no ledger.
-pub(super) async fn paracord(config: &Config, name: &PeerName) -> Result<Paracord, String> {
+async fn known(store: &Store) -> Result<Vec<Known>, String> {
+    let trust = Trust::open(store.clone(), Clock::system()).await;
+    let trust = trust.map_err(|e| e.to_string())?;
+    let kept = store.records(paracord::ID, paracord::book::KIND).await;
+    let kept = kept.map_err(|e| e.to_string())?;
+    let known = kept.into_iter().map(|(name, kept)| {
+        let peer = paracord::record::Peer::from_kept(&name, &kept).map_err(|e| e.to_string())?;
+        let standing = trust.standing(paracord::ID, &name);
+        Ok(Known { peer, standing })
+    });
+    known.collect()
+}
+
+/// Our own Paracord keys with their ids, as the ledger has them; none, where there is no ledger.
+pub(super) async fn paracord_keys(config: &Config) -> Result<Vec<(String, String, i64)>, String> {
     let Ok(store) = Store::open_read_only(&config.store).await else {
-        return Ok(Paracord::default());
+        return Ok(Vec::new());
     };
-    let kept = store
-        .record(paracord::ID, paracord::book::KIND, name.as_str())
-        .await;
-    let own_keys = store.server_keys(paracord::ID).await;
-    let rules = store.trust_rules().await;
+    let keys = store.server_keys(paracord::ID).await;
     store.close().await;
-    let peer = match kept.map_err(|e| e.to_string())? {
-        Some(kept) => {
-            let peer = paracord::record::Peer::from_kept(name.as_str(), &kept);
-            Some(peer.map_err(|e| e.to_string())?)
-        }
-        None => None,
-    };
-    Ok(Paracord {
-        peer,
-        own_keys: own_keys.map_err(|e| e.to_string())?,
-        rules: rules.map_err(|e| e.to_string())?,
-    })
+    keys.map_err(|e| e.to_string())
 }

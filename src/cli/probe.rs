@@ -21,7 +21,7 @@ use crate::protocols::uam::discover::Pin;
 use crate::protocols::uam::probe::{Own, Probe};
 use crate::protocols::{paracord, uam, voltchat};
 use crate::store::Store;
-use crate::trust::Rules;
+use crate::trust::Standing;
 
 /// Which protocol.
 #[derive(Debug, Subcommand)]
@@ -114,11 +114,16 @@ async fn paracord_probe(
 ) -> Result<paracord::probe::Probe, String> {
     let clock = Clock::system();
     let pins = Peers::in_memory(&config.peers, clock.clone());
-    let kept = kept::paracord(config, name).await?;
+    let servers = kept::servers(config).await?.unwrap_or_default();
+    let kept = servers.into_iter().find(|known| known.peer.name == *name);
+    let standing = kept
+        .as_ref()
+        .map_or(Standing::Ordinary, |known| known.standing);
     let own = match config.paracord.running() {
         Some(_) => {
             let own = paracord::Own::of(&config.paracord).map_err(|e| e.to_string())?;
-            let active = paracord::own_keys::active_of(&config.paracord, kept.own_keys)
+            let remembered = kept::paracord_keys(config).await?;
+            let active = paracord::own_keys::active_of(&config.paracord, remembered)
                 .map_err(|e| e.to_string())?;
             active.map(|active| (own, Arc::new(active)))
         }
@@ -128,8 +133,8 @@ async fn paracord_probe(
         client: Client::new(&config.http)?,
         own,
         base: pins.pin(paracord::ID, name).and_then(|pin| pin.endpoint),
-        peer: kept.peer.map(Arc::new),
-        standing: Rules::new(kept.rules).standing(paracord::ID, name.as_str(), clock.now_ms()),
+        peer: kept.map(|known| Arc::new(known.peer)),
+        standing,
         clock,
     })
 }

@@ -20,9 +20,10 @@ use crate::clock::{Clock, UnixMs};
 use crate::protocol::ProtocolId;
 use crate::store::{Store, StoreError, TrustRow};
 
-pub use rules::{Rules, pattern};
+pub use rules::pattern;
 
 use lru::Lru;
+use rules::Rules;
 use windows::Windows;
 
 /// Score of a stranger.
