@@ -22,8 +22,8 @@ use crate::protocol::{Answer, PeerName, PeerRecord, TransportError, TransportKin
 
 pub use super::refetch::{due_for_keys, refetch_keys, refresh_if_due};
 
-/// One page of a server; two of them fit into what the core allows a look-up.
-const PATIENCE: Duration = Duration::from_millis(2_400);
+/// One page of a server; within what the core allows a look-up.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Longest page, bytes.
 const MAX_PAGE: usize = 64 * 1024;
 /// What was found holds this long for the lanes, milliseconds.

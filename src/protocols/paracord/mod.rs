@@ -297,7 +297,8 @@ impl Protocol for Paracord {
         peer: &PeerRecord,
         attempt: &Try,
     ) -> Judgement {
-        judge::judge(answer, peer, attempt)
+        let judged = judge::judge(answer, peer, attempt);
+        rotation::after_switch(self, judged, &peer.name, attempt)
     }
 
     fn schedule(&self) -> &Schedule {

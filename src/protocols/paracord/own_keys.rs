@@ -53,6 +53,8 @@ pub struct ActiveKey {
 /// One state of the keys.
 pub(super) struct InForce {
     pub ring: Keyring,
+    /// When this process began to use the active key; `None`: at its start.
+    pub swapped_ms: Option<UnixMs>,
     active: Arc<ActiveKey>,
     next_id: Option<String>,
     old_id: Option<String>,
@@ -139,7 +141,11 @@ impl OwnKeys {
     pub(super) fn reread(&self, now: UnixMs) -> Result<bool, KeyFileError> {
         let (ring, _) = Keyring::open(&self.path, TEXT, self.overlap, now)?;
         let changed = ring.active.public() != self.active().key.public();
-        let fresh = in_force(ring, &mut self.ids(), self.first_id.as_deref());
+        let mut fresh = in_force(ring, &mut self.ids(), self.first_id.as_deref());
+        fresh.swapped_ms = match changed {
+            true => Some(now),
+            false => self.current().swapped_ms,
+        };
         self.current.store(Arc::new(fresh));
         Ok(changed)
     }
@@ -245,6 +251,7 @@ fn in_force(ring: Keyring, ids: &mut HashMap<String, String>, first_id: Option<&
         }),
         next_id: next.map(|next| id_of(&next, ids, None)),
         old_id: old.map(|old| id_of(&old, ids, None)),
+        swapped_ms: None,
         ring,
     }
 }
