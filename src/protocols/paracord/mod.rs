@@ -10,7 +10,9 @@
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
 //! | [`routes`], [`request`], [`answer`], [`refused`] | what is asked of us: dispatch, the checks in their order, answers, and why not |
 //! | [`event`], [`read`] | an envelope in, pushed or polled; rooms and events as others read them |
-//! | [`book`], [`shelf`], [`record`], [`discover`], [`peering`] | servers we know: all of them, one of them, finding one, an operator's word |
+//! | [`book`], [`shelf`], [`record`] | servers we know: all of them, one of them |
+//! | [`discover`], [`description`], [`refetch`] | finding a server, what it says of itself, fetching its keys again |
+//! | [`peering`], [`pins`] | an operator's word; what the configuration says |
 //! | [`own_keys`], [`rotation`], [`pages`] | our key and its change; what we say of ourselves to anybody |
 //! | [`rooms`], [`member`], [`poll`] | rooms, who is in them; invites, joins and leaves both ways; polling |
 //! | [`conduct`] | runs of bad events, and the quarantine that follows |
@@ -22,10 +24,13 @@ pub mod book;
 pub mod calls;
 pub mod conduct;
 pub mod content;
+pub mod description;
 pub mod discover;
 pub mod envelope;
 pub mod event;
 pub mod explain;
+#[cfg(test)]
+mod gate_tests;
 pub mod hexes;
 pub mod ids;
 pub mod judge;
@@ -33,10 +38,12 @@ pub mod member;
 pub mod own_keys;
 pub mod pages;
 pub mod peering;
+mod pins;
 pub mod poll;
 pub mod probe;
 pub mod read;
 pub mod record;
+mod refetch;
 pub mod refused;
 pub mod request;
 pub mod rooms;
@@ -45,6 +52,8 @@ pub mod routes;
 pub mod send;
 mod shelf;
 pub mod transport;
+#[cfg(test)]
+mod world;
 
 use std::sync::{Arc, Weak};
 
@@ -69,7 +78,10 @@ use super::net::Net;
 use super::room::Room;
 use book::{Book, BookError};
 use conduct::Conduct;
+use member::Desk;
 use own_keys::OwnKeys;
+use poll::Polls;
+use refetch::Fetches;
 use rooms::Rooms;
 
 /// Its name in subjects, tables and settings.
@@ -172,7 +184,11 @@ pub struct Paracord {
     pub(super) keys: OwnKeys,
     pub(super) book: Book,
     pub(super) rooms: Rooms,
+    pub(super) polls: Polls,
+    pub(super) desk: Desk,
     pub(super) conduct: Conduct,
+    /// Of other servers' keys.
+    pub(super) fetches: Fetches,
     /// For large bodies of requests.
     pub(super) bodies: Room,
     pub(super) store: Store,
@@ -203,17 +219,21 @@ impl Paracord {
             &config,
         )
         .await?;
+        let polls = Polls::open(store.clone()).await?;
         let conduct = Conduct::new(&config);
         let schedule = Schedule {
             delays: config.retry_delays.clone(),
         };
-        Ok(Arc::new_cyclic(|me| Self {
+        let p = Arc::new_cyclic(|me| Self {
             config,
             own,
             keys,
             book,
             rooms,
+            polls,
+            desk: Desk::default(),
             conduct,
+            fetches: Fetches::new(),
             bodies: Room::new(BODIES, MAX_BODY),
             store: parts.store,
             peers: parts.peers,
@@ -225,7 +245,10 @@ impl Paracord {
             clock: parts.clock,
             schedule,
             me: me.clone(),
-        }))
+        });
+        pins::follow(&p).await;
+        rotation::spawn_retirement(&p);
+        Ok(p)
     }
 }
 
@@ -334,6 +357,10 @@ impl Protocol for Paracord {
         rotation::reload(self)
     }
 
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.book.flush())
+    }
+
     fn call<'a>(
         &'a self,
         method: &'a str,
@@ -350,3 +377,6 @@ impl Protocol for Paracord {
         Box::pin(probe::of(self, name, tell))
     }
 }
+
+#[cfg(test)]
+mod peering_tests;
