@@ -14,7 +14,10 @@ pub fn memberships() -> Vec<HttpCase> {
     };
     let bare = json!({"origin_server": "bridge.example", "room_id": room,
         "sender": "@a:bridge.example"});
-    let user = |user_id: &str, room_id: &str| json!({"origin_server": "bridge.example", "room_id": room_id, "user_id": user_id});
+    let user = |user_id: &str, room_id: &str| {
+        let (origin, room) = ("bridge.example", room_id);
+        json!({"origin_server": origin, "room_id": room, "user_id": user_id})
+    };
     let alice = "@alice:bridge.example";
     let invited =
         |expires: i64| json!({"status": 200, "accepted": true, "expires_in_seconds": expires});

@@ -11,6 +11,7 @@ pub fn cases() -> Vec<HttpCase> {
     let unauthorized = json!({"status": 401, "code": "UNAUTHORIZED"});
     let conflict = json!({"status": 409, "code": "CONFLICT"});
     let bad = |message: &str| json!({"status": 400, "code": "BAD_REQUEST", "message": message});
+    let thirds = |sender: &str| json!({"origin_server": "third.example", "sender": sender});
     let all = [
         (
             "an unknown key id sorts first",
@@ -194,17 +195,18 @@ pub fn cases() -> Vec<HttpCase> {
         ),
         (
             "a relay of two that are trusted",
-            json!({"event": {"origin_server": "third.example", "sender": "@a:third.example"}, "given": with_third()}),
+            json!({"event": thirds("@a:third.example"), "given": with_third()}),
             taken.clone(),
         ),
         (
             "a relay: the carrier's key is not the origin's",
-            json!({"event": {"origin_server": "third.example", "sender": "@a:third.example"}, "event_signature": "wrong_key", "given": with_third()}),
+            json!({"event": thirds("@a:third.example"), "event_signature": "wrong_key",
+                "given": with_third()}),
             forbidden.clone(),
         ),
         (
             "the sender by the registered domain",
-            json!({"event": {"sender": "@a:CHAT.third.example", "origin_server": "third.example"}, "given": with_third()}),
+            json!({"event": thirds("@a:CHAT.third.example"), "given": with_third()}),
             taken.clone(),
         ),
         (
