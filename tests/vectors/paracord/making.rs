@@ -55,17 +55,17 @@ fn first(case: &Case) -> Result<Ask, String> {
         };
         headers = signed(case, &path, over)?;
     }
-    headers.retain(|(name, _)| {
-        let mut omitted = case.omit_headers.iter();
-        !omitted.any(|omitted| omitted.eq_ignore_ascii_case(name))
-    });
-    rewrite(&mut headers, &case.header_rewrite)?;
     match &case.content_type {
         Some(None) => {}
         Some(Some(other)) => headers.push(("Content-Type".into(), other.clone())),
         None if case.method == "GET" => {}
         None => headers.push(("Content-Type".into(), "application/json".into())),
     }
+    headers.retain(|(name, _)| {
+        let mut omitted = case.omit_headers.iter();
+        !omitted.any(|omitted| omitted.eq_ignore_ascii_case(name))
+    });
+    rewrite(&mut headers, &case.header_rewrite)?;
     Ok(Ask {
         method: case.method.clone(),
         path,
