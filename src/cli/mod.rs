@@ -12,6 +12,7 @@ pub mod peers;
 pub mod probe;
 pub mod queue;
 pub mod replay;
+pub mod rooms;
 pub mod run;
 pub mod send;
 mod steps;
@@ -73,6 +74,9 @@ enum Command {
     /// Invites shared with other servers, ours and theirs (VoltChat).
     #[command(subcommand)]
     Invites(invites::InvitesCommand),
+    /// Rooms of ours, rooms we follow, and who is in them (Paracord).
+    #[command(subcommand)]
+    Rooms(rooms::RoomsCommand),
     /// Inbound events once more, from a time or sequence.
     Replay(replay::ReplayArgs),
     /// Our own keys.
@@ -152,6 +156,7 @@ pub fn main() -> ExitCode {
             Command::Peers(command) => peers::peers(command).await,
             Command::Trust(command) => trust::trust(command).await,
             Command::Invites(command) => invites::invites(command).await,
+            Command::Rooms(command) => rooms::rooms(command).await,
             Command::Replay(args) => replay::replay(args).await,
             Command::Keys(command) => keys::keys(command).await,
             Command::Streams(command) => streams::streams(command).await,

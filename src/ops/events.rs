@@ -15,7 +15,7 @@
 //! | `peer` | `keys_changed` | a server shows other keys: `status`, `added`, `gone` |
 //! | `peer` | `refused_secret` | a handshake under another secret than the known one: `id`, `status`, `detail` |
 //! | `trust` | `added`, `removed` | `list`, `domain`, `reason` |
-//! | `trust` | `quarantined` | for a run of bad events: `list`, `domain`, `reason`, `code`, `ends_ms` |
+//! | `trust` | `quarantined` | by the bridge itself, for a run of bad events: `list`, `domain`, `reason`, `code`, `ends_ms` |
 //! | `trust` | `released`, `dropped` | held events of a quarantined peer: `events` (how many) |
 //! | `trust` | `held_full` | sum; `code`, `detail`: the peer is told to come again |
 //! | `store` | `repaired` | the broker had lost events: `stream`, `republished`, `published`, `beyond_mending`, `detail` |

@@ -16,11 +16,14 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::record::Peer;
-use super::{ID, Paracord, peering};
+use super::{ID, Paracord, peering, rooms};
 use crate::protocol::Refusal;
 
 /// Answers a call.
 pub async fn call(p: &Paracord, method: &str, body: Bytes) -> Result<Value, Refusal> {
+    if let Some(answer) = rooms::calls::call(p, method, &body).await {
+        return answer;
+    }
     match method {
         "peer.list" => {
             let all = p.book.all();

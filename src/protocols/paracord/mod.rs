@@ -29,6 +29,8 @@ pub mod discover;
 pub mod envelope;
 pub mod event;
 pub mod explain;
+#[cfg(test)]
+mod gate_tests;
 pub mod hexes;
 pub mod ids;
 pub mod judge;
@@ -50,6 +52,8 @@ pub mod routes;
 pub mod send;
 mod shelf;
 pub mod transport;
+#[cfg(test)]
+mod world;
 
 use std::sync::{Arc, Weak};
 
@@ -74,7 +78,9 @@ use super::net::Net;
 use super::room::Room;
 use book::{Book, BookError};
 use conduct::Conduct;
+use member::Desk;
 use own_keys::OwnKeys;
+use poll::Polls;
 use refetch::Fetches;
 use rooms::Rooms;
 
@@ -178,6 +184,8 @@ pub struct Paracord {
     pub(super) keys: OwnKeys,
     pub(super) book: Book,
     pub(super) rooms: Rooms,
+    pub(super) polls: Polls,
+    pub(super) desk: Desk,
     pub(super) conduct: Conduct,
     /// Of other servers' keys.
     pub(super) fetches: Fetches,
@@ -211,6 +219,7 @@ impl Paracord {
             &config,
         )
         .await?;
+        let polls = Polls::open(store.clone()).await?;
         let conduct = Conduct::new(&config);
         let schedule = Schedule {
             delays: config.retry_delays.clone(),
@@ -221,6 +230,8 @@ impl Paracord {
             keys,
             book,
             rooms,
+            polls,
+            desk: Desk::default(),
             conduct,
             fetches: Fetches::new(),
             bodies: Room::new(BODIES, MAX_BODY),

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 
 use super::answer::Fail;
-use super::{BASE, Paracord, WELL_KNOWN, event, pages, read};
+use super::{BASE, Paracord, WELL_KNOWN, event, member, pages, read};
 
 /// Routes of the protocol that a bridge has no use for.
 const ABSENT: [&str; 6] = [
@@ -30,7 +30,10 @@ pub fn router(p: Arc<Paracord>) -> axum::Router {
         .route(&at("/keys"), get(keys))
         .route(&at("/event"), post(push))
         .route(&at("/event/{event_id}"), get(event_by_id))
-        .route(&at("/events"), get(events));
+        .route(&at("/events"), get(events))
+        .route(&at("/invite"), post(invite))
+        .route(&at("/join"), post(join))
+        .route(&at("/leave"), post(leave));
     for path in ABSENT {
         router = router.route(&at(path), any(absent));
     }
@@ -64,6 +67,21 @@ async fn event_by_id(State(p): Shared, request: Request) -> Response {
 async fn events(State(p): Shared, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     answered(read::events(&p, &parts).await)
+}
+
+async fn invite(State(p): Shared, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    answered(member::invite(&p, &parts, body).await)
+}
+
+async fn join(State(p): Shared, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    answered(member::join(&p, &parts, body).await)
+}
+
+async fn leave(State(p): Shared, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    answered(member::leave(&p, &parts, body).await)
 }
 
 async fn absent() -> Response {

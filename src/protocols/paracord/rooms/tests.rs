@@ -2,8 +2,14 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
+use super::super::envelope::Envelope;
+use super::hosted::CHUNK;
+use super::record::{Member, pair, row};
 use super::*;
 use crate::config::Config;
+use crate::protocol::PeerName;
 
 const NOW: i64 = 1_700_000_000_000;
 
