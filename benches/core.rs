@@ -13,6 +13,7 @@ use drawbridge::identity::{SigningKey, b64};
 use drawbridge::outbound::lane::{Item, Lane, Limits, Step};
 use drawbridge::peers::health::{Facts, Policy};
 use drawbridge::protocol::Schedule;
+use drawbridge::protocols::paracord;
 use drawbridge::protocols::uam::address::Address;
 use drawbridge::protocols::uam::envelope::{self, Draft, Envelope};
 use drawbridge::protocols::uam::relay_request::{Attempt, RelayRequest, sign_relay_request};
@@ -79,6 +80,21 @@ fn main() -> Result<(), Fault> {
         let agent = check_agent_signature(&request.envelope, &agent_key.public());
         assert!(relay.is_ok() && agent.is_ok());
     });
+    let event = event(&agent_key)?;
+    let wire = event.wire();
+    let offered = event.signature().and_then(|offered| offered.bytes);
+    let signature = offered.ok_or("an event that was just signed has a signature")?;
+    measure("read a Paracord event", 1, &mut || {
+        black_box(paracord::envelope::Envelope::decode(&wire).is_ok());
+    });
+    measure("canonical form of a Paracord event", 1, &mut || {
+        black_box(event.canonical());
+    });
+    let mut signed = event.clone();
+    measure("canonical, sign, verify a Paracord event", 1, &mut || {
+        signed.sign(&agent_key, "ed25519:k");
+        assert!(signed.check(&agent_key.public(), &signature).is_ok());
+    });
     measure("lane: arrive, attempt, finished", ROWS, &mut || lane());
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -110,6 +126,29 @@ fn envelope_text(key: &SigningKey) -> Result<Bytes, Fault> {
         media_type: None,
     };
     Ok(envelope::build(&draft, key).into())
+}
+
+fn event(key: &SigningKey) -> Result<paracord::envelope::Envelope, Fault> {
+    let mut event = paracord::envelope::Envelope {
+        event_id: "$7301:alpha.test".into(),
+        room_id: "!7010:alpha.test".into(),
+        event_type: "m.message".into(),
+        sender: "@alice:alpha.test".into(),
+        origin_server: RELAY.into(),
+        origin_ts: 1_777_636_798_250,
+        content: serde_json::json!({
+            "body": "a word or two ".repeat(30),
+            "msgtype": "m.text",
+            "guild_id": "7010",
+            "channel_id": "7020",
+            "message_id": "7301",
+        }),
+        depth: 1_777_636_798_250,
+        state_key: None,
+        signatures: serde_json::Value::Null,
+    };
+    event.sign(key, "ed25519:k");
+    Ok(event)
 }
 
 /// 256 rows of 32 keys through a lane whose peer answers at once.

@@ -12,6 +12,8 @@
 //! | `dedup_off` | promise 3: an event id that is known reaches `fed.in` again |
 //! | `stale_consumer` | an earlier process's consumer is kept instead of renewed |
 //! | `one_handout` | a message that was fetched once counts as delivered, lost answer or not |
+//! | `flat_depth` | events that a room sees in one second have one depth |
+//! | `poll_forward` | a poll begins where the last one ended, and never looks back |
 
 /// Whether the fault of this name is switched on.
 #[cfg(not(feature = "faults"))]

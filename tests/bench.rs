@@ -137,6 +137,58 @@ fn bare_inbound_takes_the_same_requests() {
     );
 }
 
+/// Protocols besides UAM.
+const OTHERS: [&str; 2] = ["voltchat", "paracord"];
+
+#[test]
+fn outbound_is_measured_over_every_protocol() {
+    for protocol in OTHERS {
+        let figures = bench(&[
+            "out",
+            "--protocol",
+            protocol,
+            "--messages",
+            "100",
+            "--peers",
+            "2",
+            "--compare",
+            "bare",
+            "--rounds",
+            "1",
+            "--json",
+        ]);
+        check(&figures);
+        let scenario = figures["scenario"].as_str().unwrap_or_default();
+        let named = format!("out over {protocol}: 100 messages of 1024 bytes, 2 peers");
+        assert!(scenario.starts_with(&named), "{figures}");
+        assert!(figures["ratio"].as_f64().is_some(), "{figures}");
+    }
+}
+
+#[test]
+fn inbound_is_measured_over_every_protocol() {
+    for protocol in OTHERS {
+        let figures = bench(&[
+            "in",
+            "--protocol",
+            protocol,
+            "--messages",
+            "100",
+            "--peers",
+            "2",
+            "--connections",
+            "4",
+            "--compare",
+            "bare",
+            "--rounds",
+            "1",
+            "--json",
+        ]);
+        check(&figures);
+        assert!(figures["ratio"].as_f64().is_some(), "{figures}");
+    }
+}
+
 #[test]
 fn the_time_from_start_to_ready_is_measured() {
     let figures = bench(&["start", "--rounds", "1", "--rest", "0", "--json"]);

@@ -172,6 +172,8 @@ fn pin(peer: &str, endpoint: Option<&str>, key: Option<[u8; 32]>, accepted: bool
         name: peer.into(),
         endpoint: endpoint.map(String::from),
         public_key: key.map(|k| base64::engine::general_purpose::STANDARD.encode(k)),
+        key_id: None,
+        domain: None,
         accepted,
     }
 }

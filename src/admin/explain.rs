@@ -361,6 +361,8 @@ mod tests {
                 name: "b.test".into(),
                 endpoint: Some("https://b.test".into()),
                 public_key: Some("key".into()),
+                key_id: None,
+                domain: None,
                 accepted: false,
             }),
             counts: Some(PeerCounts {

@@ -24,7 +24,15 @@ pub(super) const OPERATORS: &str = "voltchat.operators";
 const BLOCKS: [(&str, &[&str]); 2] = [
     (
         PEERS,
-        &["protocol", "name", "endpoint", "public_key", "accepted"],
+        &[
+            "protocol",
+            "name",
+            "endpoint",
+            "public_key",
+            "key_id",
+            "domain",
+            "accepted",
+        ],
     ),
     (OPERATORS, &["name", "role", "token", "token_file"]),
 ];

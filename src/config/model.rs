@@ -170,8 +170,12 @@ pub struct PeerPin {
     pub name: String,
     /// Base URL, `https://relay.beta.com` (the protocol appends its own path).
     pub endpoint: Option<String>,
-    /// Base64 key.
+    /// Its key, as the protocol writes keys: base64, or 64 hex digits.
     pub public_key: Option<String>,
+    /// Paracord: the only id under which that key counts; `None`: any.
+    pub key_id: Option<String>,
+    /// Paracord: what stands behind the colon in its ids; `None`: what it says itself.
+    pub domain: Option<String>,
     /// `_all` reaches it.
     pub accepted: bool,
 }

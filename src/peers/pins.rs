@@ -119,6 +119,10 @@ pub(super) fn is_below(base: &str, endpoint: &str) -> bool {
 }
 
 fn decode_key(text: &str) -> Result<[u8; 32], ()> {
+    // Read as base64, 64 hex digits would be 48 bytes.
+    if let Some(key) = crate::identity::unhex(text.trim()) {
+        return Ok(key);
+    }
     let text = text.trim().replace('+', "-").replace('/', "_");
     let bytes = BASE64.decode(text).map_err(drop)?;
     bytes.try_into().map_err(drop)
@@ -129,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_read_in_either_alphabet_with_or_without_padding() {
+    fn keys_are_read_in_hex_and_in_either_alphabet_with_or_without_padding() {
         let key = [0xfbu8; 32];
         for text in [
             base64::engine::general_purpose::STANDARD.encode(key),
@@ -137,6 +141,7 @@ mod tests {
         ] {
             assert_eq!(decode_key(&text), Ok(key), "{text}");
         }
+        assert_eq!(decode_key(&crate::identity::hex(&key)), Ok(key));
         assert_eq!(decode_key("c2hvcnQ="), Err(()));
     }
 

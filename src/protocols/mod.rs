@@ -31,8 +31,10 @@ pub struct Face {
 /// By what a page of ours is known.
 #[derive(Clone, Debug)]
 pub enum Shows {
-    /// The public half of the key in the file.
+    /// The public half of the key in the file, as base64.
     Key,
+    /// The same in hex digits.
+    HexKey,
     /// This text; the key in the file is nobody else's business.
     Text(String),
 }

@@ -2,7 +2,8 @@
 //!
 //! The bridge, its nats-server, its database and the receiver are killed, restarted, locked, filled
 //! and robbed of streams and consumers at random points while messages go both ways ([`trouble`]),
-//! over UAM and over VoltChat, there to a peer that takes pushes and to one that fetches ([`volt`]);
+//! over UAM, over VoltChat, there to a peer that takes pushes and to one that fetches ([`volt`]), and
+//! over Paracord, there to a server that is pushed to, polled, and polls ([`para`]);
 //! then everything is healed and drained, and `support/checker.rs` judges by what the outside saw.
 //! `DRAWBRIDGE_CRASH_ROUNDS` asks for more rounds over each store, `DRAWBRIDGE_CRASH_SEED` for the
 //! same misfortunes again (the machine's own timing differs all the same), `DRAWBRIDGE_CRASH_ONLY`
@@ -11,6 +12,7 @@
 //! With the cargo feature `faults` the tests named `seeded_…` break one promise each on purpose and
 //! expect the checker to say so: `cargo test --features faults --test crash seeded`.
 
+mod para;
 mod trouble;
 mod volt;
 mod world;
@@ -20,7 +22,9 @@ mod support {
     pub mod bridge;
     pub mod checker;
     pub mod mainline;
+    pub mod paracord_client;
     pub mod postgres;
+    pub mod reference;
     pub mod sink;
     pub mod traffic;
     pub mod uam_client;
@@ -80,13 +84,18 @@ async fn run(
         }
         if round >= rounds {
             let (sent, taken) = world.accepted();
-            if sent > 50 * rounds && taken > 10 * rounds && world.volt.proves(rounds) {
+            if sent > 50 * rounds
+                && taken > 10 * rounds
+                && world.volt.proves(rounds)
+                && world.para.proves(rounds)
+            {
                 break;
             }
             assert!(
                 round < rounds + 4,
-                "too little traffic to prove anything: {sent} out, {taken} in; {}",
-                world.volt.summary()
+                "too little traffic to prove anything: {sent} out, {taken} in; {}; {}",
+                world.volt.summary(),
+                world.para.summary()
             );
         }
         world.bridge.start().await;
@@ -166,5 +175,15 @@ mod seeded {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn seeded_a_fetch_that_counts_at_once_loses_messages() {
         noticed("one_handout", 45, "OutLost").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_depth_that_stands_still_is_a_complaint() {
+        noticed("flat_depth", 45, "has depth").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn seeded_polls_that_never_look_back_lose_events() {
+        noticed("poll_forward", 45, "InLost").await;
     }
 }

@@ -93,9 +93,11 @@ impl World {
                 let moods = [0, 503, 429, 500];
                 let mood = moods[usize::try_from(self.rng.within(0, 4)).unwrap_or(0)];
                 self.volt.pushed.mood(mood);
+                self.para.node.mood(mood);
                 tokio::time::sleep(down).await;
                 sink::set_mode(&self.sink.options.dir, "ok");
                 self.volt.pushed.mood(0);
+                self.para.node.mood(0);
             }
         }
         self.luck.push(format!("{chosen:?} {begun}..{}", now_ns()));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream;
 use sqlx::Connection as _;
 
+use crate::para::{self, ParaSide};
 use crate::support::bridge::{self, Bridge, Broker};
 use crate::support::checker::{self, Arrival, Class, History, Violation, Who};
 use crate::support::postgres;
@@ -84,6 +85,7 @@ pub struct World {
     pub ledger: Ledger,
     pub sink: SinkProcess,
     pub volt: VoltSide,
+    pub para: ParaSide,
     pub js: jetstream::Context,
     pub rng: Rng,
     pub gate: Gate,
@@ -123,6 +125,7 @@ impl World {
             dir: dir.path().join("sink"),
         });
         let (pushed, fetching) = (bridge::free_address(), bridge::free_address());
+        let node = bridge::free_address();
         let store = server.as_ref().map_or(String::new(), |server| {
             format!("[store]\nurl = \"{}\"\n", server.url())
         });
@@ -134,13 +137,16 @@ impl World {
             "discovery = false\nadmin_api_key = \"a key of this test alone\"\nrelay_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
              retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\"]",
             &format!(
-                "{store}[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}{}",
+                "{store}[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}{}{}",
                 volt::tables(pushed, fetching),
+                para::tables(node),
                 bridge::pin("beta.test", sink.options.address)
             ),
         );
         volt::own_url(&mut bridge);
+        para::own_url(&mut bridge);
         let volt = VoltSide::start(&bridge, pushed, fetching, seed).await;
+        let para = ParaSide::start(node, seed).await;
         let ledger = match server {
             Some(server) => Ledger::Postgres(server),
             None => Ledger::Sqlite(dir.path().join("bridge").join("drawbridge.db")),
@@ -161,6 +167,7 @@ impl World {
             ledger,
             sink,
             volt,
+            para,
             js,
             rng: Rng(seed),
             gate: Gate::default(),
@@ -176,6 +183,8 @@ impl World {
         world.bridge.start().await;
         world.allow("beta.test").await;
         world.volt.connect(&world.bridge).await;
+        let broker = world.broker.url();
+        world.para.connect(&world.bridge, &broker).await;
         world
     }
 
@@ -226,6 +235,14 @@ impl World {
             &self.out,
             &mut tasks,
         );
+        self.para.round(
+            round,
+            &mut self.rng,
+            &self.js,
+            (&stop, &self.gate),
+            &self.out,
+            &mut tasks,
+        );
         let end = Instant::now() + TRAFFIC;
         while Instant::now() < end {
             let pause = self.rng.pause(50, 700);
@@ -236,6 +253,7 @@ impl World {
         while tasks.join_next().await.is_some() {}
         sink::set_mode(&self.sink.options.dir, "ok");
         self.volt.pushed.mood(0);
+        self.para.node.mood(0);
         self.bridge.ready().await;
         self.drain().await;
     }
@@ -251,6 +269,7 @@ impl World {
                 .map(|l| l.id)
                 .collect();
             arrived.extend(self.volt.taken());
+            arrived.extend(self.para.taken());
             let dead: HashSet<String> = traffic::dead(&self.js)
                 .await
                 .into_iter()
@@ -291,6 +310,7 @@ impl World {
     fn all_posted(&self) -> Vec<checker::Input> {
         let mut posted = snapshot(&self.posted);
         posted.extend(self.volt.posted());
+        posted.extend(self.para.posted());
         posted
     }
 
@@ -320,14 +340,16 @@ impl World {
             }
         }
         arrivals.extend(self.volt.arrivals());
+        arrivals.extend(self.para.arrivals());
         self.history.arrivals = arrivals;
         self.history.forged.extend(self.volt.complaints());
+        self.history.forged.extend(self.para.complaints());
         self.history.out = snapshot(&self.out);
         self.history.posted = self.all_posted();
         self.history.dead = traffic::dead(&self.js).await;
         (self.history.stream, self.history.scan) = traffic::scan(&self.js, 1).await;
         let scan = std::mem::take(&mut self.history.scan);
-        self.history.scan = scan.into_iter().map(volt::as_sent).collect();
+        self.history.scan = scan.into_iter().map(as_sent).collect();
         let last = self.history.scan.last().map_or(0, |p| p.seq);
         let end = Instant::now() + Duration::from_secs(30);
         let stream = self.history.stream;
@@ -341,10 +363,7 @@ impl World {
         }
         // An unacknowledged one may still be waiting for its redelivery behind the last.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        self.history.read = snapshot(&self.read)
-            .into_iter()
-            .map(volt::as_sent)
-            .collect();
+        self.history.read = snapshot(&self.read).into_iter().map(as_sent).collect();
         checker::check(&self.history)
     }
 
@@ -373,7 +392,7 @@ impl World {
             )
         };
         format!(
-            "out: {}; {} arrivals, {} of them repeats or retries, {} dead letters; in: {}; {} on fed.in; killed: bridge {}, broker {}, receiver {}; {}",
+            "out: {}; {} arrivals, {} of them repeats or retries, {} dead letters; in: {}; {} on fed.in; killed: bridge {}, broker {}, receiver {}; {}; {}",
             counts(&h.out),
             h.arrivals.len(),
             checker::repeats(h),
@@ -383,7 +402,8 @@ impl World {
             killed(Who::Bridge),
             killed(Who::Broker),
             killed(Who::Receiver),
-            self.volt.summary()
+            self.volt.summary(),
+            self.para.summary()
         )
     }
 
@@ -416,6 +436,11 @@ impl World {
         }
         lines.join("\n")
     }
+}
+
+/// The event as its sender knows it.
+fn as_sent(event: checker::Published) -> checker::Published {
+    para::as_sent(volt::as_sent(event))
 }
 
 impl Drop for World {

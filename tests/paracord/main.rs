@@ -1,7 +1,12 @@
 //! Paracord end to end: real bridges, a scripted reference server, and people who mean no good.
 
 mod attacks;
+mod bridges;
+mod federation;
+mod pace;
+mod reading;
 mod script;
+mod trust;
 
 #[path = "../support"]
 #[allow(

@@ -26,6 +26,8 @@ pub async fn state(pinned: &str) -> (AdminState, tempfile::TempDir) {
         name: pinned.into(),
         endpoint: Some(format!("https://relay.{pinned}")),
         public_key: None,
+        key_id: None,
+        domain: None,
         accepted: true,
     };
     let peers = Peers::open(store.clone(), &[pin], clock.clone())

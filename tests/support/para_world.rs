@@ -86,6 +86,12 @@ impl Setup {
         self
     }
 
+    /// The domain of the server named last.
+    pub fn domain(mut self, domain: &str) -> Self {
+        self.peers += &format!("domain = \"{domain}\"\n");
+        self
+    }
+
     /// A server of which only name and key are known: it makes requests and is never asked.
     pub fn pinned(mut self, who: &Identity) -> Self {
         self = self.peer(&who.name, free_address());
@@ -320,13 +326,22 @@ impl Para {
         answer["keys"].as_array().cloned().unwrap_or_default()
     }
 
-    /// GET of the admin listener, with its token.
+    /// A request of the admin listener, with its token.
     pub async fn admin(&self, method: &str, path: &str) -> (u16, Value) {
+        self.admin_with(method, path, &Value::Null).await
+    }
+
+    /// The same with a body.
+    pub async fn admin_with(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let token = std::fs::read_to_string(self.dir.path().join("admin.token"));
         let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
         let url = format!("http://{}{path}", self.setup.admin);
         let request = self.http.request(method, url);
-        let request = request.bearer_auth(token.unwrap_or_default().trim());
+        let mut request = request.bearer_auth(token.unwrap_or_default().trim());
+        if !body.is_null() {
+            let kind = ("content-type", "application/json");
+            request = request.header(kind.0, kind.1).body(body.to_string());
+        }
         let answer = request.send().await.expect("the admin listener answers");
         let status = answer.status().as_u16();
         let text = answer.text().await.unwrap_or_default();
@@ -495,7 +510,7 @@ impl Message {
             }
         };
         Self {
-            subject: format!("fed.out.paracord.{}.{}", token(to), token(kind)),
+            subject: format!("fed.out.paracord.{}.{kind}", token(to)),
             body: json!({"room_id": room, "sender": sender, "content": content}),
             headers: Vec::new(),
         }

@@ -9,6 +9,7 @@ use serde_json::Value;
 pub enum Protocol {
     Uam,
     Voltchat,
+    Paracord,
     /// One that this version does not speak.
     Other(&'static str),
 }
@@ -34,6 +35,18 @@ pub const VOLTCHAT_GROUPS: [&str; 13] = [
     "relay_types",
     "captured",
     "http",
+];
+
+/// Kinds of vectors of a Paracord file.
+pub const PARACORD_KINDS: [&str; 8] = [
+    "key",
+    "envelope_signature",
+    "envelope_verify",
+    "transport_signature",
+    "transport_verify",
+    "body_normal_form",
+    "signed_path_from_url",
+    "identity_parse",
 ];
 
 /// The files of a protocol, in order of their names. A file of no protocol we know fails the test.
@@ -89,25 +102,16 @@ fn protocol_of(json: &Value) -> Option<Protocol> {
         return Some(Protocol::Other("asfp"));
     }
     if has("http_cases") || has("http_cases_about") {
-        return Some(Protocol::Other("paracord"));
+        return Some(Protocol::Paracord);
     }
     let vectors = members.get("vectors")?.as_array()?;
     // Both protocols have a kind `envelope_signature`; a dialect is UAM's alone.
     let paracords = |vector: &Value| {
-        const KINDS: [&str; 7] = [
-            "key",
-            "envelope_signature",
-            "envelope_verify",
-            "transport_signature",
-            "transport_verify",
-            "body_normal_form",
-            "signed_path_from_url",
-        ];
         let kind = vector.get("kind").and_then(Value::as_str).unwrap_or("");
-        (KINDS.contains(&kind) || kind == "identity_parse") && vector.get("dialect").is_none()
+        PARACORD_KINDS.contains(&kind) && vector.get("dialect").is_none()
     };
     Some(match vectors.first() {
-        Some(first) if paracords(first) => Protocol::Other("paracord"),
+        Some(first) if paracords(first) => Protocol::Paracord,
         _ => Protocol::Uam,
     })
 }

@@ -7,6 +7,7 @@
 
 mod check;
 mod files;
+mod paracord;
 #[path = "../support/mod.rs"]
 mod support;
 mod uam;

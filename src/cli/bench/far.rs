@@ -1,10 +1,9 @@
 //! The far side: one process that plays every peer.
 //!
-//! It takes deliveries and notes when each came, answers key look-ups, and for `bench in` makes the
+//! It takes deliveries and notes when each came, answers what the protocol asks of them besides, and for `bench in` makes the
 //! load ([`super::load`]). Plain threads, each with its own runtime and socket, so that it costs the
 //! machine as little as possible. It ends when its standard input is closed.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,15 +20,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::load::{self, Load, Prepared};
-use super::world::{OWN, World, index_of, message_id_in};
+use super::load::{self, Load};
+use super::speech::{Post, Reply, Speech};
 use super::{reuse_port, wait_for_the_end};
 use crate::cli::Outcome;
-use crate::config::WireForms;
-use crate::identity::PublicKey;
-use crate::protocols::uam::discover::DELIVER_PATH;
-use crate::protocols::uam::relay_request::RelayRequest;
-use crate::protocols::uam::verify;
 
 /// One delivery in so many is verified; all would cost more than the bridge under test.
 const SAMPLED: usize = 256;
@@ -44,11 +38,9 @@ pub struct FarArgs {
 }
 
 struct Far {
-    world: World,
-    bridge: PublicKey,
+    speech: Arc<dyn Speech>,
     book: Mutex<Arc<Book>>,
-    keys: Mutex<HashMap<String, String>>,
-    prepared: Mutex<Arc<Vec<Prepared>>>,
+    prepared: Mutex<Arc<Vec<Post>>>,
 }
 
 /// Arrivals by message index.
@@ -63,16 +55,13 @@ struct Book {
 
 /// Serves until standard input is closed.
 pub async fn far(args: FarArgs) -> Outcome {
-    let world = args.world.world();
-    let far = Arc::new(Far {
-        bridge: world.key(OWN).public(),
-        world,
-        book: Mutex::default(),
-        keys: Mutex::default(),
-        prepared: Mutex::default(),
-    });
     let first = reuse_port("127.0.0.1:0".parse().map_err(|_| "no loopback address")?)?;
     let at = first.local_addr().map_err(|e| e.to_string())?;
+    let far = Arc::new(Far {
+        speech: args.world.at(at.port()).speech()?,
+        book: Mutex::default(),
+        prepared: Mutex::default(),
+    });
     let mut listeners = vec![first];
     for _ in 1..THREADS {
         listeners.push(reuse_port(at)?);
@@ -114,6 +103,10 @@ fn reply(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response
 }
 
+fn said_by((status, body): Reply) -> Response<Full<Bytes>> {
+    reply(status, body)
+}
+
 fn ok(body: &Value) -> Response<Full<Bytes>> {
     reply(StatusCode::OK, body.to_string())
 }
@@ -131,55 +124,46 @@ impl Far {
         let body = body.to_bytes();
         let path = head.uri.path();
         match (&head.method, path) {
-            (&Method::POST, DELIVER_PATH) => self.delivery(&head.headers, &body),
-            (&Method::GET, "/api/v1/versions") => {
-                ok(&json!({"uam_version": "0.1", "supported_major_versions": ["0"]}))
+            (&Method::POST, path) if path == self.speech.path() => {
+                self.delivery(&head.headers, &body)
             }
-            (&Method::GET, _) if path.ends_with("/public-key") => self.agent(path),
             (&Method::POST, "/bench/expect") => self.expect(&body),
             (&Method::GET, "/bench/seen") => self.seen(),
             (&Method::GET, "/bench/arrivals") => self.arrivals(),
             (&Method::POST, "/bench/prepare") => self.prepare(&body),
             (&Method::POST, "/bench/load") => self.load(&body).await,
-            _ => reply(StatusCode::NOT_FOUND, Bytes::new()),
+            _ => {
+                let host = head.headers.get(http::header::HOST);
+                let host = host.and_then(|v| v.to_str().ok()).unwrap_or_default();
+                match self.speech.page(&head.method, path, host) {
+                    Some(said) => said_by(said),
+                    None => reply(StatusCode::NOT_FOUND, Bytes::new()),
+                }
+            }
         }
     }
 
-    /// Takes a delivery in the form with nonce; the other form is answered as a relay of 1.0 does.
+    /// Takes a delivery.
     fn delivery(&self, headers: &HeaderMap, body: &Bytes) -> Response<Full<Bytes>> {
         let now = now_ns();
-        let after_envelope = body.len().saturating_sub(600);
-        let tail = body.get(after_envelope..).unwrap_or_default();
-        let from_relay = tail.windows(14).rposition(|w| w == b"\"from_relay\":\"");
-        let nonced = from_relay.is_some_and(|at| {
-            tail.get(at..)
-                .unwrap_or_default()
-                .windows(9)
-                .any(|w| w == b"\"nonce\":\"")
-        });
-        if !nonced {
-            return reply(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                r#"{"error":"validation_error","detail":"nonce: field required"}"#,
-            );
-        }
         let book = lock(&self.book).clone();
-        let place = message_id_in(body)
-            .and_then(index_of)
-            .and_then(|i| Some((i, book.at.get(i)?)));
+        let place = match self.speech.index(body) {
+            Ok(index) => book.at.get(index).map(|slot| (index, slot)),
+            Err(said) => {
+                // Another form of the protocol may follow; what is none at all is counted.
+                if said.0 != StatusCode::UNPROCESSABLE_ENTITY {
+                    book.wrong.fetch_add(1, Ordering::Relaxed);
+                }
+                return said_by(said);
+            }
+        };
         let Some((index, slot)) = place else {
             book.wrong.fetch_add(1, Ordering::Relaxed);
-            return reply(
-                StatusCode::BAD_REQUEST,
-                r#"{"error":"bad_request","detail":"unknown message"}"#,
-            );
+            return reply(StatusCode::BAD_REQUEST, r#"{"error":"unknown message"}"#);
         };
-        if index % SAMPLED == 0 && !self.proves(headers, body) {
+        if index % SAMPLED == 0 && !self.speech.proves(headers, body) {
             book.wrong.fetch_add(1, Ordering::Relaxed);
-            return reply(
-                StatusCode::UNAUTHORIZED,
-                r#"{"error":"unauthorized","detail":"Invalid relay signature"}"#,
-            );
+            return reply(StatusCode::UNAUTHORIZED, r#"{"error":"not proven"}"#);
         }
         if slot
             .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed)
@@ -189,36 +173,7 @@ impl Far {
         } else {
             book.again.fetch_add(1, Ordering::Relaxed);
         }
-        reply(StatusCode::OK, r#"{"status":"delivered","detail":null}"#)
-    }
-
-    fn proves(&self, headers: &HeaderMap, body: &Bytes) -> bool {
-        let signature = headers
-            .get("x-uam-relay-signature")
-            .and_then(|v| v.to_str().ok());
-        let Ok(request) = RelayRequest::parse(body, WireForms::Nonce) else {
-            return false;
-        };
-        let sender = self
-            .world
-            .key(request.envelope.from().unwrap_or_default())
-            .public();
-        let signature = signature.unwrap_or_default();
-        verify::check_relay_signature(&request.signing_bytes(), signature, &self.bridge).is_ok()
-            && verify::check_agent_signature(&request.envelope, &sender).is_ok()
-    }
-
-    /// `/api/v1/agents/ADDRESS/public-key`
-    fn agent(&self, path: &str) -> Response<Full<Bytes>> {
-        let address = path
-            .trim_start_matches("/api/v1/agents/")
-            .trim_end_matches("/public-key")
-            .replace("%3A", ":");
-        let mut keys = lock(&self.keys);
-        let key = keys
-            .entry(address)
-            .or_insert_with_key(|address| self.world.key(address).public().to_base64());
-        ok(&json!({"public_key": key}))
+        said_by(self.speech.taken(body))
     }
 
     fn expect(&self, body: &[u8]) -> Response<Full<Bytes>> {
@@ -257,7 +212,7 @@ impl Far {
             return failed("how many?");
         };
         *lock(&self.prepared) = Arc::default();
-        match load::prepare(&self.world, n) {
+        match load::prepare(&*self.speech, n) {
             Ok(all) => {
                 *lock(&self.prepared) = Arc::new(all);
                 ok(&json!({}))
@@ -271,7 +226,7 @@ impl Far {
             return failed("which load?");
         };
         let requests = lock(&self.prepared).clone();
-        match load::run(order, requests).await {
+        match load::run(order, self.speech.clone(), requests).await {
             Ok(done) => ok(&json!(done)),
             Err(why) => failed(&why),
         }

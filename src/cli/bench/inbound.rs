@@ -1,5 +1,5 @@
 //! One round of `bench in`: signed requests are posted over connections that have one in hand each,
-//! first as a warm-up, then measured from request to 200.
+//! first as a warm-up, then measured from request to answer.
 
 use super::figures::{Round, approximate};
 use super::load::{Done, Load};
@@ -69,11 +69,10 @@ async fn start(
     let dir = rig.fresh_dir("pipeline")?;
     match turn {
         Turn::Ours => {
-            let configured =
-                Bridge::configure(&dir, &broker.url(), &rig.world, Some(rig.far), &args.log)?;
+            let configured = Bridge::configure(&dir, &broker.url(), rig, true, &args.log)?;
             let mut bridge = configured.spawn()?;
             bridge.ready().await?;
-            bridge.allow(&rig.world).await?;
+            rig.speech.introduce(&bridge, broker).await?;
             let to = bridge.public;
             Ok((Pipeline::Ours(bridge), to))
         }

@@ -1,9 +1,11 @@
 //! `drawbridge bench`: how fast this machine carries messages, and how close that is to what it could.
 //!
+//! Over any of the protocols ([`speech`]):
+//!
 //! | command | what is measured |
 //! | --- | --- |
 //! | `bench out` | FED_OUT → bridge → peers: a backlog drained, then publish → arrival at half that rate |
-//! | `bench in` | peers → bridge → FED_IN: request → 200, over connections with one request in hand each |
+//! | `bench in` | peers → bridge → FED_IN: request → answer, over connections with one request in hand each |
 //! | `bench start` | spawn → `/readyz`, and the size at rest |
 //!
 //! Nothing is pretended: the bridge is `drawbridge run` as a process of its own with its ledger on
@@ -24,6 +26,7 @@ mod load;
 mod out;
 mod pipeline;
 mod rig;
+mod speech;
 mod start;
 mod usage;
 mod world;
@@ -32,12 +35,14 @@ use std::future::Future;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Outcome;
 use figures::Figures;
 use rig::Rig;
+use speech::{Speech, Spoken};
 use world::World;
 
 /// What is measured.
@@ -93,15 +98,21 @@ pub struct BenchArgs {
 /// What the messages are.
 #[derive(Clone, Debug, Args)]
 pub struct WorldArgs {
-    /// Bytes of an envelope (its other fields need about 500).
+    /// Over which protocol.
+    #[arg(long, value_enum, default_value_t = Spoken::Uam)]
+    pub protocol: Spoken,
+    /// Bytes of a message (its other fields need about 500).
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub size: u32,
-    /// Peers, each a relay with its own key and 32 agents.
+    /// Peers, each with its own key or secret, and 32 people.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub peers: u32,
     /// Keys and contents follow from it.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Where the peers listen: the bench tells its processes.
+    #[arg(long, default_value_t = 0, hide = true)]
+    pub port: u16,
 }
 
 /// What to compare with.
@@ -136,21 +147,32 @@ pub enum Turn {
 }
 
 impl WorldArgs {
-    fn world(&self) -> World {
+    /// With peers that listen there.
+    fn at(&self, port: u16) -> Self {
+        Self {
+            port,
+            ..self.clone()
+        }
+    }
+
+    fn speech(&self) -> Result<Arc<dyn Speech>, String> {
         let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
-        World::new(self.seed, size(self.peers), size(self.size))
+        let world = World::new(self.seed, size(self.peers), size(self.size), self.port);
+        self.protocol.speech(world)
     }
 
     /// The same as arguments for a process of the bench.
     fn arguments(&self) -> Vec<String> {
         let pairs = [
-            ("--size", u64::from(self.size)),
-            ("--peers", u64::from(self.peers)),
-            ("--seed", self.seed),
+            ("--protocol", self.protocol.id().to_owned()),
+            ("--size", self.size.to_string()),
+            ("--peers", self.peers.to_string()),
+            ("--seed", self.seed.to_string()),
+            ("--port", self.port.to_string()),
         ];
         pairs
-            .iter()
-            .flat_map(|(name, value)| [(*name).to_owned(), value.to_string()])
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_owned(), value])
             .collect()
     }
 }
@@ -213,12 +235,16 @@ fn scenario(way: &str, args: &BenchArgs) -> String {
         Sync::Always => "broker syncs always",
     };
     let WorldArgs { size, peers, .. } = args.world;
+    let over = match args.world.protocol {
+        Spoken::Uam => String::new(),
+        other => format!(" over {}", other.id()),
+    };
     let connections = match way {
         "in" => format!(", {} connections", args.connections),
         _ => String::new(),
     };
     format!(
-        "{way}: {} messages of {size} bytes, {peers} peers{connections}, {sync}",
+        "{way}{over}: {} messages of {size} bytes, {peers} peers{connections}, {sync}",
         args.messages
     )
 }

@@ -5,9 +5,9 @@
 //! *and* the stream is empty: acknowledged, which for the bridge means durable in its ledger. Then,
 //! idle again, messages are published at a steady rate, and each one's way to its peer is timed.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::far::{FarSide, now_ns};
 use super::figures::{Round, approximate, percentile};
-use super::pipeline::{Bridge, Pipeline};
+use super::pipeline::{Bridge, Configured, Pipeline};
 use super::rig::{Broker, Process, Rig};
-use super::world::{Way, World, index_of, message_id_in};
+use super::speech::Draft;
 use super::{BenchArgs, Turn, progress};
 use crate::bus::subject::token;
 use crate::bus::{BusError, BusMessage};
@@ -37,11 +37,12 @@ pub async fn round(rig: &Rig, args: &BenchArgs, turn: Turn) -> Result<Round, Str
     let measured = usize::try_from(args.messages).unwrap_or(usize::MAX);
     let warm = (measured / 5).max(1);
     let backlog = warm + measured;
-    let texts = write(&rig.world, backlog)?;
+    let drafts = write(rig, backlog)?;
     let broker = rig.broker().await?;
-    publish(&broker, &rig.world, &texts).await?;
+    let ready = prepare(rig, args, &broker, turn).await?;
+    publish(rig, &broker, &drafts).await?;
     rig.far.expect(backlog).await?;
-    let mut pipeline = start(rig, args, &broker, turn).await?;
+    let mut pipeline = start(rig, &broker, ready).await?;
     let pid = pipeline.id()?;
 
     let began = arrived(rig.far, &mut pipeline, warm).await?;
@@ -66,41 +67,57 @@ pub async fn round(rig: &Rig, args: &BenchArgs, turn: Turn) -> Result<Round, Str
     })
 }
 
-async fn start(
+/// What is started once the backlog is in the stream.
+enum Ready {
+    Ours(Configured),
+    Bare(PathBuf),
+}
+
+/// Configures it; where peers must be made known first, that is done before anything is sent to them.
+async fn prepare(
     rig: &Rig,
     args: &BenchArgs,
     broker: &Broker,
     turn: Turn,
-) -> Result<Pipeline, String> {
+) -> Result<Ready, String> {
     let dir = rig.fresh_dir("pipeline")?;
-    Ok(match turn {
-        Turn::Ours => {
-            let bridge =
-                Bridge::configure(&dir, &broker.url(), &rig.world, Some(rig.far), &args.log)?;
-            Pipeline::Ours(bridge.spawn()?)
-        }
-        Turn::Bare => {
+    if turn == Turn::Bare {
+        return Ok(Ready::Bare(dir));
+    }
+    let configured = Bridge::configure(&dir, &broker.url(), rig, true, &args.log)?;
+    if rig.speech.needs_introduction() {
+        let mut bridge = configured.spawn()?;
+        bridge.ready().await?;
+        rig.speech.introduce(&bridge, broker).await?;
+        bridge.stop().await?;
+    }
+    Ok(Ready::Ours(configured))
+}
+
+async fn start(rig: &Rig, broker: &Broker, ready: Ready) -> Result<Pipeline, String> {
+    match ready {
+        Ready::Ours(configured) => Ok(Pipeline::Ours(configured.spawn()?)),
+        Ready::Bare(dir) => {
             let far = rig.far.0.to_string();
             let more = ["--nats".to_owned(), broker.url(), "--far".to_owned(), far];
             let arguments = [rig.arguments.clone(), more.to_vec()].concat();
-            Pipeline::Bare(
-                Process::start(&["bench", "bare-out"], &arguments, &dir.join("bare.log")).await?,
-            )
+            let log = dir.join("bare.log");
+            let process = Process::start(&["bench", "bare-out"], &arguments, &log).await?;
+            Ok(Pipeline::Bare(process))
         }
-    })
+    }
 }
 
-/// Envelopes 0 to `count`, signed on two threads.
-fn write(world: &World, count: usize) -> Result<Vec<Bytes>, String> {
-    let writer = world.writer(Way::Out)?;
+/// Messages 0 to `count`, made on two threads.
+fn write(rig: &Rig, count: usize) -> Result<Vec<Draft>, String> {
     let now = Clock::system().now_ms();
     let half = count / 2;
     std::thread::scope(|scope| {
         let part = |range: std::ops::Range<usize>| {
-            let writer = &writer;
+            let speech = &rig.speech;
             scope.spawn(move || {
                 range
-                    .map(|n| writer.envelope(n, now))
+                    .map(|n| speech.draft(n, now))
                     .collect::<Result<Vec<_>, _>>()
             })
         };
@@ -112,24 +129,23 @@ fn write(world: &World, count: usize) -> Result<Vec<Bytes>, String> {
     })
 }
 
-fn message(world: &World, text: &Bytes) -> Result<BusMessage, String> {
-    let id = message_id_in(text).ok_or("an envelope without an id")?;
-    let peer = world.peer(world.peer_of(index_of(id).unwrap_or(0)));
-    Ok(BusMessage {
-        subject: format!("fed.out.uam.{}.message", token(&peer)),
-        headers: vec![("Nats-Msg-Id".to_owned(), id.to_owned())],
-        payload: text.clone(),
+fn message(rig: &Rig, draft: &Draft) -> BusMessage {
+    let (peer, protocol) = (rig.speech.peer(draft.peer), rig.protocol);
+    BusMessage {
+        subject: format!("fed.out.{protocol}.{}.{}", token(&peer), token(draft.kind)),
+        headers: vec![("Nats-Msg-Id".to_owned(), draft.id.clone())],
+        payload: draft.payload.clone(),
         stream: "FED_OUT",
-    })
+    }
 }
 
 type Ack = BoxFuture<'static, Result<(u64, bool), BusError>>;
 
 /// Publishes all, with a window in flight.
-async fn publish(broker: &Broker, world: &World, texts: &[Bytes]) -> Result<(), String> {
+async fn publish(rig: &Rig, broker: &Broker, drafts: &[Draft]) -> Result<(), String> {
     let mut acks: FuturesUnordered<Ack> = FuturesUnordered::new();
-    for text in texts {
-        let mut handing = std::pin::pin!(broker.bus.publish_windowed(message(world, text)?));
+    for draft in drafts {
+        let mut handing = std::pin::pin!(broker.bus.publish_windowed(message(rig, draft)));
         let ack = loop {
             tokio::select! {
                 biased;
@@ -206,7 +222,7 @@ async fn latency(
     let count = (wanted as usize).clamp(PACED_MIN.min(at_most), at_most.max(1));
     // Other ids than the backlog's: the time in them is later.
     tokio::time::sleep(Duration::from_millis(2)).await;
-    let texts = write(&rig.world, count)?;
+    let drafts = write(rig, count)?;
     rig.far.expect(count).await?;
     let mut sent = Vec::with_capacity(count);
     let mut acks: FuturesUnordered<Ack> = FuturesUnordered::new();
@@ -217,8 +233,8 @@ async fn latency(
             Some(done) = acks.next(), if !acks.is_empty() => { done.map_err(|e| e.to_string())?; }
             _ = tick.tick() => {
                 let due = ((begun.elapsed().as_secs_f64() * rate) as usize).min(count);
-                for text in texts.get(sent.len()..due).unwrap_or_default() {
-                    let message = message(&rig.world, text)?;
+                for draft in drafts.get(sent.len()..due).unwrap_or_default() {
+                    let message = message(rig, draft);
                     sent.push(now_ns());
                     acks.push(broker.bus.publish_windowed(message).await.map_err(|e| e.to_string())?);
                 }

@@ -14,9 +14,9 @@ use tokio::process::{Child, Command};
 
 use super::ask::ask;
 use super::far::FarSide;
-use super::rig::{Process, last_words, own_binary};
+use super::rig::{Process, Rig, last_words, own_binary};
 use super::usage;
-use super::world::{OWN, World};
+use super::world::World;
 
 /// Longest wait for readiness; a debug build on a busy machine.
 const READY: Duration = Duration::from_secs(60);
@@ -24,8 +24,6 @@ const READY: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(30);
 /// How often readiness is asked for: it is one of the things measured.
 const LOOK: Duration = Duration::from_millis(1);
-/// Key of the bridge's allow-list route.
-const ADMIN_KEY: &str = "bench";
 
 /// A running bridge.
 pub struct Bridge {
@@ -36,40 +34,31 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Writes the configuration of a bridge that knows every peer of the world.
+    /// Writes the configuration of a bridge that knows every peer of the rig, or none.
     pub fn configure(
         dir: &Path,
         nats: &str,
-        world: &World,
-        far: Option<FarSide>,
+        rig: &Rig,
+        knows_peers: bool,
         log: &str,
     ) -> Result<Configured, String> {
         let [public, admin] = [free_address()?, free_address()?];
-        let key = dir.join("relay_key.pem");
-        write_key(&key, &world.secret(OWN))?;
         let mut text = format!(
             "data_dir = {dir}\n[nats]\nurl = {nats}\n[public]\naddress = \"{public}\"\n\
-             [admin]\naddress = \"{admin}\"\n[log]\nlevel = {log}\n\
-             [uam]\ndomain = \"{OWN}\"\nhttp_url = \"http://{public}\"\nkey_path = {key}\n\
-             admin_api_key = \"{ADMIN_KEY}\"\n",
+             [admin]\naddress = \"{admin}\"\n[log]\nlevel = {log}\n",
             dir = json!(dir),
             nats = json!(nats),
             log = json!(log),
-            key = json!(key),
         );
-        if let Some(FarSide(far)) = far {
+        let FarSide(far) = rig.far;
+        text.push_str(
+            &rig.speech
+                .settings(dir, public, knows_peers.then_some(far))?,
+        );
+        if knows_peers {
             text.push_str("[http.hosts]\n");
-            for n in 0..world.peers {
-                let _ = writeln!(text, "{:?} = [\"{}\"]", world.peer(n), far.ip());
-            }
-            for n in 0..world.peers {
-                let name = world.peer(n);
-                let _ = write!(
-                    text,
-                    "[[peers]]\nprotocol = \"uam\"\nname = \"{name}\"\nendpoint = \"http://{name}:{}\"\npublic_key = \"{}\"\n",
-                    far.port(),
-                    world.key(&name).public().to_base64()
-                );
+            for n in 0..rig.peers {
+                let _ = writeln!(text, "{:?} = [\"{}\"]", World::host_of(n), far.ip());
             }
         }
         let file = dir.join("bridge.toml");
@@ -109,27 +98,6 @@ impl Bridge {
                 _ => tokio::time::sleep(LOOK).await,
             }
         }
-    }
-
-    /// Puts every peer on the allow list: no rate limit then.
-    pub async fn allow(&self, world: &World) -> Result<(), String> {
-        for n in 0..world.peers {
-            let body = json!({"domain": world.peer(n), "reason": "bench"}).to_string();
-            let headers = [
-                ("x-admin-key", ADMIN_KEY),
-                ("content-type", "application/json"),
-            ];
-            let path = "/api/v1/admin/relay-allowlist";
-            let (status, said) =
-                ask(self.public, Method::POST, path, &headers, body.into()).await?;
-            if !(200..300).contains(&status) {
-                return Err(format!(
-                    "the allow list answered {status} {}",
-                    String::from_utf8_lossy(&said)
-                ));
-            }
-        }
-        Ok(())
     }
 
     /// A sentence when it has ended by itself.
@@ -234,19 +202,6 @@ impl Pipeline {
             }
         }
     }
-}
-
-fn write_key(path: &Path, seed: &[u8; 32]) -> Result<(), String> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt;
-    let told = |e: std::io::Error| format!("{}: {e}", path.display());
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(told)?;
-    writeln!(file, "{}", crate::identity::b64::encode(seed)).map_err(told)
 }
 
 /// An address on loopback that was free a moment ago.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -9,8 +10,8 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use super::WorldArgs;
 use super::far::FarSide;
+use super::speech::Speech;
 use super::usage;
-use super::world::World;
 use crate::bus::launch::{self, Launched, Settings};
 use crate::bus::{Bus, find};
 use crate::config::{Config, NatsConfig};
@@ -23,7 +24,11 @@ pub struct Rig {
     home: PathBuf,
     binary: PathBuf,
     sync: &'static str,
-    pub world: World,
+    pub speech: Arc<dyn Speech>,
+    /// What is spoken, as in subjects.
+    pub protocol: &'static str,
+    /// How many peers there are.
+    pub peers: usize,
     pub arguments: Vec<String>,
     pub far: FarSide,
     far_process: Process,
@@ -41,14 +46,18 @@ impl Rig {
         let arguments = args.arguments();
         let started = Process::start(&["bench", "far"], &arguments, &home.join("far.log")).await;
         let far_process = started.inspect_err(|_| drop(std::fs::remove_dir_all(&home)))?;
+        let far = far_process.address()?;
+        let args = args.at(far.port());
         Ok(Self {
-            far: FarSide(far_process.address()?),
+            far: FarSide(far),
             far_process,
             home,
             binary,
             sync,
-            world: args.world(),
-            arguments,
+            speech: args.speech()?,
+            protocol: args.protocol.id(),
+            peers: usize::try_from(args.peers).unwrap_or(usize::MAX),
+            arguments: args.arguments(),
         })
     }
 

@@ -11,12 +11,16 @@ use serde_json::json;
 use super::figures::{approximate, median};
 use super::pipeline::Bridge;
 use super::rig::Rig;
+use super::speech::Spoken;
 use super::{WorldArgs, progress, usage};
 use crate::cli::Outcome;
 
 /// How it runs.
 #[derive(Clone, Debug, Args)]
 pub struct StartArgs {
+    /// Which protocol the bridge serves.
+    #[arg(long, value_enum, default_value_t = Spoken::Uam)]
+    protocol: Spoken,
     /// Starts measured after the first one.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -31,14 +35,16 @@ pub struct StartArgs {
 /// Runs it.
 pub async fn start(args: StartArgs) -> Outcome {
     let world = WorldArgs {
+        protocol: args.protocol,
         size: 1024,
         peers: 1,
         seed: 1,
+        port: 0,
     };
     let rig = Rig::start(&world, "2m").await?;
     let broker = rig.broker().await?;
     let dir = rig.fresh_dir("pipeline")?;
-    let configured = Bridge::configure(&dir, &broker.url(), &rig.world, None, "info")?;
+    let configured = Bridge::configure(&dir, &broker.url(), &rig, false, "info")?;
     let (mut times, mut sizes) = (Vec::new(), Vec::new());
     for n in 0..=args.rounds {
         let begun = Instant::now();

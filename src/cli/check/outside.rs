@@ -10,7 +10,7 @@ use super::{Bridge, Report};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::client::Client;
-use crate::identity::SigningKey;
+use crate::identity::{SigningKey, hex};
 use crate::protocol::{Request, TransportKind};
 use crate::protocols::{Face, Shows};
 
@@ -109,11 +109,10 @@ async fn page(client: &Client, face: &Face, bridge: Bridge, report: &mut Report)
         );
         return report.fault("public", face.protocol, detail);
     }
+    let key = || Some(SigningKey::load(&face.key).ok()??.public());
     let expected = match &face.shows {
-        Shows::Key => {
-            let key = SigningKey::load(&face.key).ok().flatten();
-            key.map(|key| ("key", key.public().to_base64()))
-        }
+        Shows::Key => key().map(|key| ("key", key.to_base64())),
+        Shows::HexKey => key().map(|key| ("key", hex(&key.to_bytes()))),
         Shows::Text(text) => Some(("name", text.clone())),
     };
     let shown = String::from_utf8_lossy(&answer.body);

@@ -19,11 +19,11 @@ pub enum PeersCommand {
     List(PeersArgs),
     /// One server: where each value came from, when, and what happens next.
     Show(PeerArgs),
-    /// Asks another server to peer with us.
+    /// Asks another server to peer with us (VoltChat), or looks one up by its name (Paracord).
     Add(peering::AddArgs),
-    /// Accepts a peering, after a look at who asks and what stands there.
+    /// Accepts a server, after a look at who asks, what stands there, and its keys' fingerprints.
     Accept(peering::AcceptArgs),
-    /// Refuses a peering until it is accepted after all.
+    /// Refuses a server until it is accepted after all.
     Reject(peering::PeeringArgs),
     /// Ends a peering; what still waits for the server is dead (`peer_removed`).
     Remove(peering::PeeringArgs),
@@ -106,9 +106,18 @@ impl PeerArgs {
             Err(error) => return Err(error),
             Ok(_) => return Ok(USUAL.to_owned()),
         };
-        for one in peering::PEERING {
-            if status == 422 || peering::one(admin, one, &self.name()).await?.is_some() {
+        for one in peering::protocols() {
+            if peering::one(admin, one, &self.name()).await?.is_some() {
                 return Ok(one.to_owned());
+            }
+        }
+        if status == 422 {
+            // Known nowhere: the first that is spoken says so in its own words.
+            for one in peering::protocols() {
+                match admin.get(&path(one, &self.name())).await {
+                    Err(AdminError::Refused { status: 422, .. }) => {}
+                    _ => return Ok(one.to_owned()),
+                }
             }
         }
         Ok(USUAL.to_owned())
@@ -232,11 +241,21 @@ async fn list(args: PeersArgs) -> Outcome {
     };
     add_peerings(&mut rows, peerings);
     show(&rows, args.json, columns, |row, column| match column {
-        "endpoint" => match (&row["endpoint"], &row["peering"]["url"]) {
-            (Value::Null, Value::Null) => text(&row["pin"]["endpoint"]),
-            (Value::Null, url) => text(url),
-            (endpoint, _) => text(endpoint),
-        },
+        "endpoint" => {
+            let peering = &row["peering"];
+            let known = [
+                &row["endpoint"],
+                &peering["url"],
+                &peering["endpoint"],
+                &row["pin"]["endpoint"],
+            ];
+            text(
+                known
+                    .into_iter()
+                    .find(|at| !at.is_null())
+                    .unwrap_or(&Value::Null),
+            )
+        }
         "from" => match &row["discovered_via"] {
             Value::Null if !row["pin"].is_null() => "config".into(),
             way => text(way),
@@ -244,8 +263,11 @@ async fn list(args: PeersArgs) -> Outcome {
         "peering" if row["peering"].is_null() => "-".into(),
         "peering" => peering::state(&row["peering"]),
         "direction" => text(&row["peering"]["direction"]),
-        "last seen" => age(&millis(&row["peering"]["lastSeen"]), now_ms),
-        "last error" => text(&row["peering"]["lastError"]),
+        "last seen" => match &row["peering"]["last_seen_ms"] {
+            Value::Null => age(&millis(&row["peering"]["lastSeen"]), now_ms),
+            at => age(at, now_ms),
+        },
+        "last error" => peering::last_error(&row["peering"]).map_or_else(|| "-".into(), printable),
         other => text(&row[other]),
     });
     Ok(ExitCode::SUCCESS)
@@ -293,7 +315,7 @@ async fn one(args: PeerArgs) -> Outcome {
     }
     println!("{} over {}", text(&peer["name"]), text(&peer["protocol"]));
     if !peer["peering"].is_null() {
-        for line in peering::lines(&peer["peering"]) {
+        for line in peering::lines(&protocol, &peer["peering"]) {
             println!("  {line}");
         }
     }

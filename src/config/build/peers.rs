@@ -10,7 +10,10 @@ use crate::config::model::PeerPin;
 use crate::protocol::PeerName;
 
 /// Protocols a peer may be pinned for in this version.
-const PROTOCOLS: [&str; 1] = ["uam"];
+const PROTOCOLS: [&str; 2] = ["uam", "paracord"];
+
+/// The protocol whose keys are hex, and have ids.
+const PARACORD: &str = "paracord";
 
 pub(super) fn peers(layers: &Layers) -> Result<Vec<PeerPin>, ConfigError> {
     let Some(Value::Array(blocks)) = layers.value(PEERS) else {
@@ -73,13 +76,32 @@ fn peer(layers: &Layers, number: usize, block: &Table) -> Result<PeerPin, Config
         None => None,
     };
     let public_key = text("public_key")?.map(ToOwned::to_owned);
+    let hex = protocol == PARACORD;
     if let Some(key) = &public_key
-        && !is_key(key)
+        && !is_key(key, hex)
     {
-        return Err(wrong(
-            "public_key",
-            "must be an Ed25519 key, base64 of 32 bytes".to_owned(),
-        ));
+        let form = match hex {
+            true => "64 hex digits",
+            false => "base64 of 32 bytes",
+        };
+        let sentence = format!("must be an Ed25519 key, {form}");
+        return Err(wrong("public_key", sentence));
+    }
+    let key_id = text("key_id")?.map(ToOwned::to_owned);
+    let domain = match text("domain")? {
+        Some(domain) => Some(PeerName::parse(&domain.to_ascii_lowercase()).map_err(|_| {
+            let sentence = format!("must be a host name such as beta.com, not {domain:?}");
+            wrong("domain", sentence)
+        })?),
+        None => None,
+    };
+    for (key, given) in [("key_id", key_id.is_some()), ("domain", domain.is_some())] {
+        if given && protocol != PARACORD {
+            return Err(wrong(key, format!("is for protocol = {PARACORD:?} only")));
+        }
+    }
+    if key_id.is_some() && public_key.is_none() {
+        return Err(wrong("key_id", "needs public_key beside it".to_owned()));
     }
     let accepted = match block.get("accepted") {
         None => true,
@@ -96,12 +118,17 @@ fn peer(layers: &Layers, number: usize, block: &Table) -> Result<PeerPin, Config
         name: name.to_string(),
         endpoint,
         public_key,
+        key_id,
+        domain: domain.map(String::from),
         accepted,
     })
 }
 
-/// Base64 of either alphabet, padded or not, of 32 bytes.
-fn is_key(text: &str) -> bool {
+/// A key in 64 hex digits, or base64 of either alphabet, padded or not, of 32 bytes.
+fn is_key(text: &str, hex: bool) -> bool {
+    if hex {
+        return text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    }
     let plain: String = text
         .trim_end_matches('=')
         .chars()

@@ -141,13 +141,17 @@ impl Book {
 
     /// Those events are exchanged with, by name.
     pub fn trusted(&self) -> Vec<PeerName> {
-        let trusted = self.inner.read(|shelf| {
-            let all = shelf.all().filter(|peer| peer.is_trusted());
-            all.map(|peer| peer.name.clone()).collect::<Vec<_>>()
+        self.chosen(Peer::is_trusted)
+    }
+
+    /// Those of which this holds, by name.
+    pub fn chosen(&self, holds: impl Fn(&Peer) -> bool) -> Vec<PeerName> {
+        let mut chosen: Vec<_> = self.inner.read(|shelf| {
+            let all = shelf.all().filter(|peer| holds(peer));
+            all.map(|peer| peer.name.clone()).collect()
         });
-        let mut trusted = trusted;
-        trusted.sort();
-        trusted
+        chosen.sort();
+        chosen
     }
 
     /// All, by name.

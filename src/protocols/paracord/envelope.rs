@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-pub use decode::{Undecoded, decode_body};
+pub use decode::{Undecoded, any_json, decode_body};
 
 use super::hexes;
 use crate::clock::UnixMs;
@@ -30,11 +30,11 @@ pub struct Envelope {
     pub origin_server: String,
     /// Unix milliseconds.
     pub origin_ts: UnixMs,
-    #[serde(deserialize_with = "decode::plain")]
+    #[serde(deserialize_with = "any_json")]
     pub content: Value,
     pub depth: i64,
     pub state_key: Option<String>,
-    #[serde(deserialize_with = "decode::plain")]
+    #[serde(deserialize_with = "any_json")]
     pub signatures: Value,
 }
 
@@ -206,3 +206,6 @@ fn signatures(origin: &str, key_id: &str, signature: &[u8; 64]) -> Value {
 fn bytes(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,4 +197,27 @@ mod tests {
             assert!(made.len() < 64 && !made.contains(&emoji), "{made}");
         }
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config {
+            failure_persistence: None,
+            ..Default::default()
+        })]
+
+        #[test]
+        fn the_key_of_a_room_is_the_key_of_its_key(guild: i64, server in "[^\\s]{1,20}") {
+            let room = Room::parse(&format!("!{guild}:{server}")).expect("a room");
+            proptest::prop_assert_eq!(Room::parse(&room.key()), Some(room));
+        }
+
+        #[test]
+        fn any_text_is_a_name_or_none(text: String) {
+            if let Some(user) = User::parse(&text) {
+                proptest::prop_assert_eq!(format!("@{}:{}", user.localpart, user.server), text.clone());
+            }
+            if let Some(room) = Room::parse(&text) {
+                proptest::prop_assert!(!room.server.is_empty());
+            }
+        }
+    }
 }

@@ -4,12 +4,11 @@
 //! says that the server does not trust us, does not know our key or refuses this event: it never
 //! looks our key up by itself, so no trying again helps before an operator did something.
 
-use std::time::Duration;
-
 use ::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::answer::POLICY;
 use crate::protocol::{
     Answer, Fault, Judgement, Learned, PeerRecord, Refusal, TransportError, Try, Verdict,
 };
@@ -17,8 +16,6 @@ use crate::protocols::wire;
 
 /// Fact: events a minute that the server takes, as its answers say.
 const PER_MINUTE: &str = "events_per_minute";
-/// How many events of one server are taken in which time: `"events";q=6000;w=60`.
-pub const POLICY: &str = "ratelimit-policy";
 /// Greater than any server means it.
 const MAX_PER_MINUTE: u64 = 10_000_000;
 
@@ -119,7 +116,7 @@ pub fn per_minute(peer: Option<&PeerRecord>) -> Option<u32> {
 
 /// What is remembered of an answer's headers.
 fn learned(headers: &HeaderMap, peer: &PeerRecord) -> Vec<Learned> {
-    let said = headers.get(POLICY).and_then(|value| value.to_str().ok());
+    let said = headers.get(&POLICY).and_then(|value| value.to_str().ok());
     let Some(said) = said.and_then(policy) else {
         return Vec::new();
     };
@@ -149,18 +146,6 @@ fn policy(text: &str) -> Option<u64> {
     Some((quota.saturating_mul(60) / window).clamp(1, MAX_PER_MINUTE))
 }
 
-/// What we tell senders, in the same form. 0: any number.
-pub fn policy_of(per_minute: u32) -> String {
-    let quota = match per_minute {
-        0 => MAX_PER_MINUTE,
-        n => u64::from(n),
-    };
-    format!(
-        "\"events\";q={quota};w={}",
-        Duration::from_secs(60).as_secs()
-    )
-}
-
 /// The message of an answer in the protocol's shape, cut for a sentence.
 pub(super) fn said(answer: &Answer) -> Option<String> {
     let body: Value = serde_json::from_slice(&answer.body).ok()?;
@@ -174,6 +159,8 @@ pub(super) fn said(answer: &Answer) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::protocol::PeerName;
 
@@ -191,10 +178,13 @@ mod tests {
         }
     }
 
-    fn judged(status: u16, body: &str, headers: &[(&'static str, &str)]) -> Judgement {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| ((*name).parse().unwrap(), value.parse().unwrap()));
+    fn judged(status: u16, body: &str, headers: &[(&str, &str)]) -> Judgement {
+        let headers = headers.iter().map(|(name, value)| {
+            (
+                name.parse::<::http::HeaderName>().unwrap(),
+                value.parse().unwrap(),
+            )
+        });
         let answer = Answer {
             status,
             headers: headers.collect(),
@@ -266,8 +256,8 @@ mod tests {
 
     #[test]
     fn a_server_that_takes_more_is_remembered_for_it() {
-        let said = policy_of(6000);
-        let taught = judged(202, "{}", &[(POLICY, &said)]).learned;
+        let said = "\"events\";q=6000;w=60";
+        let taught = judged(202, "{}", &[(POLICY.as_str(), said)]).learned;
         assert_eq!(taught[0].value, json!(6000));
         assert_eq!(policy(r#""reads";q=1;w=1, "events";q=10;w=1"#), Some(600));
         for none in [
@@ -278,6 +268,7 @@ mod tests {
         ] {
             assert_eq!(policy(none), None, "{none}");
         }
-        assert_eq!(policy(&policy_of(0)), Some(MAX_PER_MINUTE));
+        let any = "\"events\";q=18446744073709551615;w=1";
+        assert_eq!(policy(any), Some(MAX_PER_MINUTE));
     }
 }

@@ -10,7 +10,9 @@
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
 //! | [`routes`], [`request`], [`answer`], [`refused`] | what is asked of us: dispatch, the checks in their order, answers, and why not |
 //! | [`event`], [`read`] | an envelope in, pushed or polled; rooms and events as others read them |
-//! | [`book`], [`shelf`], [`record`], [`discover`], [`peering`] | servers we know: all of them, one of them, finding one, an operator's word |
+//! | [`book`], [`shelf`], [`record`] | servers we know: all of them, one of them |
+//! | [`discover`], [`description`], [`refetch`] | finding a server, what it says of itself, fetching its keys again |
+//! | [`peering`], [`pins`] | an operator's word; what the configuration says |
 //! | [`own_keys`], [`rotation`], [`pages`] | our key and its change; what we say of ourselves to anybody |
 //! | [`rooms`], [`member`], [`poll`] | rooms, who is in them; invites, joins and leaves both ways; polling |
 //! | [`conduct`] | runs of bad events, and the quarantine that follows |
@@ -22,6 +24,7 @@ pub mod book;
 pub mod calls;
 pub mod conduct;
 pub mod content;
+pub mod description;
 pub mod discover;
 pub mod envelope;
 pub mod event;
@@ -33,10 +36,12 @@ pub mod member;
 pub mod own_keys;
 pub mod pages;
 pub mod peering;
+mod pins;
 pub mod poll;
 pub mod probe;
 pub mod read;
 pub mod record;
+mod refetch;
 pub mod refused;
 pub mod request;
 pub mod rooms;
@@ -73,7 +78,11 @@ use book::{Book, BookError};
 use conduct::Conduct;
 use member::Desk;
 use own_keys::OwnKeys;
+<<<<<<< HEAD
 use poll::Polls;
+=======
+use refetch::Fetches;
+>>>>>>> main
 use rooms::Rooms;
 
 /// Its name in subjects, tables and settings.
@@ -96,10 +105,10 @@ pub fn face(config: &ParacordConfig) -> Option<super::Face> {
     let own = config.enabled.then(|| Own::of(config).ok()).flatten()?;
     Some(super::Face {
         protocol: ID,
-        page: format!("{}{WELL_KNOWN}", own.url),
+        page: format!("{}{BASE}/keys", own.url),
         srv: None,
         key: config.key_path.clone(),
-        shows: super::Shows::Text(format!("\"server_name\":\"{}\"", own.name)),
+        shows: super::Shows::HexKey,
         name: own.name.to_string(),
     })
 }
@@ -179,6 +188,8 @@ pub struct Paracord {
     pub(super) polls: Polls,
     pub(super) desk: Desk,
     pub(super) conduct: Conduct,
+    /// Of other servers' keys.
+    pub(super) fetches: Fetches,
     /// For large bodies of requests.
     pub(super) bodies: Room,
     pub(super) store: Store,
@@ -214,7 +225,7 @@ impl Paracord {
         let schedule = Schedule {
             delays: config.retry_delays.clone(),
         };
-        Ok(Arc::new_cyclic(|me| Self {
+        let p = Arc::new_cyclic(|me| Self {
             config,
             own,
             keys,
@@ -223,6 +234,7 @@ impl Paracord {
             polls,
             desk: Desk::default(),
             conduct,
+            fetches: Fetches::new(),
             bodies: Room::new(BODIES, MAX_BODY),
             store: parts.store,
             peers: parts.peers,
@@ -234,7 +246,10 @@ impl Paracord {
             clock: parts.clock,
             schedule,
             me: me.clone(),
-        }))
+        });
+        pins::follow(&p).await;
+        rotation::spawn_retirement(&p);
+        Ok(p)
     }
 }
 
@@ -343,6 +358,10 @@ impl Protocol for Paracord {
         rotation::reload(self)
     }
 
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.book.flush())
+    }
+
     fn call<'a>(
         &'a self,
         method: &'a str,
@@ -359,3 +378,6 @@ impl Protocol for Paracord {
         Box::pin(probe::of(self, name, tell))
     }
 }
+
+#[cfg(test)]
+mod peering_tests;

@@ -89,6 +89,8 @@ pub struct Peer {
     pub domain: String,
     /// Whether the domain stays as it is, whatever the server says: from the moment it is trusted.
     pub domain_fixed: bool,
+    /// Where its description is asked for: `https://NAME`, or what an operator or `[[peers]]` says.
+    pub base: String,
     /// Where its routes are: an absolute URL up to and with `/_paracord/federation/v1`, without a
     /// slash at its end (where else the server says they are).
     pub endpoint: String,
@@ -116,6 +118,7 @@ impl Peer {
     pub fn new(name: PeerName, endpoint: String, now: UnixMs) -> Self {
         Self {
             domain: name.to_string(),
+            base: format!("https://{name}"),
             name,
             domain_fixed: false,
             endpoint,
@@ -169,6 +172,7 @@ impl Peer {
             "host": self.name.as_str(),
             "domain": self.domain,
             "domain_fixed": self.domain_fixed,
+            "url": self.base,
             "endpoint": self.endpoint,
             "status": self.status.name(),
             "trusted_by": self.trusted_by,
@@ -188,6 +192,7 @@ impl Peer {
             version: VERSION,
             domain: self.domain.clone(),
             domain_fixed: self.domain_fixed,
+            base: self.base.clone(),
             endpoint: self.endpoint.clone(),
             status: self.status,
             trusted_by: self.trusted_by,
@@ -231,6 +236,7 @@ impl Peer {
             name: peer,
             domain: kept.domain,
             domain_fixed: kept.domain_fixed,
+            base: kept.base,
             endpoint: kept.endpoint,
             status: kept.status,
             trusted_by: kept.trusted_by,
@@ -276,6 +282,7 @@ struct Kept {
     version: u8,
     domain: String,
     domain_fixed: bool,
+    base: String,
     endpoint: String,
     status: Status,
     trusted_by: Option<TrustedBy>,

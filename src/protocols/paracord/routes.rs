@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 
 use super::answer::Fail;
-use super::{BASE, Paracord, event, member, read};
+use super::{BASE, Paracord, WELL_KNOWN, event, member, pages, read};
 
 /// Routes of the protocol that a bridge has no use for.
 const ABSENT: [&str; 6] = [
@@ -26,6 +26,8 @@ const ABSENT: [&str; 6] = [
 pub fn router(p: Arc<Paracord>) -> axum::Router {
     let at = |path: &str| format!("{BASE}{path}");
     let mut router = axum::Router::new()
+        .route(WELL_KNOWN, get(description))
+        .route(&at("/keys"), get(keys))
         .route(&at("/event"), post(push))
         .route(&at("/event/{event_id}"), get(event_by_id))
         .route(&at("/events"), get(events))
@@ -42,6 +44,14 @@ type Shared = State<Arc<Paracord>>;
 
 fn answered(answer: Result<Response, Fail>) -> Response {
     answer.unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn description(State(p): Shared) -> Response {
+    pages::description(&p)
+}
+
+async fn keys(State(p): Shared, request: Request) -> Response {
+    pages::keys(&p, &request.into_parts().0)
 }
 
 async fn push(State(p): Shared, request: Request) -> Response {

@@ -141,3 +141,108 @@ fn value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let value = headers.get(name)?.to_str().ok()?.trim();
     (!value.is_empty()).then_some(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMs = 1_700_000_000_000;
+    const PATH: &str = "/_paracord/federation/v1/event";
+
+    fn key() -> SigningKey {
+        SigningKey::from_seed([1; 32])
+    }
+
+    fn signed(body: &[u8]) -> HeaderMap {
+        headers("a.example", "ed25519:k", &key(), "POST", PATH, NOW, body)
+    }
+
+    #[test]
+    fn a_request_of_ours_is_proven_over_its_bytes_or_their_normal_form() {
+        let claim = Claim::read(&signed(b"{}")).expect("four headers");
+        let proves = |method: &str, path: &str, received: &[u8], normal: Option<&[u8]>| {
+            let proof = claim.proves(&key().public(), method, path, received, normal);
+            proof.is_some()
+        };
+        assert!(proves("post", PATH, b"{}", None));
+        assert!(proves("POST", PATH, b"{ }", Some(b"{}")));
+        assert!(proves("POST", PATH, b"{}", Some(b"{ }")));
+        assert!(!proves("POST", PATH, b"{ }", Some(b"{ }")));
+        assert!(!proves("GET", PATH, b"{}", None));
+        assert!(!proves(
+            "POST",
+            "/_paracord/federation/v1/event/",
+            b"{}",
+            None
+        ));
+        let other = SigningKey::from_seed([2; 32]).public();
+        assert!(claim.proves(&other, "POST", PATH, b"{}", None).is_none());
+    }
+
+    #[test]
+    fn the_first_header_that_cannot_be_used_is_named() {
+        for name in [ORIGIN, KEY_ID, TIMESTAMP, SIGNATURE] {
+            let mut absent = signed(b"");
+            absent.remove(&name);
+            let mut empty = signed(b"");
+            empty.insert(&name, HeaderValue::from_static("  "));
+            for headers in [absent, empty] {
+                let named = Claim::read(&headers).expect_err("refused");
+                assert!(named.eq_ignore_ascii_case(name.as_str()), "{named}");
+            }
+        }
+        let mut headers = signed(b"");
+        for text in ["soon", "1.0", "9223372036854775808"] {
+            headers.insert(TIMESTAMP, HeaderValue::from_static(text));
+            assert_eq!(Claim::read(&headers).unwrap_err(), "X-Paracord-Timestamp");
+        }
+        headers.insert(TIMESTAMP, HeaderValue::from_static(" +0017 "));
+        assert_eq!(Claim::read(&headers).expect("read").timestamp_ms, 17);
+    }
+
+    #[test]
+    fn sixty_seconds_either_way_pass_and_extremes_do_not_overflow() {
+        let mut claim = Claim::read(&signed(b"")).expect("four headers");
+        for (timestamp_ms, good) in [
+            (NOW - 60_000, true),
+            (NOW - 60_001, false),
+            (NOW + 60_000, true),
+            (NOW + 60_001, false),
+            (i64::MIN, false),
+            (i64::MAX, false),
+        ] {
+            claim.timestamp_ms = timestamp_ms;
+            assert_eq!(claim.in_time(NOW), good, "{timestamp_ms}");
+        }
+    }
+
+    #[test]
+    fn a_signature_that_is_no_hex_proves_nothing_and_either_case_is_the_same() {
+        let mut headers = signed(b"");
+        let text = headers[SIGNATURE].to_str().expect("text").to_owned();
+        let upper = text.to_ascii_uppercase();
+        headers.insert(SIGNATURE, HeaderValue::from_str(&upper).expect("a value"));
+        let of_upper = Claim::read(&headers).expect("read").signature;
+        assert_eq!(of_upper, hexes::decode(&text));
+        assert!(of_upper.is_some());
+        headers.insert(SIGNATURE, HeaderValue::from_static("+0"));
+        let claim = Claim::read(&headers).expect("there is one");
+        let key = key().public();
+        assert!(claim.signature.is_none() && claim.proves(&key, "POST", PATH, b"", None).is_none());
+    }
+
+    #[test]
+    fn a_prefix_in_front_of_the_routes_is_not_signed_by_us() {
+        let live = |url: &str| live_path(url).expect("a URL");
+        let events = "/_paracord/federation/v1/events?room_id=!3:x&limit=1";
+        assert_eq!(live(&format!("https://b.example{events}")), events);
+        assert_eq!(live(&format!("https://b.example/pre/fix{events}")), events);
+        assert_eq!(
+            live("https://b.example/p/.well-known/paracord/server"),
+            "/.well-known/paracord/server"
+        );
+        assert_eq!(live("https://b.example/other?x"), "/other?x");
+        assert_eq!(live_path("no url"), None);
+        assert_eq!(live_path("mailto:a@b.example"), None);
+    }
+}

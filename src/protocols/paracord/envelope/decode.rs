@@ -26,10 +26,10 @@ pub fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Undecoded> {
     })
 }
 
-/// Reads any JSON. [`Value`]'s own reader gives one member name a meaning of its own when the feature
+/// Reads any JSON, for `deserialize_with`. [`Value`]'s own reader gives one member name a meaning of its own when the feature
 /// `raw_value` is on (which we need elsewhere): an object with it would be read as the JSON within
 /// its text, to any depth. Nothing of that kind happens here.
-pub(super) fn plain<'de, D: Deserializer<'de>>(reader: D) -> Result<Value, D::Error> {
+pub fn any_json<'de, D: Deserializer<'de>>(reader: D) -> Result<Value, D::Error> {
     let Plain(value) = serde::Deserialize::deserialize(reader)?;
     Ok(value)
 }

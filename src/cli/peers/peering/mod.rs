@@ -1,20 +1,33 @@
 //! `peers add|accept|reject|remove`: peerings that people decide, through the admin API.
 //!
 //! Before a peering is accepted, its operator sees what the other side said of itself and what stands
-//! there: a handshake proves nothing, anybody may claim any host in one.
+//! there: a handshake proves nothing, anybody may claim any host in one, and whoever holds a host may
+//! show any key there.
+
+mod words;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::cli::client::{AdminClient, AdminError};
 use crate::cli::table::{printable, text};
 use crate::cli::{ConfigArgs, Outcome};
 
-/// Protocols whose peerings a person decides; the first is meant where none is named.
-pub(super) const PEERING: [&str; 1] = ["voltchat"];
+use words::{ALL, Words};
+pub(super) use words::{last_error, state};
+
+/// Protocols whose peerings a person decides.
+pub(super) fn protocols() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|words| words.protocol)
+}
+
+/// What a peering over this protocol is, line by line.
+pub(super) fn lines(protocol: &str, peer: &Value) -> Vec<String> {
+    Words::of(protocol).map_or_else(Vec::new, |words| (words.lines)(peer))
+}
 
 /// Which peering.
 #[derive(Debug, Args)]
@@ -34,13 +47,14 @@ pub struct PeeringArgs {
 pub struct AddArgs {
     #[command(flatten)]
     peering: PeeringArgs,
-    /// What we call it; its host if left out.
+    /// What we call it; its host if left out (VoltChat).
     #[arg(long)]
     name: Option<String>,
     /// Where it answers, if not at https://HOST.
     #[arg(long)]
     url: Option<String>,
-    /// Ask once more under the same secret: it failed before, or the other side has forgotten us.
+    /// Ask once more under the same secret: it failed before, or the other side has forgotten us
+    /// (VoltChat).
     #[arg(long, conflicts_with_all = ["name", "url"])]
     again: bool,
 }
@@ -56,15 +70,22 @@ pub struct AcceptArgs {
 }
 
 impl PeeringArgs {
-    fn protocol(&self) -> Result<&str, String> {
+    /// The protocol named, else the one that is meant without a name.
+    fn words(&self) -> Result<&'static Words, String> {
         match self.target.as_slice() {
-            [protocol, _] if !PEERING.contains(&protocol.as_str()) => Err(format!(
-                "peers of {protocol:?} are not asked or accepted one by one; that is for {}",
-                PEERING.join(", ")
-            )),
-            [protocol, _] => Ok(protocol),
-            _ => Ok(PEERING[0]),
+            [protocol, _] => Words::of(protocol).ok_or_else(|| {
+                format!(
+                    "peers of {protocol:?} are not asked or accepted one by one; that is for {}",
+                    protocols().collect::<Vec<_>>().join(", ")
+                )
+            }),
+            _ => Ok(&ALL[0]),
         }
+    }
+
+    /// Whether the protocol was named.
+    fn is_named(&self) -> bool {
+        self.target.len() > 1
     }
 
     fn host(&self) -> &str {
@@ -75,23 +96,37 @@ impl PeeringArgs {
 /// A protocol's methods, about one peer.
 struct Desk<'a> {
     admin: AdminClient,
-    protocol: &'a str,
+    words: &'static Words,
     host: &'a str,
     json: bool,
 }
 
 impl<'a> Desk<'a> {
+    /// For one that may be there already: over the protocol named, or the one that knows it.
+    async fn of_known(args: &'a PeeringArgs) -> Result<Self, String> {
+        let mut desk = Self::new(args)?;
+        if !args.is_named() {
+            for words in &ALL {
+                if one(&desk.admin, words.protocol, desk.host).await?.is_some() {
+                    desk.words = words;
+                    break;
+                }
+            }
+        }
+        Ok(desk)
+    }
+
     fn new(args: &'a PeeringArgs) -> Result<Self, String> {
         Ok(Self {
             admin: AdminClient::from_config(&args.config.load()?)?,
-            protocol: args.protocol()?,
+            words: args.words()?,
             host: args.host(),
             json: args.json,
         })
     }
 
     async fn ask(&self, method: &str, body: &Value) -> Result<Value, AdminError> {
-        self.admin.call(self.protocol, method, body).await
+        self.admin.call(self.words.protocol, method, body).await
     }
 
     async fn about(&self, method: &str) -> Result<Value, AdminError> {
@@ -102,42 +137,65 @@ impl<'a> Desk<'a> {
 /// `peers add`: asks another server to peer with us.
 pub(super) async fn add(args: AddArgs) -> Outcome {
     let desk = Desk::new(&args.peering)?;
-    let mut body = json!({"name": args.name.as_deref().unwrap_or(desk.host), "host": desk.host});
-    if let Some(url) = &args.url {
-        body["url"] = url.as_str().into();
+    if desk.words.protocol == "paracord" && (args.again || args.name.is_some()) {
+        return Err(
+            "over Paracord a server has the name it gives itself; --url says where it answers"
+                .into(),
+        );
     }
     let peer = match args.again {
         true => desk.about("peer.handshake").await?,
-        false => desk.ask("peer.request", &body).await?,
+        false => {
+            let asked = request(desk.words.protocol, desk.host, &args);
+            desk.ask("peer.request", &asked).await?
+        }
     };
     if desk.json {
         println!("{peer}");
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(match peer["lastError"].as_str() {
+    Ok(match last_error(&peer) {
         Some(why) => {
-            println!("{} is kept, but could not be asked:", text(&peer["host"]));
+            let (host, unreached) = (text(&peer["host"]), desk.words.unreached);
+            println!("{host} {unreached}:");
             println!("  {}", printable(why));
-            println!("Once that is mended, ask again: `drawbridge peers add --again HOST`.");
+            match desk.words.protocol {
+                "voltchat" => {
+                    println!("Once that is mended, ask again: `drawbridge peers add --again HOST`.")
+                }
+                protocol => {
+                    println!("Once that is mended: `drawbridge peers add {protocol} {host}` again.")
+                }
+            }
             ExitCode::FAILURE
         }
         None => {
-            println!(
-                "{} was asked. Nothing is exchanged until its operator accepts; its first ping will \
-                 tell.",
-                text(&peer["host"])
-            );
+            for line in (desk.words.added)(&peer) {
+                println!("{line}");
+            }
             ExitCode::SUCCESS
         }
     })
 }
 
+/// The body of `peer.request`.
+fn request(protocol: &str, host: &str, args: &AddArgs) -> Value {
+    let mut body = match protocol {
+        "paracord" => json!({"name": host}),
+        _ => json!({"name": args.name.as_deref().unwrap_or(host), "host": host}),
+    };
+    if let Some(url) = &args.url {
+        body["url"] = url.as_str().into();
+    }
+    body
+}
+
 /// `peers accept`: shows who asks and what stands there, then asks the operator.
 pub(super) async fn accept(args: AcceptArgs) -> Outcome {
-    let desk = Desk::new(&args.peering)?;
+    let desk = Desk::of_known(&args.peering).await?;
     let seen = desk.about("peer.inspect").await?;
     if !desk.json {
-        show_inspected(&seen);
+        show_inspected(desk.words, &seen);
     }
     if !args.yes && !confirmed(desk.host)? {
         println!("Nothing was changed.");
@@ -149,16 +207,16 @@ pub(super) async fn accept(args: AcceptArgs) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     let host = text(&peer["host"]);
-    match peer["lastError"].as_str() {
+    match last_error(&peer) {
         None => println!("{host} is {}.", state(&peer)),
         Some(why) => {
             println!(
-                "{host} is accepted, but our ping failed: {}",
+                "{host} is accepted, but could not be spoken to: {}",
                 printable(why)
             );
             println!(
-                "  It is pinged again and again; `drawbridge probe {} {host}` tells more.",
-                desk.protocol
+                "  {}; `drawbridge probe {} {host}` tells more.",
+                desk.words.unsettled, desk.words.protocol
             );
         }
     }
@@ -167,15 +225,12 @@ pub(super) async fn accept(args: AcceptArgs) -> Outcome {
 
 /// `peers reject` and `peers remove`.
 pub(super) async fn end(args: PeeringArgs, method: &str, done: &str) -> Outcome {
-    let desk = Desk::new(&args)?;
+    let desk = Desk::of_known(&args).await?;
     let answer = desk.about(method).await?;
     if desk.json {
         println!("{answer}");
     } else {
-        println!(
-            "{} is {done}. The other side is not told.",
-            printable(desk.host)
-        );
+        println!("{} is {done}. {}", printable(desk.host), desk.words.ended);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -186,7 +241,7 @@ pub(super) async fn all(
     protocol: Option<&str>,
 ) -> Result<Vec<(&'static str, Value)>, AdminError> {
     let mut found = Vec::new();
-    for one in PEERING {
+    for one in protocols() {
         if protocol.is_some_and(|wanted| wanted != one) {
             continue;
         }
@@ -203,7 +258,7 @@ pub(super) async fn one(
     protocol: &str,
     host: &str,
 ) -> Result<Option<Value>, AdminError> {
-    if !PEERING.contains(&protocol) {
+    if Words::of(protocol).is_none() {
         return Ok(None);
     }
     of(admin, protocol, "peer.get", &json!({"peer": host})).await
@@ -225,57 +280,13 @@ async fn of(
     }
 }
 
-/// Where it stands: `requested`, `pending`, `connected`, `error`, `rejected`.
-pub(super) fn state(peer: &Value) -> String {
-    match &peer["state"] {
-        Value::Null => text(&peer["status"]),
-        state => text(state),
-    }
-}
-
-/// What a peering is, line by line.
-pub(super) fn lines(peer: &Value) -> Vec<String> {
-    let direction = match peer["direction"].as_str() {
-        Some("outgoing") => "we asked",
-        Some("incoming") => "it asked",
-        _ => "-",
-    };
-    let mut lines = vec![
-        format!("host        {}", text(&peer["host"])),
-        format!("url         {}", text(&peer["url"])),
-        format!("name        {}", text(&peer["name"])),
-        format!("peering     {} ({direction})", state(peer)),
-        format!("last seen   {}", text(&peer["lastSeen"])),
-    ];
-    if let Some(error) = peer["lastError"].as_str() {
-        lines.push(format!("last error  {error}"));
-    }
-    let features = peer["features"].as_object().map_or(0, Map::len);
-    if features > 0 {
-        lines.push(format!("features    {}", peer["features"]));
-    }
-    lines.iter().map(|line| printable(line)).collect()
-}
-
-fn show_inspected(seen: &Value) {
+fn show_inspected(words: &Words, seen: &Value) {
     let peer = match &seen["peer"] {
         Value::Null => seen,
         peer => peer,
     };
-    for line in lines(peer) {
+    for line in (words.lines)(peer).into_iter().chain((words.seen)(seen)) {
         println!("  {line}");
-    }
-    match (&seen["info"], seen["infoError"].as_str()) {
-        (Value::Null, why) => println!(
-            "  GET /info   {}",
-            printable(why.unwrap_or("gave no answer"))
-        ),
-        (info, _) => {
-            println!("  GET /info there says:");
-            for (name, value) in info.as_object().into_iter().flatten() {
-                println!("    {} = {}", printable(name), printable(&text(value)));
-            }
-        }
     }
     for warning in seen["warnings"].as_array().into_iter().flatten() {
         println!("  WARNING: {}", printable(&text(warning)));
