@@ -9,26 +9,15 @@
 //! | `peer.accept` | `{peer, fingerprint?}` | the server, trusted |
 //! | `peer.reject` | `{peer}` | the server, rejected |
 //! | `peer.remove` | `{peer}` | `{removed}` |
+//! | `room.*`, `invite`, `join`, `leave` | | see [`rooms::calls`] |
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-<<<<<<< HEAD
-use super::{Paracord, rooms};
-use crate::protocol::Refusal;
-
-/// Answers a call.
-pub async fn call(p: &Paracord, method: &str, body: Bytes) -> Result<serde_json::Value, Refusal> {
-    if let Some(answer) = rooms::calls::call(p, method, &body).await {
-        return answer;
-    }
-    let why = format!("paracord has no method {method:?}");
-    Err(Refusal::new("unknown_method", why))
-=======
 use super::record::Peer;
-use super::{ID, Paracord, peering};
+use super::{ID, Paracord, peering, rooms};
 use crate::protocol::Refusal;
 
 /// Answers a call.
@@ -68,13 +57,17 @@ pub async fn call(p: &Paracord, method: &str, body: Bytes) -> Result<Value, Refu
             let removed = peering::remove(p, &peer).await?;
             Ok(json!({"name": peer.name.as_str(), "host": peer.name.as_str(), "removed": removed}))
         }
-        _ => Err(Refusal::new(
-            "unknown_method",
-            format!(
-                "{ID} has peer.list, peer.get, peer.inspect, peer.request, peer.accept, \
-                 peer.reject, peer.remove"
-            ),
-        )),
+        _ => match rooms::calls::call(p, method, &body).await {
+            Some(answer) => answer,
+            None => Err(Refusal::new(
+                "unknown_method",
+                format!(
+                    "{ID} has peer.list, peer.get, peer.inspect, peer.request, peer.accept, \
+                     peer.reject, peer.remove, {}",
+                    rooms::calls::METHODS
+                ),
+            )),
+        },
     }
 }
 
@@ -105,5 +98,4 @@ fn named(p: &Paracord, body: &Value) -> Result<Arc<Peer>, Refusal> {
     let said = text(body, "peer")?;
     let said = said.ok_or_else(|| expected("{\"peer\"}: the name of a server"))?;
     peering::find(p, &said)
->>>>>>> main
 }

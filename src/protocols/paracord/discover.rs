@@ -6,16 +6,8 @@
 //! this: a description must be of the name asked for, a key too, and the domain of a trusted server
 //! stays what it was when it was trusted.
 
-<<<<<<< HEAD
-use super::{Paracord, transport};
-use crate::protocol::Request;
-use crate::protocol::{PeerName, PeerRecord, TransportError, TransportKind};
-use ::http::Method;
-use bytes::Bytes;
-=======
 use std::sync::Arc;
 use std::time::Duration;
->>>>>>> main
 
 use ::http::{HeaderValue, Method, header};
 use bytes::Bytes;
@@ -257,50 +249,3 @@ pub(super) fn failed(detail: String) -> TransportError {
         detail,
     }
 }
-<<<<<<< HEAD
-
-/// Fetches a server's keys anew: single flight, at most once per 60 s and server. True: there is
-/// something new, so that a check that failed is worth doing again.
-pub async fn refetch_keys(_p: &Paracord, _peer: &PeerName) -> bool {
-    false
-}
-
-/// The servers whose keys are to be fetched again by now.
-pub fn due_for_keys(_p: &Paracord) -> Vec<PeerName> {
-    Vec::new()
-}
-
-/// Fetches a server's keys if that is due.
-pub async fn refresh_if_due(_p: &Paracord, _peer: &PeerName) {}
-
-impl Paracord {
-    pub(super) fn signed(&self, method: Method, url: &str, body: Bytes) -> Request {
-        let active = self.keys.active();
-        let path = transport::live_path(url).unwrap_or_default();
-        let now = self.clock.now_ms();
-        let own = self.own.name.as_str();
-        let mut headers = transport::headers(
-            own,
-            &active.key_id,
-            &active.key,
-            method.as_str(),
-            &path,
-            now,
-            &body,
-        );
-        if !body.is_empty() {
-            headers.insert(
-                ::http::header::CONTENT_TYPE,
-                ::http::HeaderValue::from_static("application/json"),
-            );
-        }
-        Request {
-            method,
-            url: url.to_owned(),
-            headers,
-            body,
-        }
-    }
-}
-=======
->>>>>>> main

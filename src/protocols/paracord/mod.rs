@@ -78,11 +78,8 @@ use book::{Book, BookError};
 use conduct::Conduct;
 use member::Desk;
 use own_keys::OwnKeys;
-<<<<<<< HEAD
 use poll::Polls;
-=======
 use refetch::Fetches;
->>>>>>> main
 use rooms::Rooms;
 
 /// Its name in subjects, tables and settings.
@@ -359,7 +356,10 @@ impl Protocol for Paracord {
     }
 
     fn flush(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.book.flush())
+        Box::pin(async {
+            self.book.flush().await;
+            self.polls.save().await;
+        })
     }
 
     fn call<'a>(
