@@ -1,5 +1,8 @@
-//! `drawbridge verify uam`: saved requests that a proxy in front has changed, by the command itself.
+//! `drawbridge verify uam`: saved requests that a proxy in front has changed, by the command itself;
+//! and `drawbridge verify paracord`.
 
+#[path = "verify/paracord.rs"]
+mod paracord;
 mod support {
     pub mod uam_client;
 }

@@ -11,6 +11,7 @@ use crate::config::read_secret;
 use crate::identity::PublicKey;
 use crate::identity::hmac::SharedSecret;
 use crate::protocol::{PeerName, Step};
+use crate::protocols::paracord;
 use crate::protocols::uam::{explain, time};
 use crate::protocols::voltchat;
 
@@ -21,6 +22,8 @@ pub enum VerifyCommand {
     Uam(UamArgs),
     /// What a VoltChat peer sent: a whole saved request, its body, or a token alone.
     Voltchat(VoltchatArgs),
+    /// What a Paracord server sent: a whole saved request, or an event alone.
+    Paracord(ParacordArgs),
 }
 
 /// What to look at.
@@ -70,11 +73,35 @@ pub struct VoltchatArgs {
     json: bool,
 }
 
+/// What to look at.
+#[derive(Debug, Args)]
+pub struct ParacordArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The saved request (with its head), or an event's envelope; `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    request: PathBuf,
+    /// Public key of the server that sent the request, 64 hex digits. Without it those in the ledger
+    /// are used.
+    #[arg(long, value_name = "HEX")]
+    key: Option<String>,
+    /// Public key of the server that made the event, where another brought it.
+    #[arg(long, value_name = "HEX")]
+    event_key: Option<String>,
+    /// Judge its age as of then: RFC 3339, or `now`. Without it the age is not judged.
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+    /// One JSON object a step.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Explains; exit code 0 only if every step that was checked held.
 pub async fn verify(command: VerifyCommand) -> Outcome {
     match command {
         VerifyCommand::Uam(args) => uam(args),
         VerifyCommand::Voltchat(args) => voltchat(args).await,
+        VerifyCommand::Paracord(args) => paracord(args).await,
     }
 }
 
@@ -125,6 +152,26 @@ async fn voltchat(args: VoltchatArgs) -> Outcome {
         enabled: config.voltchat.enabled,
     };
     let steps = voltchat::explain::explain(&input, &context);
+    Ok(told(&steps, args.json))
+}
+
+async fn paracord(args: ParacordArgs) -> Outcome {
+    let config = args.config.load()?;
+    let input = super::read(&args.request)?;
+    let hex_key = |option: &str, text: Option<&str>| {
+        let key = text.map(|text| paracord::record::public(text).ok_or(text));
+        key.transpose()
+            .map_err(|text| format!("{option}: {text:?} is no Ed25519 public key in 64 hex digits"))
+    };
+    let context = paracord::explain::Context {
+        now_ms: at(args.at.as_deref())?,
+        own: paracord::Own::of(&config.paracord).ok(),
+        enabled: config.paracord.enabled,
+        servers: kept::servers(&config).await?,
+        key: hex_key("--key", args.key.as_deref())?,
+        event_key: hex_key("--event-key", args.event_key.as_deref())?,
+    };
+    let steps = paracord::explain::explain(&input, &context);
     Ok(told(&steps, args.json))
 }
 

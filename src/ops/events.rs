@@ -13,6 +13,7 @@
 //! | `peer` | `requested`, `asked`, `connected`, `error`, `rejected`, `removed` | peering: `id`, `name`, `url`, `was` (state before), `detail` |
 //! | `peer` | `refused_secret` | a handshake under another secret than the known one: `id`, `status`, `detail` |
 //! | `trust` | `added`, `removed` | `list`, `domain`, `reason` |
+//! | `trust` | `quarantined` | by the bridge itself, for a run of bad events: `list`, `domain`, `reason`, `code`, `ends_ms` |
 //! | `trust` | `released`, `dropped` | held events of a quarantined peer: `events` (how many) |
 //! | `trust` | `held_full` | sum; `code`, `detail`: the peer is told to come again |
 //! | `store` | `repaired` | the broker had lost events: `stream`, `republished`, `published`, `beyond_mending`, `detail` |

@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn faults_far_apart_are_no_run() {
-        assert_eq!(noted(&[0, 900, 1_001, 2_000]), [false, false, false, true]);
+        assert_eq!(noted(&[0, 900, 1_001, 1_900]), [false, false, false, true]);
         assert_eq!(noted(&[0, 1_001, 2_002, 3_003]), [false; 4]);
     }
 

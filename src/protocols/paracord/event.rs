@@ -26,7 +26,7 @@ use crate::protocol::{ReplayId, RoomEvent, Verified, VerifiedParts};
 use crate::trust::Standing;
 
 /// Longest id, name and type of an event, bytes. They stand in tables and subjects.
-const MAX_NAME: usize = 512;
+pub(super) const MAX_NAME: usize = 512;
 /// Seconds after which a sender that found no store may come again.
 const AGAIN_S: u32 = 5;
 /// The reason when store or bus take nothing now.
@@ -139,13 +139,15 @@ pub async fn take(
     let author = request::trusted(p, &envelope.origin_server)?;
     let (author, proven) = proven(p, author, &envelope, &offered).await?;
     sent_by(&author, &envelope.sender)?;
-    let held = [author.name.as_str(), carrier.name.as_str()]
-        .iter()
-        .any(|name| p.trust.standing(ID, name) == Standing::Quarantined);
+    let suspect = |peer: &Peer| p.trust.standing(ID, peer.name.as_str()) == Standing::Quarantined;
+    let of_suspect = suspect(&author);
+    let held = of_suspect || suspect(carrier);
     // Retried by who pushed it, a member's event is applied again: the first time may have been cut
     // short between its commit and its effect.
     let pushed = !replay.is_empty();
-    let room_event = room_event(p, &envelope, &offered);
+    // What its maker is suspected for is not passed on to other servers.
+    let room_event = (!of_suspect).then(|| room_event(p, &envelope, &offered));
+    let room_event = room_event.flatten();
     let member = is_member_event(&envelope).then(|| without_content(&envelope));
     let event = verified(
         p,
@@ -198,17 +200,22 @@ fn unavailable(retry_after_s: u32, why: impl Into<String>) -> Refused {
 fn within_limits(envelope: &Envelope) -> Result<(), Refused> {
     let refuse = |why: String| Refused::new(Fail::bad_request(&why), "limits", why);
     content::within_limits(&envelope.content).map_err(refuse)?;
-    for (name, text) in [
-        ("event_id", &envelope.event_id),
-        ("room_id", &envelope.room_id),
-        ("event_type", &envelope.event_type),
-        ("sender", &envelope.sender),
-    ] {
+    for (name, text) in names(envelope) {
         if text.len() > MAX_NAME {
             return Err(refuse(format!("{name} exceeds {MAX_NAME} bytes")));
         }
     }
     Ok(())
+}
+
+/// What names an event, by the members' names.
+pub(super) fn names(envelope: &Envelope) -> [(&'static str, &str); 4] {
+    [
+        ("event_id", &envelope.event_id),
+        ("room_id", &envelope.room_id),
+        ("event_type", &envelope.event_type),
+        ("sender", &envelope.sender),
+    ]
 }
 
 /// An event that says it is ours: it is, if we have it.

@@ -29,6 +29,8 @@ pub mod discover;
 pub mod envelope;
 pub mod event;
 pub mod explain;
+#[cfg(test)]
+mod gate_tests;
 pub mod hexes;
 pub mod ids;
 pub mod judge;

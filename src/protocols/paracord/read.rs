@@ -92,15 +92,15 @@ fn may_read_room(p: &Paracord, room: &str, peer: &Peer) -> bool {
 
 /// What a poll asks for.
 #[derive(Debug, PartialEq, Eq)]
-struct Wanted {
-    room_id: String,
+pub(super) struct Wanted {
+    pub room_id: String,
     since_depth: i64,
     limit: usize,
 }
 
 impl Wanted {
     /// Reads a query: each name once, numbers as numbers, unknown names passed over.
-    fn read(query: &str) -> Result<Self, Fail> {
+    pub fn read(query: &str) -> Result<Self, Fail> {
         let (mut room_id, mut since_depth, mut limit) = (None, None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -246,7 +246,7 @@ async fn typed<T: Typed>(headers: &HeaderMap, body: Body) -> Result<(T, Bytes), 
 }
 
 /// Whether the content type is JSON, or one that is built on it.
-fn is_json(headers: &HeaderMap) -> bool {
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE) else {
         return false;
     };

@@ -1,1 +1,0 @@
-//! What is checked of a saved request, step by step, for a person.
