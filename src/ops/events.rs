@@ -24,6 +24,9 @@
 //! | `invite` | `shared`, `used`, `removed` | ours; `invite` whole, as operators see it; `made_room` where a dead one was dropped for a new one |
 //! | `invite` | `server_put`, `server_removed` | a server is ours, or no more: `server` (`id`, `name`) |
 //! | `invite` | `browsed` | a peer's list was read: `count`, `left_out` |
+//! | `room` | `invited`, `joined`, `left` | `room_id`, `user_id`, `direction`: `in` (a user of the peer in a room of ours) or `out` (ours in one of its) |
+//! | `poll` | `failing`, `recovered` | a peer is not polled for a while: `code`, `detail`, `pause_s`; it answers again |
+//! | `poll` | `room_failing`, `room_recovered` | the same of one room: `room_id`, `detail`, `pause_s` |
 //! | `config` | `reloaded` | `changed`, `restart`, `peers` (`added`, `changed`, `removed`), `trust_rules` |
 //! | `config` | `rejected` | `code`, `detail` |
 //!

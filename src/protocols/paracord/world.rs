@@ -224,6 +224,7 @@ impl World {
         let mut peer = Peer::new(server.name.clone(), endpoint, NOW);
         peer.domain = server.domain.into();
         peer.status = Status::Trusted;
+        peer.domain_fixed = true;
         peer.keys_fetched_ms = Some(NOW);
         peer.keys = vec![PeerKey {
             key_id: "ed25519:auto".into(),
@@ -347,7 +348,9 @@ pub fn page(events: &[Envelope]) -> String {
 
 /// What a server that has these events, in order, answers to a poll.
 pub fn served(events: &[Envelope], request: &Request) -> Answer {
-    let (_, query) = request.url.split_once('?').unwrap();
+    let Some((_, query)) = request.url.split_once('?') else {
+        return answer(404, "");
+    };
     let value = |name: &str| {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|(n, _)| *n == name).unwrap().1.to_owned()

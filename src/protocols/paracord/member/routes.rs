@@ -40,9 +40,11 @@ pub async fn invite(p: &Paracord, parts: &Parts, body: Body) -> Result<Response,
     let expires = clamped(invite.max_age_seconds.unwrap_or(EXPIRES));
     let question = json!({
         "peer": proven.peer.name.as_str(),
+        "origin_server": invite.origin_server,
         "room_id": key,
         "guild_id": room.guild.to_string(),
         "sender": invite.sender,
+        "max_age_seconds": invite.max_age_seconds,
         "known": hosted.is_some(),
         "guild_name": hosted.as_ref().map(|room| room.name.as_str()),
         "default_channel_id": channel(hosted.as_deref()),
@@ -84,6 +86,7 @@ pub async fn join(p: &Paracord, parts: &Parts, body: Body) -> Result<Response, F
     }
     let question = json!({
         "peer": proven.peer.name.as_str(),
+        "origin_server": join.origin_server,
         "room_id": key,
         "guild_id": room.guild.to_string(),
         "user_id": join.user_id,
@@ -128,6 +131,7 @@ pub async fn leave(p: &Paracord, parts: &Parts, body: Body) -> Result<Response, 
     allowed(p, &proven, &room)?;
     let question = json!({
         "peer": proven.peer.name.as_str(),
+        "origin_server": leave.origin_server,
         "room_id": key,
         "guild_id": room.guild.to_string(),
         "user_id": leave.user_id,
