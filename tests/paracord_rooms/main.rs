@@ -276,7 +276,28 @@ async fn pair() -> (Para, Para) {
     );
     let (at_a, at_b) = (a.address, b.address);
     let (a, b) = (a.peer("beta.test", at_b), b.peer("alpha.test", at_a));
-    tokio::join!(Para::here(a), Para::here(b))
+    let (a, b) = tokio::join!(Para::here(a), Para::here(b));
+    tokio::join!(knows(&a, "beta.test"), knows(&b, "alpha.test"));
+    (a, b)
+}
+
+/// Waits until a bridge has the keys of a server: it may have asked before that was up.
+async fn knows(para: &Para, peer: &str) {
+    let wait = async {
+        loop {
+            let known = para.try_call("peer.get", json!({"peer": peer})).await;
+            let keys = known
+                .ok()
+                .and_then(|known| known["keys"].as_array().map(Vec::len));
+            if keys.is_some_and(|keys| keys > 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE * 3, wait)
+        .await
+        .expect("the keys are fetched");
 }
 
 async fn kinds(para: &Para) -> Vec<String> {
