@@ -50,7 +50,7 @@ pub async fn invite(p: &Paracord, parts: &Parts, body: Body) -> Result<Response,
         "default_channel_id": channel(hosted.as_deref()),
         "expires_in_seconds": expires,
     });
-    let word = asked(p, &proven, "invite", Some("accepted"), &question).await?;
+    let word = asked(p, &proven, "invite", "accepted", &question).await?;
     if hosted.is_none() && word.flag("accepted") != Some(true) {
         return Err(Fail::not_found());
     }
@@ -93,7 +93,7 @@ pub async fn join(p: &Paracord, parts: &Parts, body: Body) -> Result<Response, F
         "known": known,
         "member": p.rooms.is_member(&key, &user),
     });
-    let word = asked(p, &proven, "join", Some("joined"), &question).await?;
+    let word = asked(p, &proven, "join", "joined", &question).await?;
     if !known {
         if word.flag("joined") != Some(true) {
             return Err(Fail::not_found());
@@ -137,7 +137,8 @@ pub async fn leave(p: &Paracord, parts: &Parts, body: Body) -> Result<Response, 
         "user_id": leave.user_id,
         "member": p.rooms.is_member(&key, &user),
     });
-    let word = asked(p, &proven, "leave", None, &question).await?;
+    // Who wants to go goes, whatever a backend says.
+    let word = backend::ask(p, "leave", None, &question).await?;
     let left = p.rooms.leave(&key, &user).await;
     let left = left.map_err(|error| unkept(&error))?;
     if left.was_in {
@@ -189,10 +190,10 @@ async fn asked(
     p: &Paracord,
     proven: &Proven,
     method: &'static str,
-    yes: Option<&str>,
+    yes: &str,
     question: &Value,
 ) -> Result<Word, Fail> {
-    match backend::ask(p, method, yes, question).await? {
+    match backend::ask(p, method, Some(yes), question).await? {
         Word::Refused(reason) => {
             let why = format!("the backend refuses the {method}: {reason}");
             Err(refuse(p, proven, "backend_refused", why))
