@@ -66,7 +66,7 @@ pub struct PutArgs {
     name: Option<String>,
     /// Where a new member begins.
     #[arg(long, value_name = "ID")]
-    channel: Option<String>,
+    default_channel: Option<String>,
     /// Whether every trusted server may read it.
     #[arg(long, value_name = "true|false")]
     public: Option<bool>,
@@ -122,7 +122,7 @@ pub async fn rooms(command: RoomsCommand) -> Outcome {
         RoomsCommand::Put(args) => {
             let mut body = named(&args.room.room);
             put(&mut body, "name", args.name);
-            put(&mut body, "default_channel_id", args.channel);
+            put(&mut body, "default_channel_id", args.default_channel);
             put(&mut body, "public", args.public);
             put(&mut body, "allowed", args.allowed);
             let room = call(&args.room.config, "room.put", &body.into()).await?;
