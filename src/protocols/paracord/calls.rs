@@ -22,9 +22,6 @@ use crate::protocol::Refusal;
 
 /// Answers a call.
 pub async fn call(p: &Paracord, method: &str, body: Bytes) -> Result<Value, Refusal> {
-    if let Some(answer) = rooms::calls::call(p, method, &body).await {
-        return answer;
-    }
     match method {
         "peer.list" => {
             let all = p.book.all();

@@ -348,6 +348,7 @@ pub fn page(events: &[Envelope]) -> String {
 
 /// What a server that has these events, in order, answers to a poll.
 pub fn served(events: &[Envelope], request: &Request) -> Answer {
+    // Its keys, after a signature that does not hold: it shows none.
     let Some((_, query)) = request.url.split_once('?') else {
         return answer(404, "");
     };
