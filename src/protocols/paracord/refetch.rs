@@ -1,7 +1,8 @@
 //! When a server's keys are fetched again: now and then, and when a signature does not hold.
 //!
 //! A signature that does not hold can be the work of anybody who writes a server's name into a header.
-//! So for each server there is one fetch at a time, for all who wait, and at most one in 60 s.
+//! So for each server there is one fetch at a time, for all who wait, and at most one in 60 s for that
+//! reason; a fetch that was due anyway does not count there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,12 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, watch};
 
 use super::book::Change;
-use super::record::Peer;
+use super::record::{Peer, TrustedBy};
 use super::{ID, Paracord, description, discover};
 use crate::clock::UnixMs;
 use crate::protocol::{PeerName, TransportError};
 
-/// A server's keys are fetched no more often than this, milliseconds.
+/// A server's keys are fetched no more often than this because of a signature, milliseconds.
 const PAUSE_MS: i64 = 60_000;
 /// Fetches at once.
 const AT_ONCE: usize = 32;
@@ -29,6 +30,8 @@ pub struct Fetches {
 
 struct Fetch {
     began_ms: UnixMs,
+    /// When one was last made because a signature did not hold.
+    demanded_ms: Option<UnixMs>,
     /// Whether it brought something new, once it is over.
     news: watch::Receiver<Option<bool>>,
 }
@@ -41,24 +44,29 @@ impl Fetches {
         }
     }
 
-    /// The fetch to wait for, and how to end it if it is the caller's to run.
+    /// The fetch to wait for, and how to end it if it is the caller's to run. `demanded`: a signature
+    /// did not hold.
     fn ticket(
         &self,
         name: &PeerName,
+        demanded: bool,
         now: UnixMs,
     ) -> Option<(
         watch::Receiver<Option<bool>>,
         Option<watch::Sender<Option<bool>>>,
     )> {
-        let lately = |fetch: &Fetch| is_within(fetch.began_ms, PAUSE_MS, now);
+        let in_pause = |at: UnixMs| is_within(at, PAUSE_MS, now);
         let mut last = self.last();
-        if let Some(fetch) = last.get(name)
-            && (lately(fetch) || is_running(fetch))
-        {
-            return Some((fetch.news.clone(), None));
+        let mut demanded_ms = demanded.then_some(now);
+        if let Some(fetch) = last.get(name) {
+            let lately = fetch.demanded_ms.is_some_and(in_pause);
+            if is_running(fetch) || (demanded && lately) {
+                return Some((fetch.news.clone(), None));
+            }
+            demanded_ms = demanded_ms.or(fetch.demanded_ms);
         }
         if last.len() >= REMEMBERED {
-            last.retain(|_, fetch| lately(fetch) || is_running(fetch));
+            last.retain(|_, fetch| in_pause(fetch.began_ms) || is_running(fetch));
         }
         if last.len() >= REMEMBERED {
             return None;
@@ -66,6 +74,7 @@ impl Fetches {
         let (end, news) = watch::channel(None);
         let fetch = Fetch {
             began_ms: now,
+            demanded_ms,
             news: news.clone(),
         };
         last.insert(name.clone(), fetch);
@@ -109,10 +118,15 @@ fn is_within(at: UnixMs, span: i64, now: UnixMs) -> bool {
 /// the fetch within the last 60 s, brought something new, so that a check that failed is worth doing
 /// again. A pinned key is never fetched.
 pub async fn refetch_keys(p: &Paracord, name: &PeerName) -> bool {
+    fetched(p, name, true).await
+}
+
+async fn fetched(p: &Paracord, name: &PeerName, demanded: bool) -> bool {
     let Some(peer) = fetchable(p, name) else {
         return false;
     };
-    let Some((mut news, end)) = p.fetches.ticket(name, p.clock.now_ms()) else {
+    let ticket = p.fetches.ticket(name, demanded, p.clock.now_ms());
+    let Some((mut news, end)) = ticket else {
         return false;
     };
     if let Some(end) = end {
@@ -152,7 +166,7 @@ pub async fn refresh_if_due(p: &Paracord, name: &PeerName) {
     let Some(peer) = peer.filter(|peer| is_due(p, peer, p.clock.now_ms())) else {
         return;
     };
-    if !peer.domain_fixed {
+    if is_unsettled(&peer) {
         match discover::describe(p, name, &peer.base).await {
             Ok(found) => {
                 discover::settled(p, &peer, found).await;
@@ -161,8 +175,8 @@ pub async fn refresh_if_due(p: &Paracord, name: &PeerName) {
         }
     }
     if peer.pinned_key.is_none() {
-        refetch_keys(p, name).await;
-    } else if let Some((_, Some(end))) = p.fetches.ticket(name, p.clock.now_ms()) {
+        fetched(p, name, false).await;
+    } else if let Some((_, Some(end))) = p.fetches.ticket(name, false, p.clock.now_ms()) {
         // Nothing was fetched, and not before the usual time is it looked at again.
         end.send_replace(Some(false));
     }
@@ -171,9 +185,9 @@ pub async fn refresh_if_due(p: &Paracord, name: &PeerName) {
 /// At most once per `keys_refresh`; sooner where nothing is known yet.
 fn is_due(p: &Paracord, peer: &Peer, now: UnixMs) -> bool {
     let refresh = i64::try_from(p.config.keys_refresh.as_millis()).unwrap_or(i64::MAX);
-    let nothing_yet = !peer.domain_fixed || (peer.pinned_key.is_none() && peer.keys.is_empty());
+    let nothing_yet = is_unsettled(peer) || (peer.pinned_key.is_none() && peer.keys.is_empty());
     let pause = match nothing_yet {
-        true => PAUSE_MS,
+        true => PAUSE_MS.min(refresh),
         false => refresh,
     };
     let wanted = match peer.keys_fetched_ms {
@@ -183,6 +197,11 @@ fn is_due(p: &Paracord, peer: &Peer, now: UnixMs) -> bool {
         None => true,
     };
     peer.is_trusted() && wanted && !p.fetches.began_within(&peer.name, pause, now)
+}
+
+/// Trusted by the configuration, which does not say its domain: nor has the server yet.
+fn is_unsettled(peer: &Peer) -> bool {
+    peer.trusted_by == Some(TrustedBy::Config) && !peer.domain_fixed
 }
 
 /// A trusted server whose keys are its own to say.
