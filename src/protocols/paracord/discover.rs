@@ -20,7 +20,7 @@ use super::{ID, Paracord, USER_AGENT, WELL_KNOWN, peering, transport};
 use crate::identity::PublicKey;
 use crate::protocol::{Answer, PeerName, PeerRecord, Request, TransportError, TransportKind};
 
-pub use super::refetch::{due_for_keys, refetch_keys, refresh_if_due};
+pub use super::refetch::{Landed, due_for_keys, refetch, refetch_keys, refresh_if_due};
 
 /// One page of a server; two of them fit into what the core allows a look-up.
 const PATIENCE: Duration = Duration::from_millis(2_400);

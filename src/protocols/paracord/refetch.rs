@@ -1,7 +1,8 @@
 //! When a server's keys are fetched again: now and then, and when a signature does not hold.
 //!
 //! A signature that does not hold can be the work of anybody who writes a server's name into a header.
-//! So for each server there is one fetch at a time, for all who wait, and at most one in 60 s.
+//! So for each server there is one fetch at a time, for all who wait, and at most one in 60 s; one in 5 s
+//! while the server cannot be reached, so that two that start at one time soon know each other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,8 @@ use crate::protocol::{PeerName, TransportError};
 
 /// A server's keys are fetched no more often than this, milliseconds.
 const PAUSE_MS: i64 = 60_000;
+/// The same after a fetch that got no answer.
+const FAILED_PAUSE_MS: i64 = 5_000;
 /// Fetches at once.
 const AT_ONCE: usize = 32;
 /// Servers remembered with their last fetch.
@@ -29,8 +32,32 @@ pub struct Fetches {
 
 struct Fetch {
     began_ms: UnixMs,
-    /// Whether it brought something new, once it is over.
-    news: watch::Receiver<Option<bool>>,
+    /// What it brought, once it is over.
+    news: watch::Receiver<Option<Landed>>,
+}
+
+/// What came of a fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landed {
+    /// A key is new, or gone.
+    News,
+    /// Everything is as it was.
+    Nothing,
+    /// The server gave no answer that counts.
+    Failed,
+}
+
+impl Fetch {
+    /// Whether it is too early for another one. A fetch that failed shortens `pause`.
+    fn is_lately(&self, pause: i64, now: UnixMs) -> bool {
+        let failed = *self.news.borrow() == Some(Landed::Failed);
+        let pause = if failed {
+            pause.min(FAILED_PAUSE_MS)
+        } else {
+            pause
+        };
+        is_within(self.began_ms, pause, now)
+    }
 }
 
 impl Fetches {
@@ -47,10 +74,10 @@ impl Fetches {
         name: &PeerName,
         now: UnixMs,
     ) -> Option<(
-        watch::Receiver<Option<bool>>,
-        Option<watch::Sender<Option<bool>>>,
+        watch::Receiver<Option<Landed>>,
+        Option<watch::Sender<Option<Landed>>>,
     )> {
-        let lately = |fetch: &Fetch| is_within(fetch.began_ms, PAUSE_MS, now);
+        let lately = |fetch: &Fetch| fetch.is_lately(PAUSE_MS, now);
         let mut last = self.last();
         if let Some(fetch) = last.get(name)
             && (lately(fetch) || is_running(fetch))
@@ -76,7 +103,7 @@ impl Fetches {
     fn began_within(&self, name: &PeerName, span: i64, now: UnixMs) -> bool {
         let last = self.last();
         let fetch = last.get(name);
-        fetch.is_some_and(|fetch| is_within(fetch.began_ms, span, now) || is_running(fetch))
+        fetch.is_some_and(|fetch| fetch.is_lately(span, now) || is_running(fetch))
     }
 
     /// What is remembered of a server counts no more.
@@ -105,36 +132,42 @@ fn is_within(at: UnixMs, span: i64, now: UnixMs) -> bool {
     (0..span).contains(&now.saturating_sub(at))
 }
 
-/// Fetches a trusted server's keys anew: single flight, at most once per 60 s and server. True: that, or
-/// the fetch within the last 60 s, brought something new, so that a check that failed is worth doing
-/// again. A pinned key is never fetched.
+/// [`refetch`]; true: it brought something new.
 pub async fn refetch_keys(p: &Paracord, name: &PeerName) -> bool {
+    refetch(p, name).await == Landed::News
+}
+
+/// Fetches a trusted server's keys anew: single flight, at most once per 60 s and server. News: that,
+/// or the fetch within the last 60 s, brought some, so that a check that failed is worth doing again. A
+/// pinned key is never fetched.
+pub async fn refetch(p: &Paracord, name: &PeerName) -> Landed {
     let Some(peer) = fetchable(p, name) else {
-        return false;
+        return Landed::Nothing;
     };
     let Some((mut news, end)) = p.fetches.ticket(name, p.clock.now_ms()) else {
-        return false;
+        return Landed::Failed;
     };
     if let Some(end) = end {
         let Some(p) = p.me.upgrade() else {
-            return false;
+            return Landed::Failed;
         };
         // It ends even when who asked for it has gone: others wait for it too.
         tokio::spawn(async move {
             let _place = p.fetches.places.acquire().await;
             let news = match fetch(&p, &peer).await {
-                Ok(news) => news,
+                Ok(true) => Landed::News,
+                Ok(false) => Landed::Nothing,
                 Err(error) => {
                     tracing::info!(peer = %peer.name, %error, "the keys of a Paracord server could not be fetched");
                     noted(&p, &peer, error.detail).await;
-                    false
+                    Landed::Failed
                 }
             };
             end.send_replace(Some(news));
         });
     }
     let landed = news.wait_for(Option::is_some).await;
-    landed.is_ok_and(|news| news.unwrap_or(false))
+    landed.map_or(Landed::Failed, |landed| landed.unwrap_or(Landed::Failed))
 }
 
 /// The servers whose keys are to be fetched again by now, or whose domain is not known yet. Cheap.
@@ -164,7 +197,7 @@ pub async fn refresh_if_due(p: &Paracord, name: &PeerName) {
         refetch_keys(p, name).await;
     } else if let Some((_, Some(end))) = p.fetches.ticket(name, p.clock.now_ms()) {
         // Nothing was fetched, and not before the usual time is it looked at again.
-        end.send_replace(Some(false));
+        end.send_replace(Some(Landed::Nothing));
     }
 }
 
