@@ -12,7 +12,6 @@ use ::http::request::Parts;
 use axum::response::Response;
 
 use super::answer::{Fail, json_bytes};
-use super::record::Peer;
 use super::request::{self, Reader};
 use super::{BASE, ID, Paracord};
 use crate::protocol::RoomEvent;
@@ -47,7 +46,7 @@ pub async fn event(p: &Paracord, parts: &Parts) -> Result<Response, Fail> {
     let may_read = |event: &RoomEvent| match &reader {
         Reader::Token => true,
         Reader::Peer(peer) => {
-            event.origin == peer.name.as_str() || may_read_room(p, &event.room, peer)
+            event.origin == peer.name.as_str() || p.rooms.may_read(&event.room, peer)
         }
     };
     let mut found = None;
@@ -72,7 +71,7 @@ pub async fn events(p: &Paracord, parts: &Parts) -> Result<Response, Fail> {
     let reader = request::read(p, parts, path).await?;
     let room = p.rooms.key_of(&wanted.room_id);
     if let Reader::Peer(peer) = &reader {
-        let may_read = |room: &String| may_read_room(p, room, peer);
+        let may_read = |room: &String| p.rooms.may_read(room, peer);
         if !room.as_ref().is_some_and(may_read) {
             return Err(Fail::not_found());
         }
@@ -83,11 +82,6 @@ pub async fn events(p: &Paracord, parts: &Parts) -> Result<Response, Fail> {
     };
     let page = page.map_err(|error| Fail::store(&error))?;
     Ok(json_bytes(StatusCode::OK, written(&page).into()))
-}
-
-fn may_read_room(p: &Paracord, room: &str, peer: &Peer) -> bool {
-    let is = |server: &str| peer.speaks_for(server);
-    p.rooms.may_be_read(room, &peer.name, is)
 }
 
 /// What a poll asks for.

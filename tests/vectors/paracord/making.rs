@@ -166,6 +166,9 @@ struct Body {
 }
 
 fn body(case: &Case) -> Result<Body, String> {
+    if case.event.is_none() && (case.event_signature.is_some() || case.after_signing.is_some()) {
+        return Err("not understood: how an event is signed, and no event".into());
+    }
     let plain = |sent: Vec<u8>| Body {
         sent,
         normal: None,

@@ -1,17 +1,17 @@
-//! Ways to make a request that the shared file has no case of, with the answers that the sheet (4 and
-//! 5) and the decisions say: so that a file that uses them finds them understood.
+//! Events pushed: signatures, ways to write a body, clocks, limits, peers.
 
 use serde_json::{Value, json};
 
-use super::HttpCase;
+use super::{case, given, with_peer, with_third};
+use crate::paracord::HttpCase;
 
-/// The cases, on a bridge as most of the shared file's.
 pub fn cases() -> Vec<HttpCase> {
     let taken = json!({"status": 202, "inserted": true});
     let forbidden = json!({"status": 403, "code": "FORBIDDEN"});
     let unauthorized = json!({"status": 401, "code": "UNAUTHORIZED"});
     let conflict = json!({"status": 409, "code": "CONFLICT"});
     let bad = |message: &str| json!({"status": 400, "code": "BAD_REQUEST", "message": message});
+    let thirds = |sender: &str| json!({"origin_server": "third.example", "sender": sender});
     let all = [
         (
             "an unknown key id sorts first",
@@ -195,17 +195,18 @@ pub fn cases() -> Vec<HttpCase> {
         ),
         (
             "a relay of two that are trusted",
-            json!({"event": {"origin_server": "third.example", "sender": "@a:third.example"}, "given": with_third()}),
+            json!({"event": thirds("@a:third.example"), "given": with_third()}),
             taken.clone(),
         ),
         (
             "a relay: the carrier's key is not the origin's",
-            json!({"event": {"origin_server": "third.example", "sender": "@a:third.example"}, "event_signature": "wrong_key", "given": with_third()}),
+            json!({"event": thirds("@a:third.example"), "event_signature": "wrong_key",
+                "given": with_third()}),
             forbidden.clone(),
         ),
         (
             "the sender by the registered domain",
-            json!({"event": {"sender": "@a:CHAT.third.example", "origin_server": "third.example"}, "given": with_third()}),
+            json!({"event": thirds("@a:CHAT.third.example"), "given": with_third()}),
             taken.clone(),
         ),
         (
@@ -231,55 +232,4 @@ pub fn cases() -> Vec<HttpCase> {
 
 fn event() -> Value {
     json!({"method": "POST", "path": "/_paracord/federation/v1/event", "event": {}})
-}
-
-fn case(name: &str, mut members: Value, how: Value, expect: Value) -> HttpCase {
-    members["given"] = given(json!({}));
-    for (member, value) in how.as_object().expect("an object") {
-        members[member] = value.clone();
-    }
-    members["expect"] = expect;
-    HttpCase {
-        name: format!("own: {name}"),
-        members,
-    }
-}
-
-fn given(with: Value) -> Value {
-    let mut given = json!({
-        "now_ms": 1_700_000_000_000i64,
-        "enabled": true,
-        "names": {"SERVER_NAME": "node-a.example", "DOMAIN": "chat.example", "ALLOWED_GUILD": "300"},
-        "peers": [{
-            "server_name": "bridge.example",
-            "domain": "bridge.example",
-            "trusted": true,
-            "keys": [{"key_id": "ed25519:auto", "seed_hex": "fe".repeat(32)}],
-        }],
-        "rooms": [{"room_id": "!{ALLOWED_GUILD}:{DOMAIN}", "allowed": true}],
-    });
-    for (member, value) in with.as_object().expect("an object") {
-        given[member] = value.clone();
-    }
-    given
-}
-
-fn with_peer(with: Value) -> Value {
-    let mut given = given(json!({}));
-    for (member, value) in with.as_object().expect("an object") {
-        given["peers"][0][member] = value.clone();
-    }
-    given
-}
-
-fn with_third() -> Value {
-    let mut given = given(json!({}));
-    let peers = given["peers"].as_array_mut().expect("a list");
-    peers.push(json!({
-        "server_name": "third.example",
-        "domain": "chat.third.example",
-        "trusted": true,
-        "keys": [{"key_id": "ed25519:3", "seed_hex": "33".repeat(32)}],
-    }));
-    given
 }
