@@ -199,7 +199,7 @@ fn a_wrong_value_is_a_sentence_that_names_the_key() {
         ),
         (
             "[[peers]]\nprotocol = \"uan\"\nname = \"b.com\"",
-            "peers (b.com): protocol must be one of uam, not \"uan\"; did you mean uam?",
+            "peers (b.com): protocol must be one of uam, paracord, not \"uan\"; did you mean uam?",
         ),
         (
             "[[peers]]\nprotocol = \"uam\"",

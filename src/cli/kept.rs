@@ -56,3 +56,13 @@ async fn known(store: &Store) -> Result<Vec<Known>, String> {
     });
     known.collect()
 }
+
+/// Our own Paracord keys with their ids, as the ledger has them; none, where there is no ledger.
+pub(super) async fn paracord_keys(config: &Config) -> Result<Vec<(String, String, i64)>, String> {
+    let Ok(store) = Store::open_read_only(&config.store).await else {
+        return Ok(Vec::new());
+    };
+    let keys = store.server_keys(paracord::ID).await;
+    store.close().await;
+    keys.map_err(|e| e.to_string())
+}

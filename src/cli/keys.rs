@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::client::{AdminClient, AdminError};
 use super::table::{show, text};
-use super::{ConfigArgs, Outcome};
+use super::{ConfigArgs, Outcome, kept};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::ring::Keyring;
 use crate::peers::Peers;
-use crate::protocol::Rotation;
-use crate::protocols::uam;
+use crate::protocol::{OwnKey, Rotation};
+use crate::protocols::{paracord, uam};
 use crate::store::Store;
 
 /// `drawbridge keys …`
@@ -98,12 +98,12 @@ async fn list(config: &Config, as_json: bool) -> Outcome {
     let rows = match answer {
         Some(answer) => answer["keys"].as_array().cloned().unwrap_or_default(),
         None => {
-            let domain = config.uam.domain.as_deref().unwrap_or_default();
-            let ring = ring(config)?;
-            uam::keys::list(&ring, domain)
-                .iter()
-                .map(|key| json!(key))
-                .collect()
+            let of_files = [Kind::Uam, Kind::Paracord].into_iter();
+            let mut keys = Vec::new();
+            for kind in of_files.filter(|kind| kind.is_configured(config)) {
+                keys.extend(kind.list(config, &kind.ring(config)?));
+            }
+            keys.iter().map(|key| json!(key)).collect()
         }
     };
     show_keys(&rows, as_json);
@@ -146,10 +146,7 @@ async fn rotate(config: &Config, args: &RotateArgs) -> Outcome {
     let report = match answer {
         Some(answer) => answer,
         None => {
-            if args.protocol.as_deref().is_some_and(|p| p != uam::ID) {
-                return Err("without a running bridge only the key of uam can be changed".into());
-            }
-            let report = offline(config, wanted).await?;
+            let report = offline(config, kind(config, args.protocol.as_deref())?, wanted).await?;
             if !args.json && wanted != Rotation::Plan {
                 println!(
                     "No bridge answers, so the files were changed; one that runs all the same takes \
@@ -167,14 +164,108 @@ async fn rotate(config: &Config, args: &RotateArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Protocols with a key file that can be changed without a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Uam,
+    Paracord,
+}
+
+/// Whose key is meant.
+fn kind(config: &Config, said: Option<&str>) -> Result<Kind, String> {
+    let both = [Kind::Uam, Kind::Paracord];
+    let mut configured = both.into_iter().filter(|kind| kind.is_configured(config));
+    match (said, configured.next(), configured.next()) {
+        (Some(uam::ID), ..) => Ok(Kind::Uam),
+        (Some(paracord::ID), ..) => Ok(Kind::Paracord),
+        (Some(other), ..) => Err(format!(
+            "without a running bridge only the keys of uam and paracord can be changed, not {other:?}"
+        )),
+        (None, Some(_), Some(_)) => Err(
+            "several protocols have a key: say --protocol uam or --protocol paracord".to_owned(),
+        ),
+        (None, Some(kind), None) => Ok(kind),
+        (None, None, _) => Ok(Kind::Uam),
+    }
+}
+
+impl Kind {
+    fn is_configured(self, config: &Config) -> bool {
+        match self {
+            Self::Uam => config.uam.domain.is_some(),
+            Self::Paracord => config.paracord.running().is_some(),
+        }
+    }
+
+    /// The key as the files have it.
+    fn ring(self, config: &Config) -> Result<Keyring, String> {
+        let (path, overlap) = match self {
+            Self::Uam => (&config.uam.key_path, config.uam.key_overlap),
+            Self::Paracord => (&config.paracord.key_path, config.paracord.key_overlap),
+        };
+        Keyring::read(path, overlap, Clock::system().now_ms())
+            .map_err(|e| e.to_string())?
+            .ok_or_else(|| {
+                format!(
+                    "{} does not exist yet: the first `drawbridge run` makes it",
+                    path.display()
+                )
+            })
+    }
+
+    fn list(self, config: &Config, ring: &Keyring) -> Vec<OwnKey> {
+        match self {
+            Self::Uam => uam::keys::list(ring, config.uam.domain.as_deref().unwrap_or_default()),
+            Self::Paracord => {
+                paracord::own_keys::list(ring, config.paracord.running().unwrap_or_default())
+            }
+        }
+    }
+}
+
 /// On the files alone.
-async fn offline(config: &Config, wanted: Rotation) -> Result<Value, String> {
+async fn offline(config: &Config, kind: Kind, wanted: Rotation) -> Result<Value, String> {
+    // It must exist: a first key is made by the first start, not by a rotation.
+    let before = kind.ring(config)?;
+    match kind {
+        Kind::Uam => offline_uam(config, wanted).await,
+        Kind::Paracord => offline_paracord(config, &before, wanted).await,
+    }
+}
+
+async fn offline_paracord(
+    config: &Config,
+    before: &Keyring,
+    wanted: Rotation,
+) -> Result<Value, String> {
+    let now = Clock::system().now_ms();
+    paracord::own_keys::turn(&config.paracord.key_path, wanted, now).map_err(|e| e.to_string())?;
+    let ring = Kind::Paracord.ring(config)?;
+    let servers = kept::servers(config).await?.unwrap_or_default();
+    let peers: Vec<_> = servers
+        .into_iter()
+        .map(|known| std::sync::Arc::new(known.peer))
+        .filter(|peer| peer.is_trusted())
+        .collect();
+    let own = paracord::Own::of(&config.paracord).map_err(|e| e.to_string())?;
+    let facts = paracord::rotation::Facts {
+        name: own.name.as_str(),
+        url: &own.url,
+        made_ms: paracord::rotation::made(before, &ring, now),
+        ring: &ring,
+        overlap: config.paracord.key_overlap,
+        peers: &peers,
+        own_page: None,
+        now,
+    };
+    Ok(paracord::rotation::report(&facts, wanted))
+}
+
+async fn offline_uam(config: &Config, wanted: Rotation) -> Result<Value, String> {
     let clock = Clock::system();
     let now = clock.now_ms();
-    // It must exist: a first key is made by the first start, not by a rotation.
-    ring(config)?;
     uam::keys::turn(&config.uam.key_path, wanted, now).map_err(|e| e.to_string())?;
-    let ring = ring(config)?;
+    let ring = Kind::Uam.ring(config)?;
     let pins = Peers::in_memory(&config.peers, clock);
     // Without a store there was no peer yet.
     let known = match Store::open_read_only(&config.store).await {
@@ -200,19 +291,6 @@ async fn offline(config: &Config, wanted: Rotation) -> Result<Value, String> {
         },
         wanted,
     ))
-}
-
-fn ring(config: &Config) -> Result<Keyring, String> {
-    let path = &config.uam.key_path;
-    let now = Clock::system().now_ms();
-    Keyring::read(path, config.uam.key_overlap, now)
-        .map_err(|e| e.to_string())?
-        .ok_or_else(|| {
-            format!(
-                "{} does not exist yet: the first `drawbridge run` makes it",
-                path.display()
-            )
-        })
 }
 
 fn tell(report: &Value, wanted: Rotation) {

@@ -5,6 +5,7 @@
 //! are enough, and nothing is written.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -18,8 +19,9 @@ use crate::peers::Peers;
 use crate::protocol::{PeerName, Refusal};
 use crate::protocols::uam::discover::Pin;
 use crate::protocols::uam::probe::{Own, Probe};
-use crate::protocols::{uam, voltchat};
+use crate::protocols::{paracord, uam, voltchat};
 use crate::store::Store;
+use crate::trust::Standing;
 
 /// Which protocol.
 #[derive(Debug, Subcommand)]
@@ -28,6 +30,8 @@ pub enum ProbeCommand {
     Uam(UamArgs),
     /// A VoltChat server, by its host.
     Voltchat(VoltchatArgs),
+    /// A Paracord server, by its name.
+    Paracord(ParacordArgs),
 }
 
 /// Whom to examine.
@@ -59,6 +63,19 @@ pub struct VoltchatArgs {
     json: bool,
 }
 
+/// Whom to examine.
+#[derive(Debug, Args)]
+pub struct ParacordArgs {
+    /// The server's name, optionally with a port.
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// One JSON object a step, then one with the fault.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Examines; exit code 0 only without a fault.
 pub async fn probe(command: ProbeCommand) -> Outcome {
     match command {
@@ -80,7 +97,46 @@ pub async fn probe(command: ProbeCommand) -> Outcome {
                 .await;
             Ok(told(&name, args.json, found))
         }
+        ProbeCommand::Paracord(args) => {
+            let (config, name) = (args.config.load()?, name(&args.name)?);
+            let probe = paracord_probe(&config, &name).await?;
+            let found = probe
+                .run(&name, &mut |step| steps::print(&step, args.json))
+                .await;
+            Ok(told(&name, args.json, found))
+        }
     }
+}
+
+async fn paracord_probe(
+    config: &Config,
+    name: &PeerName,
+) -> Result<paracord::probe::Probe, String> {
+    let clock = Clock::system();
+    let pins = Peers::in_memory(&config.peers, clock.clone());
+    let servers = kept::servers(config).await?.unwrap_or_default();
+    let kept = servers.into_iter().find(|known| known.peer.name == *name);
+    let standing = kept
+        .as_ref()
+        .map_or(Standing::Ordinary, |known| known.standing);
+    let own = match config.paracord.running() {
+        Some(_) => {
+            let own = paracord::Own::of(&config.paracord).map_err(|e| e.to_string())?;
+            let remembered = kept::paracord_keys(config).await?;
+            let active = paracord::own_keys::active_of(&config.paracord, remembered)
+                .map_err(|e| e.to_string())?;
+            active.map(|active| (own, Arc::new(active)))
+        }
+        None => None,
+    };
+    Ok(paracord::probe::Probe {
+        client: Client::new(&config.http)?,
+        own,
+        base: pins.pin(paracord::ID, name).and_then(|pin| pin.endpoint),
+        peer: kept.map(|known| Arc::new(known.peer)),
+        standing,
+        clock,
+    })
 }
 
 fn name(text: &str) -> Result<PeerName, String> {

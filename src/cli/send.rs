@@ -26,9 +26,10 @@ use crate::protocols::uam::{payload, time};
 pub struct SendArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Protocol: `uam` or `voltchat`.
+    /// Protocol: `uam`, `voltchat` or `paracord`.
     protocol: String,
-    /// The peer (a host name), `_all`, or for UAM `_to`: where the body's own `to` says.
+    /// The peer (a host name), `_all`, for UAM `_to` (where the body's own `to` says), for Paracord
+    /// `_room` (every server in the room).
     #[arg(default_value = "_to")]
     peer: String,
     /// Event type.

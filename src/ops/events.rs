@@ -11,6 +11,8 @@
 //! | `ingest` | `rejected`, `conflict` | `event_id`, `code`, `detail`, `status` where one was answered |
 //! | `peer` | `open`, `recovered`, `throttled` | the health facts |
 //! | `peer` | `requested`, `asked`, `connected`, `error`, `rejected`, `removed` | peering: `id`, `name`, `url`, `was` (state before), `detail` |
+//! | `peer` | `pending`, `trusted`, `rejected`, `removed` | Paracord's servers: `was`, `by` (whose word), `domain`, `endpoint`, `keys` |
+//! | `peer` | `keys_changed` | a server shows other keys: `status`, `added`, `gone` |
 //! | `peer` | `refused_secret` | a handshake under another secret than the known one: `id`, `status`, `detail` |
 //! | `trust` | `added`, `removed` | `list`, `domain`, `reason` |
 //! | `trust` | `quarantined` | by the bridge itself, for a run of bad events: `list`, `domain`, `reason`, `code`, `ends_ms` |
@@ -24,6 +26,9 @@
 //! | `invite` | `shared`, `used`, `removed` | ours; `invite` whole, as operators see it; `made_room` where a dead one was dropped for a new one |
 //! | `invite` | `server_put`, `server_removed` | a server is ours, or no more: `server` (`id`, `name`) |
 //! | `invite` | `browsed` | a peer's list was read: `count`, `left_out` |
+//! | `room` | `invited`, `joined`, `left` | `room_id`, `user_id`, `direction`: `in` (theirs, a room of ours) or `out` |
+//! | `poll` | `failing`, `recovered` | a server cannot be polled, can be again: `code`, `detail`, `pause_s` |
+//! | `poll` | `room_failing`, `readable` | the same of one room: `room_id`, `detail`, `pause_s` |
 //! | `config` | `reloaded` | `changed`, `restart`, `peers` (`added`, `changed`, `removed`), `trust_rules` |
 //! | `config` | `rejected` | `code`, `detail` |
 //!

@@ -4,5 +4,6 @@
 mod admin;
 mod harness;
 mod inbound;
+mod paracord;
 mod peer;
 mod slow;

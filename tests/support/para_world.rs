@@ -234,7 +234,8 @@ impl Para {
         }
     }
 
-    fn write(&self) -> std::path::PathBuf {
+    /// Writes the configuration, for a process or a command, and answers where it is.
+    pub fn write(&self) -> std::path::PathBuf {
         let config = self.dir.path().join("bridge.toml");
         let text = self.setup.text(self.dir.path(), &self.nats.url());
         std::fs::write(&config, text).expect("the configuration");

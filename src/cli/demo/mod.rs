@@ -1,8 +1,9 @@
 //! `drawbridge demo`: two bridges on loopback, each with a managed nats-server and a store of its own.
-//! They exchange messages over UAM and become peers over VoltChat; one goes down, the other's queue is
-//! shown; it comes back, and the backlog arrives in order. Nothing but the toolchain and Python's `pip`
+//! They exchange messages over UAM, become peers over VoltChat and share a room over Paracord; one goes
+//! down, the other's queue is shown; it comes back, and the backlog arrives in order. Nothing but the toolchain and Python's `pip`
 //! is needed.
 
+mod paracord;
 mod side;
 mod uam;
 mod voltchat;
@@ -35,6 +36,10 @@ const FIRST: usize = 5;
 const BACKLOG: usize = 6;
 /// Announcements over VoltChat: each way while both are up, and to the one that is down.
 const NEWS: [&str; 2] = ["tea at four", "cake at five"];
+/// Messages in the Paracord room: one each way while both are up, and one to the one that is down.
+const TALK: [&str; 3] = ["the kettle is on", "on my way", "your cup is here"];
+/// Bob's answer to the first of them.
+const EMOJI: &str = "\u{1f375}";
 /// Longest wait for arrivals.
 const PATIENCE: Duration = Duration::from_secs(25);
 
@@ -101,9 +106,29 @@ async fn play(home: &Path, once: bool) -> Outcome {
     voltchat::invite(&alpha, &to_alpha, &beta, &to_beta).await?;
 
     println!(
-        "\n4. beta.test goes down; {BACKLOG} more messages and an announcement are sent to it."
+        "\n4. Paracord: each looks the other up, compares its key's fingerprint and trusts it."
     );
-    drop((at_beta, news_at_beta));
+    paracord::trust(&alpha, &to_alpha, &beta).await?;
+    paracord::trust(&beta, &to_beta, &alpha).await?;
+    let (tea, alice, bob) = (
+        paracord::room(&alpha),
+        "@alice:alpha.test",
+        "@bob:beta.test",
+    );
+    paracord::join(&alpha, &to_alpha, &to_beta, bob).await?;
+    let mut talk_at_alpha = arrivals(&to_alpha, "paracord").await?;
+    let mut talk_at_beta = arrivals(&to_beta, "paracord").await?;
+    paracord::say(&to_alpha, &tea, alice, 1, TALK[0]).await?;
+    paracord::show(&mut talk_at_beta, 1).await?;
+    paracord::say(&to_beta, &tea, bob, 2, TALK[1]).await?;
+    paracord::react(&to_beta, &tea, bob, 1, EMOJI).await?;
+    paracord::show(&mut talk_at_alpha, 2).await?;
+
+    println!(
+        "\n5. beta.test goes down; {BACKLOG} more messages, an announcement and one in the room are \
+         sent to it."
+    );
+    drop((at_beta, news_at_beta, talk_at_beta));
     to_beta.close().await;
     beta.stop().await;
     for n in 1..=BACKLOG {
@@ -113,10 +138,11 @@ async fn play(home: &Path, once: bool) -> Outcome {
     }
     news.push(format!("{} says: {}", alpha.name, NEWS[1]));
     voltchat::announce(&to_alpha, &beta, &news[news.len() - 1]).await?;
+    paracord::say(&to_alpha, &tea, alice, 3, TALK[2]).await?;
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     alpha.show_queue().await?;
 
-    println!("\n5. beta.test comes back.");
+    println!("\n6. beta.test comes back.");
     beta.start().await?;
     let to_beta = beta.bus().await?;
     let mut at_beta = arrivals(&to_beta, "uam").await?;
@@ -125,9 +151,14 @@ async fn play(home: &Path, once: bool) -> Outcome {
     let mut news_at_beta = arrivals(&to_beta, "voltchat").await?;
     take(&mut news_at_beta, 1).await?;
     voltchat::show(&mut news_at_beta, 1).await?;
+    let mut talk_at_beta = arrivals(&to_beta, "paracord").await?;
+    take(&mut talk_at_beta, 1).await?;
+    paracord::show(&mut talk_at_beta, 1).await?;
 
-    println!("\n6. Counting what is on fed.in of both.");
-    let verdict = count(&[&to_alpha, &to_beta], &sent, &news).await;
+    println!("\n7. Counting what is on fed.in of both.");
+    let told = TALK.into_iter().chain([EMOJI]).map(str::to_owned);
+    let told: Vec<String> = told.collect();
+    let verdict = count(&[&to_alpha, &to_beta], &[sent, news, told]).await;
     match &verdict {
         Ok(n) => println!(
             "   {n} messages sent, {n} arrived, each exactly once, each sender's in order."
@@ -172,11 +203,11 @@ async fn take(tail: &mut Tail, n: usize) -> Result<Vec<StoredMessage>, String> {
 }
 
 /// Reads all of both `fed.in`: everything sent exactly once, each sender's in the order sent. `sent`:
-/// UAM message ids; `news`: what was announced over VoltChat.
-async fn count(buses: &[&Bus], sent: &[String], news: &[String]) -> Result<usize, String> {
+/// UAM message ids; what was announced over VoltChat; what was said over Paracord.
+async fn count(buses: &[&Bus], sent: &[Vec<String>; 3]) -> Result<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut last: HashMap<String, usize> = HashMap::new();
-    let all: Vec<&String> = sent.iter().chain(news).collect();
+    let all: Vec<&String> = sent.iter().flatten().collect();
     for bus in buses {
         let facts = bus
             .stream_facts("FED_IN")
@@ -190,12 +221,14 @@ async fn count(buses: &[&Bus], sent: &[String], news: &[String]) -> Result<usize
         for message in take(&mut tail, held).await? {
             let event: serde_json::Value =
                 serde_json::from_slice(&message.payload).map_err(|e| e.to_string())?;
-            let (id, sender) = match voltchat::said(&message.payload) {
-                Some(said) => (said, "fromHost"),
-                None => (
-                    event["message_id"].as_str().unwrap_or_default().to_owned(),
-                    "from",
-                ),
+            let over_uam = || event["message_id"].as_str().unwrap_or_default().to_owned();
+            let (id, sender) = match (
+                voltchat::said(&message.payload),
+                paracord::said(&message.payload),
+            ) {
+                (Some(said), _) => (said, "fromHost"),
+                (None, Some(said)) => (said, "sender"),
+                (None, None) => (over_uam(), "from"),
             };
             let place = all
                 .iter()

@@ -60,6 +60,11 @@ pub(super) fn sides(home: &Path) -> Result<(Side, Side), String> {
             allowed_servers = ["127.0.0.1:{peer}"]
             retry_delays = ["1s", "2s", "3s", "4s", "20s"]
             sync_interval = "1s"
+            [paracord]
+            server_name = "{name}.test"
+            url = "http://127.0.0.1:{public}"
+            retry_delays = ["1s", "2s", "3s", "4s", "20s"]
+            poll_interval = "1s"
             [[peers]]
             protocol = "uam"
             name = "{other}.test"
@@ -92,6 +97,11 @@ pub(super) fn sides(home: &Path) -> Result<(Side, Side), String> {
 }
 
 impl Side {
+    /// Its name among Paracord servers.
+    pub fn server(&self) -> String {
+        format!("{}.test", self.name)
+    }
+
     pub async fn start(&mut self) -> Result<(), String> {
         let running = app::start(self.config.clone())
             .await
@@ -149,8 +159,8 @@ impl Side {
             self.name
         );
         println!(
-            "  peers reach it at http://{0}/.well-known/uam-relay.json and \
-             http://{0}/api/federation/info",
+            "  peers reach it at http://{0}/.well-known/uam-relay.json, \
+             http://{0}/api/federation/info and http://{0}/.well-known/paracord/server",
             running.public
         );
         println!("  nats --server {} sub 'fed.>'", running.nats_url);

@@ -327,7 +327,7 @@ impl Inner {
             only.map(|(id, key)| named(id, key)).collect::<Vec<_>>()
         };
         let (added, gone) = (only(&new, &old), only(&old, &new));
-        if !old.is_empty() && (!added.is_empty() || !gone.is_empty()) {
+        if before.is_some() && (!added.is_empty() || !gone.is_empty()) {
             tracing::warn!(peer = %name, ?added, ?gone, "the keys of a Paracord server changed");
             let body = json!({"status": peer.status.name(), "added": added, "gone": gone});
             self.ops

@@ -9,6 +9,7 @@
 //! | `peer.accept` | `{peer, fingerprint?}` | the server, trusted |
 //! | `peer.reject` | `{peer}` | the server, rejected |
 //! | `peer.remove` | `{peer}` | `{removed}` |
+//! | `room.*`, `invite`, `join`, `leave` | | see [`rooms::calls`] |
 
 use std::sync::Arc;
 
@@ -21,9 +22,6 @@ use crate::protocol::Refusal;
 
 /// Answers a call.
 pub async fn call(p: &Paracord, method: &str, body: Bytes) -> Result<Value, Refusal> {
-    if let Some(answer) = rooms::calls::call(p, method, &body).await {
-        return answer;
-    }
     match method {
         "peer.list" => {
             let all = p.book.all();
@@ -59,13 +57,17 @@ pub async fn call(p: &Paracord, method: &str, body: Bytes) -> Result<Value, Refu
             let removed = peering::remove(p, &peer).await?;
             Ok(json!({"name": peer.name.as_str(), "host": peer.name.as_str(), "removed": removed}))
         }
-        _ => Err(Refusal::new(
-            "unknown_method",
-            format!(
-                "{ID} has peer.list, peer.get, peer.inspect, peer.request, peer.accept, \
-                 peer.reject, peer.remove"
-            ),
-        )),
+        _ => match rooms::calls::call(p, method, &body).await {
+            Some(answer) => answer,
+            None => Err(Refusal::new(
+                "unknown_method",
+                format!(
+                    "{ID} has peer.list, peer.get, peer.inspect, peer.request, peer.accept, \
+                     peer.reject, peer.remove, {}",
+                    rooms::calls::METHODS
+                ),
+            )),
+        },
     }
 }
 

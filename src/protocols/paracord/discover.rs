@@ -9,21 +9,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{HeaderValue, Method, header};
+use ::http::Method;
 use bytes::Bytes;
 use serde_json::Map;
 
 use super::book::Change;
 use super::description::{self, Description};
 use super::record::{Peer, PeerKey, Status};
-use super::{ID, Paracord, USER_AGENT, WELL_KNOWN, peering, transport};
+use super::{ID, Paracord, WELL_KNOWN, peering};
 use crate::identity::PublicKey;
-use crate::protocol::{Answer, PeerName, PeerRecord, Request, TransportError, TransportKind};
+use crate::protocol::{Answer, PeerName, PeerRecord, TransportError, TransportKind};
 
-pub use super::refetch::{Landed, due_for_keys, refetch, refetch_keys, refresh_if_due};
+pub use super::refetch::{due_for_keys, refetch_keys, refresh_if_due};
 
-/// One page of a server; two of them fit into what the core allows a look-up.
-const PATIENCE: Duration = Duration::from_millis(2_400);
+/// One page of a server; within what the core allows a look-up.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Longest page, bytes.
 const MAX_PAGE: usize = 64 * 1024;
 /// What was found holds this long for the lanes, milliseconds.
@@ -37,36 +37,6 @@ pub struct Found {
 }
 
 impl Paracord {
-    /// A request of ours to a server, signed at this moment.
-    pub(super) fn signed(&self, method: Method, url: &str, body: Bytes) -> Request {
-        let active = self.keys.active();
-        // What is no URL is refused by the client.
-        let path = transport::live_path(url).unwrap_or_default();
-        let now = self.clock.now_ms();
-        let own = self.own.name.as_str();
-        let mut headers = transport::headers(
-            own,
-            &active.key_id,
-            &active.key,
-            method.as_str(),
-            &path,
-            now,
-            &body,
-        );
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        let json = HeaderValue::from_static("application/json");
-        headers.insert(header::ACCEPT, json.clone());
-        if !body.is_empty() {
-            headers.insert(header::CONTENT_TYPE, json);
-        }
-        Request {
-            method,
-            url: url.to_owned(),
-            headers,
-            body,
-        }
-    }
-
     /// Our own keys, none of which can be another's.
     fn own_publics(&self) -> Vec<PublicKey> {
         let ring = &self.keys.current().ring;

@@ -16,6 +16,7 @@
 //! | [`own_keys`], [`rotation`], [`pages`] | our key and its change; what we say of ourselves to anybody |
 //! | [`rooms`], [`member`], [`poll`] | rooms, who is in them; invites, joins and leaves both ways; polling |
 //! | [`conduct`] | runs of bad events, and the quarantine that follows |
+//! | [`signing`] | requests of ours with the four headers |
 //! | [`calls`] | what a backend or an operator asks for |
 //! | [`explain`], [`probe`] | why a saved request is taken or refused; examining a server |
 
@@ -51,6 +52,7 @@ pub mod rotation;
 pub mod routes;
 pub mod send;
 mod shelf;
+mod signing;
 pub mod transport;
 #[cfg(test)]
 mod world;
@@ -295,7 +297,8 @@ impl Protocol for Paracord {
         peer: &PeerRecord,
         attempt: &Try,
     ) -> Judgement {
-        judge::judge(answer, peer, attempt)
+        let judged = judge::judge(answer, peer, attempt);
+        rotation::after_switch(self, judged, &peer.name, attempt)
     }
 
     fn schedule(&self) -> &Schedule {

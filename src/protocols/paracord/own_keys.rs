@@ -53,6 +53,8 @@ pub struct ActiveKey {
 /// One state of the keys.
 pub(super) struct InForce {
     pub ring: Keyring,
+    /// When this process began to use the active key; `None`: at its start.
+    pub swapped_ms: Option<UnixMs>,
     active: Arc<ActiveKey>,
     next_id: Option<String>,
     old_id: Option<String>,
@@ -139,7 +141,11 @@ impl OwnKeys {
     pub(super) fn reread(&self, now: UnixMs) -> Result<bool, KeyFileError> {
         let (ring, _) = Keyring::open(&self.path, TEXT, self.overlap, now)?;
         let changed = ring.active.public() != self.active().key.public();
-        let fresh = in_force(ring, &mut self.ids(), self.first_id.as_deref());
+        let mut fresh = in_force(ring, &mut self.ids(), self.first_id.as_deref());
+        fresh.swapped_ms = match changed {
+            true => Some(now),
+            false => self.current().swapped_ms,
+        };
         self.current.store(Arc::new(fresh));
         Ok(changed)
     }
@@ -181,6 +187,22 @@ impl OwnKeys {
     fn ids(&self) -> MutexGuard<'_, HashMap<String, String>> {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The key that a bridge with this configuration signs with, read beside it; nothing is made or written.
+/// `remembered`: the store's rows. `None`: there is no key file yet.
+pub fn active_of(
+    config: &ParacordConfig,
+    remembered: Vec<(String, String, i64)>,
+) -> Result<Option<ActiveKey>, KeyFileError> {
+    let Some(key) = SigningKey::load(&config.key_path)? else {
+        return Ok(None);
+    };
+    let ids = remembered.into_iter().map(|(id, public, _)| (public, id));
+    let mut ids: HashMap<String, String> = ids.collect();
+    let first_id = config.key_id.as_deref().filter(|_| ids.is_empty());
+    let key_id = id_of(&key.public(), &mut ids, first_id);
+    Ok(Some(ActiveKey { key, key_id }))
 }
 
 /// Changes the files of a key: for a bridge that runs and for one that does not.
@@ -229,6 +251,7 @@ fn in_force(ring: Keyring, ids: &mut HashMap<String, String>, first_id: Option<&
         }),
         next_id: next.map(|next| id_of(&next, ids, None)),
         old_id: old.map(|old| id_of(&old, ids, None)),
+        swapped_ms: None,
         ring,
     }
 }

@@ -1,8 +1,8 @@
 //! When a server's keys are fetched again: now and then, and when a signature does not hold.
 //!
 //! A signature that does not hold can be the work of anybody who writes a server's name into a header.
-//! So for each server there is one fetch at a time, for all who wait, and at most one in 60 s; one in 5 s
-//! while the server cannot be reached, so that two that start at one time soon know each other.
+//! So for each server there is one fetch at a time, for all who wait, and at most one in 60 s for that
+//! reason; a fetch that was due anyway does not count there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,15 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, watch};
 
 use super::book::Change;
-use super::record::Peer;
+use super::record::{Peer, TrustedBy};
 use super::{ID, Paracord, description, discover};
 use crate::clock::UnixMs;
 use crate::protocol::{PeerName, TransportError};
 
-/// A server's keys are fetched no more often than this, milliseconds.
+/// A server's keys are fetched no more often than this because of a signature, milliseconds.
 const PAUSE_MS: i64 = 60_000;
-/// The same after a fetch that got no answer.
-const FAILED_PAUSE_MS: i64 = 5_000;
 /// Fetches at once.
 const AT_ONCE: usize = 32;
 /// Servers remembered with their last fetch.
@@ -32,32 +30,10 @@ pub struct Fetches {
 
 struct Fetch {
     began_ms: UnixMs,
-    /// What it brought, once it is over.
-    news: watch::Receiver<Option<Landed>>,
-}
-
-/// What came of a fetch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Landed {
-    /// A key is new, or gone.
-    News,
-    /// Everything is as it was.
-    Nothing,
-    /// The server gave no answer that counts.
-    Failed,
-}
-
-impl Fetch {
-    /// Whether it is too early for another one. A fetch that failed shortens `pause`.
-    fn is_lately(&self, pause: i64, now: UnixMs) -> bool {
-        let failed = *self.news.borrow() == Some(Landed::Failed);
-        let pause = if failed {
-            pause.min(FAILED_PAUSE_MS)
-        } else {
-            pause
-        };
-        is_within(self.began_ms, pause, now)
-    }
+    /// When one was last made because a signature did not hold.
+    demanded_ms: Option<UnixMs>,
+    /// Whether it brought something new, once it is over.
+    news: watch::Receiver<Option<bool>>,
 }
 
 impl Fetches {
@@ -68,24 +44,29 @@ impl Fetches {
         }
     }
 
-    /// The fetch to wait for, and how to end it if it is the caller's to run.
+    /// The fetch to wait for, and how to end it if it is the caller's to run. `demanded`: a signature
+    /// did not hold.
     fn ticket(
         &self,
         name: &PeerName,
+        demanded: bool,
         now: UnixMs,
     ) -> Option<(
-        watch::Receiver<Option<Landed>>,
-        Option<watch::Sender<Option<Landed>>>,
+        watch::Receiver<Option<bool>>,
+        Option<watch::Sender<Option<bool>>>,
     )> {
-        let lately = |fetch: &Fetch| fetch.is_lately(PAUSE_MS, now);
+        let in_pause = |at: UnixMs| is_within(at, PAUSE_MS, now);
         let mut last = self.last();
-        if let Some(fetch) = last.get(name)
-            && (lately(fetch) || is_running(fetch))
-        {
-            return Some((fetch.news.clone(), None));
+        let mut demanded_ms = demanded.then_some(now);
+        if let Some(fetch) = last.get(name) {
+            let lately = fetch.demanded_ms.is_some_and(in_pause);
+            if is_running(fetch) || (demanded && lately) {
+                return Some((fetch.news.clone(), None));
+            }
+            demanded_ms = demanded_ms.or(fetch.demanded_ms);
         }
         if last.len() >= REMEMBERED {
-            last.retain(|_, fetch| lately(fetch) || is_running(fetch));
+            last.retain(|_, fetch| in_pause(fetch.began_ms) || is_running(fetch));
         }
         if last.len() >= REMEMBERED {
             return None;
@@ -93,6 +74,7 @@ impl Fetches {
         let (end, news) = watch::channel(None);
         let fetch = Fetch {
             began_ms: now,
+            demanded_ms,
             news: news.clone(),
         };
         last.insert(name.clone(), fetch);
@@ -103,7 +85,7 @@ impl Fetches {
     fn began_within(&self, name: &PeerName, span: i64, now: UnixMs) -> bool {
         let last = self.last();
         let fetch = last.get(name);
-        fetch.is_some_and(|fetch| fetch.is_lately(span, now) || is_running(fetch))
+        fetch.is_some_and(|fetch| is_within(fetch.began_ms, span, now) || is_running(fetch))
     }
 
     /// What is remembered of a server counts no more.
@@ -132,42 +114,41 @@ fn is_within(at: UnixMs, span: i64, now: UnixMs) -> bool {
     (0..span).contains(&now.saturating_sub(at))
 }
 
-/// [`refetch`]; true: it brought something new.
+/// Fetches a trusted server's keys anew: single flight, at most once per 60 s and server. True: that, or
+/// the fetch within the last 60 s, brought something new, so that a check that failed is worth doing
+/// again. A pinned key is never fetched.
 pub async fn refetch_keys(p: &Paracord, name: &PeerName) -> bool {
-    refetch(p, name).await == Landed::News
+    fetched(p, name, true).await
 }
 
-/// Fetches a trusted server's keys anew: single flight, at most once per 60 s and server. News: that,
-/// or the fetch within the last 60 s, brought some, so that a check that failed is worth doing again. A
-/// pinned key is never fetched.
-pub async fn refetch(p: &Paracord, name: &PeerName) -> Landed {
+async fn fetched(p: &Paracord, name: &PeerName, demanded: bool) -> bool {
     let Some(peer) = fetchable(p, name) else {
-        return Landed::Nothing;
+        return false;
     };
-    let Some((mut news, end)) = p.fetches.ticket(name, p.clock.now_ms()) else {
-        return Landed::Failed;
+    let ticket = p.fetches.ticket(name, demanded, p.clock.now_ms());
+    let Some((mut news, end)) = ticket else {
+        return false;
     };
     if let Some(end) = end {
         let Some(p) = p.me.upgrade() else {
-            return Landed::Failed;
+            return false;
         };
         // It ends even when who asked for it has gone: others wait for it too.
         tokio::spawn(async move {
             let _place = p.fetches.places.acquire().await;
             let news = match fetch(&p, &peer).await {
-                Ok(true) => Landed::News,
-                Ok(false) => Landed::Nothing,
+                Ok(news) => news,
                 Err(error) => {
                     tracing::info!(peer = %peer.name, %error, "the keys of a Paracord server could not be fetched");
                     noted(&p, &peer, error.detail).await;
-                    Landed::Failed
+                    false
                 }
             };
             end.send_replace(Some(news));
         });
     }
     let landed = news.wait_for(Option::is_some).await;
-    landed.map_or(Landed::Failed, |landed| landed.unwrap_or(Landed::Failed))
+    landed.is_ok_and(|news| news.unwrap_or(false))
 }
 
 /// The servers whose keys are to be fetched again by now, or whose domain is not known yet. Cheap.
@@ -185,7 +166,7 @@ pub async fn refresh_if_due(p: &Paracord, name: &PeerName) {
     let Some(peer) = peer.filter(|peer| is_due(p, peer, p.clock.now_ms())) else {
         return;
     };
-    if !peer.domain_fixed {
+    if is_unsettled(&peer) {
         match discover::describe(p, name, &peer.base).await {
             Ok(found) => {
                 discover::settled(p, &peer, found).await;
@@ -194,19 +175,19 @@ pub async fn refresh_if_due(p: &Paracord, name: &PeerName) {
         }
     }
     if peer.pinned_key.is_none() {
-        refetch_keys(p, name).await;
-    } else if let Some((_, Some(end))) = p.fetches.ticket(name, p.clock.now_ms()) {
+        fetched(p, name, false).await;
+    } else if let Some((_, Some(end))) = p.fetches.ticket(name, false, p.clock.now_ms()) {
         // Nothing was fetched, and not before the usual time is it looked at again.
-        end.send_replace(Some(Landed::Nothing));
+        end.send_replace(Some(false));
     }
 }
 
 /// At most once per `keys_refresh`; sooner where nothing is known yet.
 fn is_due(p: &Paracord, peer: &Peer, now: UnixMs) -> bool {
     let refresh = i64::try_from(p.config.keys_refresh.as_millis()).unwrap_or(i64::MAX);
-    let nothing_yet = !peer.domain_fixed || (peer.pinned_key.is_none() && peer.keys.is_empty());
+    let nothing_yet = is_unsettled(peer) || (peer.pinned_key.is_none() && peer.keys.is_empty());
     let pause = match nothing_yet {
-        true => PAUSE_MS,
+        true => PAUSE_MS.min(refresh),
         false => refresh,
     };
     let wanted = match peer.keys_fetched_ms {
@@ -216,6 +197,11 @@ fn is_due(p: &Paracord, peer: &Peer, now: UnixMs) -> bool {
         None => true,
     };
     peer.is_trusted() && wanted && !p.fetches.began_within(&peer.name, pause, now)
+}
+
+/// Trusted by the configuration, which does not say its domain: nor has the server yet.
+fn is_unsettled(peer: &Peer) -> bool {
+    peer.trusted_by == Some(TrustedBy::Config) && !peer.domain_fixed
 }
 
 /// A trusted server whose keys are its own to say.

@@ -19,7 +19,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::answer::Fail;
-use super::discover::Landed;
 use super::envelope::{Undecoded, decode_body};
 use super::record::Peer;
 use super::refused::Refused;
@@ -367,16 +366,8 @@ pub(super) async fn with_keys<T>(
         Ok(found) => return Ok((peer, found)),
         Err(why) => why,
     };
-    match discover::refetch(p, &peer.name).await {
-        Landed::News => {}
-        // Trusted, and never once reached: that is for us to mend. A refusal would make the server wait
-        // for an operator.
-        Landed::Failed if of == Of::Request && peer.keys.is_empty() => {
-            let why = format!("the keys of {} could not be fetched yet", peer.name);
-            let fail = Fail::unavailable(COME_AGAIN_S);
-            return Err(Refused::new(fail, "no_keys_yet", why));
-        }
-        Landed::Failed | Landed::Nothing => return Err(why),
+    if !discover::refetch_keys(p, &peer.name).await {
+        return Err(why);
     }
     // An operator may have decided otherwise meanwhile.
     let peer = trusted(p, peer.name.as_str())?;

@@ -17,12 +17,17 @@ use super::{BASE, ID, Paracord, discover, peering};
 use crate::clock::UnixMs;
 use crate::identity::KeyFileError;
 use crate::identity::ring::Keyring;
-use crate::protocol::{Refusal, Rotation};
+use crate::protocol::{Fault, Judgement, PeerName, Refusal, Rotation, Try, Verdict};
 
 /// Servers told of one by one.
 const MAX_PEERS: usize = 10_000;
 /// How often old keys are looked at.
 const RETIRE: Duration = Duration::from_secs(600);
+
+/// For so long after a switch a refusal may come from not having noticed it, milliseconds.
+const NOTICED_MS: i64 = 600_000;
+/// After this a bridge that refused our new key has looked for it.
+const LOOKS_AGAIN: Duration = Duration::from_secs(61);
 
 /// What a plan is made from.
 pub struct Facts<'a> {
@@ -68,6 +73,17 @@ pub fn report(facts: &Facts<'_>, done: Rotation) -> Value {
     })
 }
 
+/// When the key that is, or would become, the new one was made, by the keys before and after a change;
+/// `None`: it is not made yet.
+pub fn made(before: &Keyring, after: &Keyring, now: UnixMs) -> Option<UnixMs> {
+    let next = |ring: &Keyring| ring.next.as_ref().map(|next| next.since_ms);
+    match before.active.public() == after.active.public() {
+        true => next(after),
+        // What is active now was the next one, or was made this moment.
+        false => Some(next(before).unwrap_or(now)),
+    }
+}
+
 /// How one server comes to know the new key.
 fn noticing(facts: &Facts<'_>, peer: &Peer) -> Value {
     let url = format!("{}{BASE}/keys", facts.url);
@@ -107,8 +123,7 @@ pub async fn rotate(p: &Paracord, wanted: Rotation) -> Result<Value, Refusal> {
     let stopping = || Refusal::new("stopping", "the bridge is stopping");
     let me = p.me.upgrade().ok_or_else(stopping)?;
     let known = p.keys.known();
-    let next_made = |ring: &Keyring| ring.next.as_ref().map(|next| next.since_ms);
-    let before = next_made(&p.keys.current().ring);
+    let before = p.keys.current();
     // Files are fsynced: not on a thread that answers requests.
     let changed = tokio::task::spawn_blocking(move || me.keys.turn(wanted, now))
         .await
@@ -122,18 +137,13 @@ pub async fn rotate(p: &Paracord, wanted: Rotation) -> Result<Value, Refusal> {
     let peers: Vec<_> = p.book.all();
     let peers: Vec<_> = peers.into_iter().filter(|peer| peer.is_trusted()).collect();
     let current = p.keys.current();
-    let made_ms = match changed {
-        // The key that is active now was the next one, or was made this moment.
-        true => Some(before.unwrap_or(now)),
-        false => next_made(&current.ring),
-    };
     Ok(report(
         &Facts {
             name: p.own.name.as_str(),
             url: &p.own.url,
             ring: &current.ring,
             overlap: p.config.key_overlap,
-            made_ms,
+            made_ms: made(&before.ring, &current.ring, now),
             peers: &peers,
             own_page: Some(&page),
             now,
@@ -157,6 +167,36 @@ pub fn reload(p: &Paracord) -> Result<(), Refusal> {
         tokio::spawn(async move { remember(&p, &known).await });
     }
     Ok(())
+}
+
+/// What a refusal means shortly after a switch: a server that fetches our keys by itself may have looked
+/// just before it, and looks again no sooner than a minute later. Its refusal waits for that and not
+/// for an operator.
+pub fn after_switch(p: &Paracord, judged: Judgement, peer: &PeerName, attempt: &Try) -> Judgement {
+    let swapped_ms = p.keys.current().swapped_ms;
+    let fresh = |at: UnixMs| (0..NOTICED_MS).contains(&attempt.now_ms.saturating_sub(at));
+    let notices = || {
+        let peer = p.book.get(peer);
+        peer.is_some_and(|peer| peer.fetched_ours_ms.is_some())
+    };
+    match judged.verdict {
+        Verdict::Hold(why) if swapped_ms.is_some_and(fresh) && notices() => Judgement {
+            verdict: Verdict::Retry {
+                fault: Fault::Message,
+                reason: Refusal::new(
+                    "key_unnoticed",
+                    format!(
+                        "our key was switched a moment ago, and {peer} looks for it at most once a \
+                         minute: {}",
+                        why.detail
+                    ),
+                ),
+                after: Some(LOOKS_AGAIN),
+            },
+            ..judged
+        },
+        verdict => Judgement { verdict, ..judged },
+    }
 }
 
 fn key_changed(p: &Paracord, revoked: bool) {

@@ -135,8 +135,10 @@ fn http_case(file: &str, n: usize, value: Value) -> Option<HttpCase> {
     })
 }
 
+type Members = Map<String, Value>;
+
 /// Name, members and what `bridge` decides; `None`: to be skipped.
-fn members(place: &str, value: Value) -> Option<(String, Map<String, Value>, Map<String, Value>)> {
+fn members(place: &str, value: Value) -> Option<(String, Members, Members)> {
     let Value::Object(mut members) = value else {
         panic!("{place}: no object");
     };
@@ -148,7 +150,7 @@ fn members(place: &str, value: Value) -> Option<(String, Map<String, Value>, Map
     members.remove("note");
     let skip = members.remove("skip").is_some();
     let bridge = match members.remove("bridge") {
-        None => Map::new(),
+        None => Members::new(),
         Some(Value::Object(mut bridge)) => {
             bridge.remove("why");
             bridge

@@ -67,6 +67,9 @@ pub struct AcceptArgs {
     /// Accept without asking.
     #[arg(long, short)]
     yes: bool,
+    /// Only if one of its keys has this fingerprint (Paracord).
+    #[arg(long)]
+    fingerprint: Option<String>,
 }
 
 impl PeeringArgs {
@@ -201,7 +204,13 @@ pub(super) async fn accept(args: AcceptArgs) -> Outcome {
         println!("Nothing was changed.");
         return Ok(ExitCode::FAILURE);
     }
-    let peer = desk.about("peer.accept").await?;
+    let mut body = json!({"peer": desk.host});
+    if desk.words.protocol == "paracord" {
+        // What was shown is what is accepted, whatever the server shows meanwhile.
+        let shown = &seen["peer"]["keys"][0]["fingerprint"];
+        body["fingerprint"] = args.fingerprint.map_or_else(|| shown.clone(), Value::from);
+    }
+    let peer = desk.ask("peer.accept", &body).await?;
     if desk.json {
         println!("{peer}");
         return Ok(ExitCode::SUCCESS);

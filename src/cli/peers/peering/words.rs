@@ -45,7 +45,7 @@ pub const ALL: [Words; 2] = [
         added: looked_up,
         unreached: "is kept, but could not be looked up",
         lines: paracord,
-        seen: |_| Vec::new(),
+        seen: live,
         unsettled: "It is looked up again and again",
         ended: "The other side is not told; it goes on asking and is answered 403.",
     },
@@ -162,6 +162,30 @@ fn info(seen: &Value) -> Vec<String> {
             std::iter::once("GET /info there says:".to_owned())
                 .chain(members)
                 .collect()
+        }
+    };
+    lines.iter().map(|line| printable(line)).collect()
+}
+
+/// What a Paracord server says of itself at this moment.
+fn live(seen: &Value) -> Vec<String> {
+    let there = &seen["live"];
+    let lines = match there {
+        Value::Null => {
+            let why = seen["live_error"].as_str().unwrap_or("no answer");
+            vec![format!("now         {why}")]
+        }
+        there => {
+            let keys = there["keys"].as_array().into_iter().flatten();
+            let keys = keys.map(|key| format!("  key       {}", text(&key["fingerprint"])));
+            [
+                "It says now:".to_owned(),
+                format!("  domain    {}", text(&there["domain"])),
+                format!("  endpoint  {}", text(&there["endpoint"])),
+            ]
+            .into_iter()
+            .chain(keys)
+            .collect()
         }
     };
     lines.iter().map(|line| printable(line)).collect()

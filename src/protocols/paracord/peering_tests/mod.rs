@@ -8,7 +8,7 @@ use super::record::{Status, TrustedBy};
 use super::*;
 use crate::config::PeerPin;
 use crate::identity::{SigningKey, hex};
-use crate::protocol::TransportKind;
+use crate::protocol::{TransportKind, Verdict};
 use world::{NOW, Wires, bridge, bridge_with, entry, page};
 
 const B: &str = "para-b.example";
@@ -225,6 +225,59 @@ async fn keys_are_fetched_again_once_a_minute_by_one_request_for_all_who_wait() 
     assert!(!discover::refetch_keys(&a.p, &b).await);
     assert_eq!(a.fetches(B), before + 2);
     assert!(!discover::refetch_keys(&a.p, &name("stranger.example")).await);
+}
+
+#[tokio::test]
+async fn a_fetch_that_was_due_does_not_keep_the_next_bad_signature_from_being_looked_into() {
+    let wires = wires();
+    let a = bridge(&wires, "para-a.example").await;
+    wires.server(B, page(B, B), json!([entry(1, "k", B, FAR)]));
+    a.trust(B).await;
+    a.later(60 * MINUTE);
+    let before = a.fetches(B);
+    discover::refresh_if_due(&a.p, &name(B)).await;
+    wires.server(B, page(B, B), json!([entry(2, "k", B, FAR)]));
+    assert!(discover::refetch_keys(&a.p, &name(B)).await);
+    assert_eq!(a.fetches(B), before + 2);
+}
+
+#[tokio::test]
+async fn a_refusal_right_after_a_switch_waits_for_a_bridge_and_not_for_an_operator() {
+    let wires = wires();
+    let (a, b) = (
+        bridge(&wires, "para-a.example").await,
+        bridge(&wires, B).await,
+    );
+    b.trust("para-a.example").await;
+    a.trust(B).await;
+    let peer = discover::record(&a.p, &b.name).await.unwrap();
+    let refused = |a: &world::Side| {
+        let answer = Answer {
+            status: 403,
+            headers: ::http::HeaderMap::new(),
+            body: Bytes::new(),
+            elapsed: std::time::Duration::ZERO,
+        };
+        let attempt = Try {
+            number: 1,
+            now_ms: a.p.clock.now_ms(),
+            again: 0,
+            traceparent: None,
+        };
+        a.p.judge(Ok(&answer), &peer, &attempt).verdict
+    };
+    let waits = |verdict: Verdict| matches!(verdict, Verdict::Retry { .. });
+    assert!(!waits(refused(&a)), "no key was switched");
+    rotation::rotate(&a.p, Rotation::Switch).await.unwrap();
+    assert!(!waits(refused(&a)), "it was never seen to fetch our keys");
+    discover::refetch_keys(&b.p, &a.name).await;
+    // Signed with the new key, which b does not know before this very fetch.
+    b.later(MINUTE);
+    a.later(MINUTE);
+    discover::refetch_keys(&b.p, &a.name).await;
+    assert!(waits(refused(&a)));
+    a.later(9 * MINUTE);
+    assert!(!waits(refused(&a)), "it had its time");
 }
 
 #[tokio::test]
