@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use super::answer::{Fail, accepted};
 use super::envelope::{Envelope, Offered, Proven as ProvenEnvelope};
 use super::ids::{Room, User};
+use super::proof::{self, Of};
 use super::record::Peer;
 use super::refused::Refused;
-use super::request::{self, Of, Typed};
+use super::request::{self, Typed};
 use super::{ID, Paracord, conduct, content};
 use crate::clock::UnixMs;
 use crate::identity::PublicKey;
@@ -139,7 +140,7 @@ pub async fn take(
     if p.own.is(&envelope.origin_server) {
         return ours(p, &envelope).await;
     }
-    let author = request::trusted(p, &envelope.origin_server)?;
+    let author = proof::trusted(p, &envelope.origin_server)?;
     let (author, proven) = proven(p, author, &envelope, &offered).await?;
     sent_by(&author, &envelope.sender)?;
     let suspect = |peer: &Peer| p.trust.standing(ID, peer.name.as_str()) == Standing::Quarantined;
@@ -244,7 +245,7 @@ async fn proven(
         return Err(Refused::forbidden("bad_event_signature", why));
     };
     let check = |key: &PublicKey| envelope.check(key, signature).ok();
-    request::with_keys(p, author, &offered.key_id, Of::Event, check).await
+    proof::with_keys(p, author, &offered.key_id, Of::Event, check).await
 }
 
 /// A server speaks for its own users.
