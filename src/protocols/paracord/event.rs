@@ -20,6 +20,7 @@ use super::record::Peer;
 use super::refused::Refused;
 use super::request::{self, Typed};
 use super::{ID, Paracord, conduct, content};
+use crate::clock::UnixMs;
 use crate::identity::PublicKey;
 use crate::inbound::Entry;
 use crate::ops::metrics;
@@ -30,6 +31,8 @@ use crate::trust::Standing;
 pub(super) const MAX_NAME: usize = 512;
 /// Seconds after which a sender that found no store may come again.
 const AGAIN_S: u32 = 5;
+/// Clocks differ by so much at most, milliseconds (sheet, 3).
+const AHEAD_MS: i64 = 60_000;
 /// The reason when store or bus take nothing now.
 const UNAVAILABLE: &str = "unavailable";
 
@@ -286,6 +289,9 @@ fn room_event(p: &Paracord, envelope: &Envelope, offered: &Offered) -> Option<Ro
     if p.rooms.hosted(&key).is_none() && !p.rooms.is_allowed(&room) {
         return None;
     }
+    if is_to_come(envelope, p.clock.now_ms()) {
+        return None;
+    }
     Some(RoomEvent {
         room: key,
         event_id: envelope.event_id.clone(),
@@ -294,6 +300,12 @@ fn room_event(p: &Paracord, envelope: &Envelope, offered: &Offered) -> Option<Ro
         // Without our remark on it: it must verify.
         envelope: envelope.normal(&offered.key_id, offered.bytes.as_ref()?, true),
     })
+}
+
+/// Whether an event claims a place that is still to come. Who reads a room goes on from the deepest event
+/// it saw: such a one would make every other server deaf to the room until then, so none is given it.
+fn is_to_come(envelope: &Envelope, now: UnixMs) -> bool {
+    envelope.depth.max(envelope.origin_ts) > now.saturating_add(AHEAD_MS)
 }
 
 /// Where an event of others stands in its room.
