@@ -149,7 +149,7 @@ impl ParaSide {
         let ok = |i: &&Input| i.class == Class::Ok;
         self.taken().len() > 20 * rounds
             && snapshot(&self.written).len() > 20 * rounds
-            && snapshot(&self.posted).iter().filter(ok).count() > 5 * rounds
+            && snapshot(&self.posted).iter().filter(ok).count() > 2 * rounds
     }
 
     /// What a server would not have put up with, and rooms whose depth does not rise.

@@ -140,6 +140,7 @@ async fn a_thousand_events_each_way_in_twenty_rooms_survive_restarts_and_an_hour
     const EACH: usize = 50;
     let (a, b) = pair();
     let (mut a, mut b) = tokio::join!(Para::here(a), Para::here(b));
+    tokio::join!(a.until_known("beta.test"), b.until_known("alpha.test"));
     let rooms = rooms(&a, &b, 20).await;
     let begun = Instant::now();
     tokio::join!(act(&a, &rooms, 0, EACH / 2), act(&b, &rooms, 0, EACH / 2));
@@ -173,6 +174,7 @@ async fn a_killed_bridge_loses_nothing_and_repeats_nothing() {
     const EACH: usize = 50;
     let (a, b) = pair();
     let (mut a, mut b) = tokio::join!(Para::process(a), Para::process(b));
+    tokio::join!(a.until_known("beta.test"), b.until_known("alpha.test"));
     let rooms = rooms(&a, &b, 4).await;
     tokio::join!(act(&a, &rooms, 0, EACH / 2), act(&b, &rooms, 0, EACH / 2));
     b.until_events(rooms.len() * EACH / 8, PATIENCE).await;
@@ -195,6 +197,8 @@ async fn a_room_goes_to_the_servers_that_have_members_in_it() {
     let (at_a, at_c) = (a.address, c.address);
     let (a, c) = (a.peer("gamma.test", at_c), c.peer("alpha.test", at_a));
     let (a, b, c) = tokio::join!(Para::here(a), Para::here(b), Para::here(c));
+    tokio::join!(a.until_known("beta.test"), a.until_known("gamma.test"));
+    tokio::join!(b.until_known("alpha.test"), c.until_known("alpha.test"));
     let room = "!7500:alpha.test";
     a.host(room, "Quay").await;
     let member = |para: &Para| json!({"room_id": room, "user_id": para.user("visitor")});
@@ -212,16 +216,37 @@ async fn a_room_goes_to_the_servers_that_have_members_in_it() {
     let left = b.call("leave", member(&b)).await;
     assert_eq!(left["left"], true, "{left}");
     say("for c").await;
-    c.until_events(2, PATIENCE).await;
+    c.until_events(3, PATIENCE).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let bodies = |para: &Para| -> Vec<String> {
         let events = para.events();
         events.iter().map(|e| e.body().to_owned()).collect()
     };
     assert_eq!(bodies(&b), ["for b", "for both"]);
-    assert_eq!(bodies(&c), ["for both", "for c"]);
+    // Who joins reads what was said before, by polling.
+    let at_c: BTreeSet<String> = bodies(&c).into_iter().collect();
+    assert_eq!(
+        at_c.into_iter().collect::<Vec<_>>(),
+        ["for b", "for both", "for c"]
+    );
+    assert_eq!(c.events().len(), 3);
     let event = &c.events()[0];
     assert_eq!(event.header("Fed-Peer"), "alpha.test");
     assert_eq!(event.subject, "fed.in.paracord.alpha_test.m.message");
     assert_eq!(event.text_of("sender"), "@host:alpha.test");
+}
+
+/// One looked for the other before it was there, and hears of it a moment after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bridges_that_start_one_after_the_other_need_no_operator() {
+    let (a, b) = pair();
+    let b = Para::here(b).await;
+    b.until_said_of("alpha.test").await;
+    let a = Para::here(a).await;
+    a.host("!7600:alpha.test", "Pier").await;
+    let message = Message::text("beta.test", "!7600:alpha.test", "@host:alpha.test", "hello");
+    a.send(message).await;
+    let events = b.until_events(1, Duration::from_secs(20)).await;
+    assert_eq!(events[0].body(), "hello");
+    assert!(a.said("delivery.held").is_empty());
 }

@@ -33,6 +33,7 @@ async fn a_rotation_loses_nothing_and_names_the_servers_that_never_fetch_keys() 
     let a = a.peer("beta.test", at_b).peer("node.test", options.address);
     let b = b.peer("alpha.test", at_a);
     let (a, b, node) = tokio::join!(Para::here(a), Para::here(b), Reference::start(options));
+    tokio::join!(a.until_known("beta.test"), b.until_known("alpha.test"));
     assert!(node.add("alpha.test", "alpha.test", &a.url()).await);
     a.host(ROOM, "Harbour").await;
     let say = async |body: &str| {
@@ -64,6 +65,10 @@ async fn a_rotation_loses_nothing_and_names_the_servers_that_never_fetch_keys() 
         let far = key["valid_until"].as_i64().unwrap_or(0);
         assert!(far > 365 * 86_400_000_i64 + crate::support::paracord_client::now_ms());
     }
+    // Keys are fetched once in a minute at most; clocks within a minute of one another agree.
+    b.clock.shift(61_000);
+    a.clock.shift(20_000);
+    b.until_listed("alpha.test", 2).await;
     say("while the next one is known").await;
     tokio::join!(taken(2), at_node(2));
     // Signed with the old key alone.
@@ -158,8 +163,11 @@ async fn a_run_of_proven_bad_events_ends_in_a_quarantine_of_its_own() {
     bad.dress(&mut request, para.clock.now_ms());
     let answer = para.ask(&request).await;
     assert_eq!(answer.status, 202, "{}", answer.text);
-    let events = para.until_events(2, SOON).await;
-    assert!(events.iter().any(|e| e.body() == "later"));
+    // And what was kept apart meanwhile comes with it.
+    let events = para.until_events(3, SOON).await;
+    for body in ["held", "later"] {
+        assert!(events.iter().any(|e| e.body() == body), "no {body}");
+    }
 }
 
 /// A server added by its name: seen first, trusted by an operator, then heard.

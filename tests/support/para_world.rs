@@ -466,6 +466,35 @@ impl Para {
         answer.unwrap_or_else(|e| panic!("{method} {body}: {e}\n{}", self.log()))
     }
 
+    /// Waits until it has the keys of a server.
+    pub async fn until_known(&self, peer: &str) {
+        self.until_listed(peer, 1).await;
+    }
+
+    /// Waits until it has so many keys of a server.
+    pub async fn until_listed(&self, peer: &str, count: usize) {
+        let known = |shown: &Value| shown["keys"].as_array().is_some_and(|k| k.len() >= count);
+        self.until_peer(peer, known).await;
+    }
+
+    /// Waits until it has found out that a server cannot be reached.
+    pub async fn until_said_of(&self, peer: &str) {
+        let said = |shown: &Value| shown.to_string().to_lowercase().contains("error\":\"");
+        self.until_peer(peer, said).await;
+    }
+
+    async fn until_peer(&self, peer: &str, fits: impl Fn(&Value) -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let shown = self.try_call("peer.get", json!({ "peer": peer })).await;
+            if shown.as_ref().is_ok_and(&fits) {
+                return;
+            }
+            assert!(Instant::now() < end, "{peer}: {shown:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Hosts a room.
     pub async fn host(&self, room: &str, name: &str) {
         self.call("room.put", json!({"room_id": room, "name": name}))

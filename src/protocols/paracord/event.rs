@@ -15,10 +15,12 @@ use serde_json::{Value, json};
 use super::answer::{Fail, accepted};
 use super::envelope::{Envelope, Offered, Proven as ProvenEnvelope};
 use super::ids::{Room, User};
+use super::proof::{self, Of};
 use super::record::Peer;
 use super::refused::Refused;
-use super::request::{self, Of, Typed};
+use super::request::{self, Typed};
 use super::{ID, Paracord, conduct, content};
+use crate::clock::UnixMs;
 use crate::identity::PublicKey;
 use crate::inbound::Entry;
 use crate::ops::metrics;
@@ -29,6 +31,8 @@ use crate::trust::Standing;
 pub(super) const MAX_NAME: usize = 512;
 /// Seconds after which a sender that found no store may come again.
 const AGAIN_S: u32 = 5;
+/// Clocks differ by so much at most, milliseconds (sheet, 3).
+const AHEAD_MS: i64 = 60_000;
 /// The reason when store or bus take nothing now.
 const UNAVAILABLE: &str = "unavailable";
 
@@ -136,7 +140,7 @@ pub async fn take(
     if p.own.is(&envelope.origin_server) {
         return ours(p, &envelope).await;
     }
-    let author = request::trusted(p, &envelope.origin_server)?;
+    let author = proof::trusted(p, &envelope.origin_server)?;
     let (author, proven) = proven(p, author, &envelope, &offered).await?;
     sent_by(&author, &envelope.sender)?;
     let suspect = |peer: &Peer| p.trust.standing(ID, peer.name.as_str()) == Standing::Quarantined;
@@ -241,7 +245,7 @@ async fn proven(
         return Err(Refused::forbidden("bad_event_signature", why));
     };
     let check = |key: &PublicKey| envelope.check(key, signature).ok();
-    request::with_keys(p, author, &offered.key_id, Of::Event, check).await
+    proof::with_keys(p, author, &offered.key_id, Of::Event, check).await
 }
 
 /// A server speaks for its own users.
@@ -285,6 +289,9 @@ fn room_event(p: &Paracord, envelope: &Envelope, offered: &Offered) -> Option<Ro
     if p.rooms.hosted(&key).is_none() && !p.rooms.is_allowed(&room) {
         return None;
     }
+    if is_to_come(envelope, p.clock.now_ms()) {
+        return None;
+    }
     Some(RoomEvent {
         room: key,
         event_id: envelope.event_id.clone(),
@@ -293,6 +300,12 @@ fn room_event(p: &Paracord, envelope: &Envelope, offered: &Offered) -> Option<Ro
         // Without our remark on it: it must verify.
         envelope: envelope.normal(&offered.key_id, offered.bytes.as_ref()?, true),
     })
+}
+
+/// Whether an event claims a place that is still to come. Who reads a room goes on from the deepest event
+/// it saw: such a one would make every other server deaf to the room until then, so none is given it.
+fn is_to_come(envelope: &Envelope, now: UnixMs) -> bool {
+    envelope.depth.max(envelope.origin_ts) > now.saturating_add(AHEAD_MS)
 }
 
 /// Where an event of others stands in its room.

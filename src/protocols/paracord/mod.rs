@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`ids`], [`hexes`], [`envelope`], [`transport`], [`content`] | the pure part: names, canonical bytes, signatures, limits |
 //! | [`send`], [`judge`] | from a backend's message to a push, and what its answer means |
-//! | [`routes`], [`request`], [`answer`], [`refused`] | what is asked of us: dispatch, the checks in their order, answers, and why not |
+//! | [`routes`], [`request`] (`proof`), [`answer`], [`refused`] | what is asked of us: dispatch, the checks in their order, answers, and why not |
 //! | [`event`], [`read`] | an envelope in, pushed or polled; rooms and events as others read them |
 //! | [`book`], [`shelf`], [`record`] | servers we know: all of them, one of them |
 //! | [`discover`], [`description`], [`refetch`] | finding a server, what it says of itself, fetching its keys again |
@@ -42,6 +42,7 @@ pub mod peering;
 mod pins;
 pub mod poll;
 pub mod probe;
+mod proof;
 pub mod read;
 pub mod record;
 mod refetch;
@@ -361,7 +362,10 @@ impl Protocol for Paracord {
     }
 
     fn flush(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.book.flush())
+        Box::pin(async {
+            self.book.flush().await;
+            self.polls.save().await;
+        })
     }
 
     fn call<'a>(

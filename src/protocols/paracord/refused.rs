@@ -7,6 +7,9 @@ use super::{ID, Paracord};
 use crate::ops::metrics;
 use crate::protocol::PeerName;
 
+/// Longest text told, bytes.
+const MAX_TEXT: usize = 400;
+
 /// A refusal on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -14,7 +17,7 @@ pub struct Refused {
     pub fail: Fail,
     /// Machine-readable reason, for metrics and operator events.
     pub code: &'static str,
-    /// The reason in a sentence, for the log.
+    /// The reason in a sentence, for the log. Of bounded length, whatever names it quotes.
     pub detail: String,
 }
 
@@ -24,7 +27,7 @@ impl Refused {
         Self {
             fail,
             code,
-            detail: detail.into(),
+            detail: cut(detail.into()),
         }
     }
 
@@ -44,8 +47,9 @@ impl Refused {
         metrics::inbound(ID, "refused");
         metrics::refusal(ID, self.code);
         let (code, detail, status) = (self.code, &self.detail, self.fail.status.as_u16());
+        let event_id = event_id.map(|id| cut(id.to_owned()));
         let Some(peer) = origin.and_then(|name| PeerName::parse(name).ok()) else {
-            tracing::debug!(code, detail, status, origin, "a request was refused");
+            tracing::debug!(code, detail, status, "a request was refused");
             return;
         };
         tracing::info!(%peer, code, detail, status, event_id, "a request was refused");
@@ -55,5 +59,28 @@ impl Refused {
             members.insert("event_id".to_owned(), id.into());
         }
         p.ops.event("ingest", "rejected", ID, peer.as_str(), body);
+    }
+}
+
+/// A text that quotes what others wrote, of bounded length.
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_refusal_is_short_whatever_it_quotes() {
+        let long = "é".repeat(100_000);
+        let refused = Refused::forbidden("unknown_key", format!("no key {long:?}"));
+        assert!(refused.detail.len() <= MAX_TEXT + '…'.len_utf8());
+        assert!(refused.detail.starts_with("no key \"é"));
+        assert_eq!(cut("short".to_owned()), "short");
     }
 }

@@ -5,11 +5,10 @@
 //! signature, the signature is new. A read: the same without body and memory, or the read token.
 //!
 //! Whatever is wrong with a proof has one answer. What is not proven is charged to the client's
-//! address, and a client with too many of those is refused before anything is computed for it. A key
-//! that is unknown, expired or does not fit may have been changed: it is fetched again, by
-//! [`discover`](super::discover) once for all who ask at that time, and the check is done once more.
+//! address, and a client with too many of those is refused before anything is computed for it.
 
-use std::sync::{Arc, OnceLock};
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderName, StatusCode, header, request::Parts};
 use axum::body::Body;
@@ -20,13 +19,14 @@ use serde::de::DeserializeOwned;
 
 use super::answer::Fail;
 use super::envelope::{Undecoded, decode_body};
+use super::proof::{Signed, asked_again, claimant};
 use super::record::Peer;
 use super::refused::Refused;
 use super::transport::Claim;
-use super::{ID, MAX_BODY, Paracord, discover};
+use super::{ID, MAX_BODY, Paracord};
 use crate::clock::UnixMs;
 use crate::http::server::ClientAddr;
-use crate::identity::{PublicKey, hmac};
+use crate::identity::hmac;
 use crate::ops::{metrics, trace};
 use crate::protocol::ReplayId;
 use crate::protocols::room::{COME_AGAIN_S, Full};
@@ -102,15 +102,9 @@ pub async fn post<T: Typed>(p: &Paracord, parts: &Parts, body: Body) -> Result<(
         path: parts.uri.path(),
         received: &received,
     };
-    let normal = || serde_json::to_vec(&typed).unwrap_or_default();
-    let checked = match typed.origin() {
-        Some(origin) if origin != claim.origin => Err(Refused::forbidden(
-            "other_origin",
-            "the body names another origin_server than X-Paracord-Origin",
-        )),
-        _ => prove(p, request, normal).await,
-    };
-    let peer = settle(p, checked, &claim, client.as_deref())?;
+    let checked = proven(p, typed, request).await;
+    let (typed, peer) = settle(p, checked, &claim, client.as_deref())?;
+    greet(p, &peer);
     if !T::HELD_IN_QUARANTINE {
         not_quarantined(p, &peer)?;
     }
@@ -145,8 +139,9 @@ pub async fn read(p: &Paracord, parts: &Parts, path: &str) -> Result<Reader, Fai
         path,
         received: &[],
     };
-    let checked = prove(p, request, Vec::new).await;
+    let checked = proven_read(p, request).await;
     let peer = settle(p, checked, &claim, client.as_deref())?;
+    greet(p, &peer);
     not_quarantined(p, &peer)?;
     Ok(Reader::Peer(peer))
 }
@@ -284,150 +279,66 @@ fn claimed(p: &Paracord, headers: &HeaderMap, client: Option<&str>) -> Result<Cl
     })
 }
 
-/// What is signed.
-#[derive(Clone, Copy)]
-struct Signed<'a> {
-    claim: &'a Claim,
-    method: &'a str,
-    path: &'a str,
-    received: &'a [u8],
-}
-
-/// Clock, trust, key and signature. `normal` makes the body's normal form; it is asked for only when
-/// the bytes received prove nothing.
-async fn prove(
+/// A POST whose server signed it, and that server.
+async fn proven<T: Typed>(
     p: &Paracord,
+    typed: T,
     request: Signed<'_>,
-    normal: impl Fn() -> Vec<u8> + Send + Sync,
-) -> Result<Arc<Peer>, Refused> {
+) -> Result<(T, Arc<Peer>), Refused> {
     let claim = request.claim;
-    let now = p.clock.now_ms();
-    if !claim.in_time(now) {
-        let apart = now.abs_diff(claim.timestamp_ms) / 1000;
-        let why = format!("its time is {apart} s from ours; 60 s are allowed");
-        return Err(Refused::unauthorized("clock", why));
-    }
-    let peer = trusted(p, &claim.origin)?;
-    if claim.signature.is_none() {
-        let why = "X-Paracord-Signature is not 128 hex digits";
-        return Err(Refused::forbidden("bad_signature", why));
-    }
-    let made = OnceLock::new();
-    let over =
-        |key: &PublicKey, body: &[u8]| claim.proves(key, request.method, request.path, body, None);
-    let check = |key: &PublicKey| {
-        over(key, request.received).or_else(|| {
-            let normal: &Vec<u8> = made.get_or_init(&normal);
-            (normal != request.received).then(|| over(key, normal))?
-        })
-    };
-    let proven = with_keys(p, peer, &claim.key_id, Of::Request, check).await;
-    proven.map(|(peer, _)| peer)
-}
-
-/// What a key is to have signed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Of {
-    Request,
-    Event,
-}
-
-impl Of {
-    fn no_key(self, peer: &Peer, key_id: &str) -> Refused {
-        let code = match self {
-            Self::Request => "unknown_key",
-            Self::Event => "unknown_event_key",
-        };
-        let why = format!("{} has no usable key {key_id:?}", peer.name);
-        Refused::forbidden(code, why)
-    }
-
-    fn mismatch(self, peer: &Peer, key_id: &str) -> Refused {
-        let name = &peer.name;
-        let (code, what) = match self {
-            Self::Request => ("bad_signature", "the request"),
-            Self::Event => ("bad_event_signature", "the event"),
-        };
-        let why = format!("the key {key_id:?} of {name} did not sign {what} as it came");
-        Refused::forbidden(code, why)
-    }
-}
-
-/// The first key of a server under this id that `check` holds for; if there is none, the keys are
-/// fetched again and it is done once more.
-pub(super) async fn with_keys<T>(
-    p: &Paracord,
-    peer: Arc<Peer>,
-    key_id: &str,
-    of: Of,
-    check: impl Fn(&PublicKey) -> Option<T>,
-) -> Result<(Arc<Peer>, T), Refused> {
-    let why = match tried(&peer, key_id, p.clock.now_ms(), of, &check) {
-        Ok(found) => return Ok((peer, found)),
-        Err(why) => why,
-    };
-    if !discover::refetch_keys(p, &peer.name).await {
-        return Err(why);
-    }
-    // An operator may have decided otherwise meanwhile.
-    let peer = trusted(p, peer.name.as_str())?;
-    let found = tried(&peer, key_id, p.clock.now_ms(), of, &check)?;
-    Ok((peer, found))
-}
-
-fn tried<T>(
-    peer: &Peer,
-    key_id: &str,
-    now: UnixMs,
-    of: Of,
-    check: &impl Fn(&PublicKey) -> Option<T>,
-) -> Result<T, Refused> {
-    let keys = peer.usable_keys(key_id, now);
-    if keys.is_empty() {
-        return Err(of.no_key(peer, key_id));
-    }
-    let found = keys.iter().find_map(check);
-    found.ok_or_else(|| of.mismatch(peer, key_id))
-}
-
-/// The trusted server of this very name that no rule blocks.
-pub(super) fn trusted(p: &Paracord, origin: &str) -> Result<Arc<Peer>, Refused> {
-    let Some(peer) = p.book.by_text(origin) else {
+    if typed.origin().is_some_and(|origin| origin != claim.origin) {
         return Err(Refused::forbidden(
-            "unknown_server",
-            format!("{origin:?} is no server we know (names are compared byte for byte)"),
+            "other_origin",
+            "the body names another origin_server than X-Paracord-Origin",
         ));
+    }
+    let peer = claimant(p, claim)?;
+    let form = |typed: &T| serde_json::to_vec(typed).unwrap_or_default();
+    let first = request.by(&peer, p.clock.now_ms(), || form(&typed).into());
+    let Err(why) = first else {
+        return Ok((typed, peer));
     };
-    if !peer.is_trusted() {
-        let why = format!("{} is not trusted: it is {}", peer.name, peer.status.name());
-        return Err(Refused::forbidden("not_trusted", why));
-    }
-    if p.trust.standing(ID, peer.name.as_str()) == Standing::Blocked {
-        let why = format!("{} is blocked by a rule", peer.name);
-        return Err(Refused::forbidden("blocked", why));
-    }
+    // A body read is many times its bytes. What nobody has proven does not stay so in memory while
+    // its server is asked.
+    let normal = form(&typed);
+    drop(typed);
+    let peer = asked_again(p, &peer, why).await?;
+    request.by(&peer, p.clock.now_ms(), || (&normal).into())?;
+    let typed = decode_body(request.received);
+    let typed = typed.map_err(|why| Refused::forbidden("unreadable", why.to_string()))?;
+    Ok((typed, peer))
+}
+
+/// The server that signed a read.
+async fn proven_read(p: &Paracord, request: Signed<'_>) -> Result<Arc<Peer>, Refused> {
+    let peer = claimant(p, request.claim)?;
+    let nothing = || Cow::Borrowed(request.received);
+    let Err(why) = request.by(&peer, p.clock.now_ms(), nothing) else {
+        return Ok(peer);
+    };
+    let peer = asked_again(p, &peer, why).await?;
+    request.by(&peer, p.clock.now_ms(), nothing)?;
     Ok(peer)
 }
 
-/// Notes who proved itself, or charges for a proof that did not hold.
-fn settle(
+/// Charges and tells of a proof that did not hold.
+fn settle<T>(
     p: &Paracord,
-    checked: Result<Arc<Peer>, Refused>,
+    checked: Result<T, Refused>,
     claim: &Claim,
     client: Option<&str>,
-) -> Result<Arc<Peer>, Fail> {
-    match checked {
-        Ok(peer) => {
-            p.book.seen(&peer.name, p.clock.now_ms());
-            p.peers.heard_from(ID, &peer.name);
-            Ok(peer)
-        }
-        Err(refused) => {
-            charge(p, client);
-            refused.tell(p, Some(&claim.origin), None);
-            Err(refused.fail)
-        }
-    }
+) -> Result<T, Fail> {
+    checked.map_err(|refused| {
+        charge(p, client);
+        refused.tell(p, Some(&claim.origin), None);
+        refused.fail
+    })
+}
+
+/// Notes that a server proved itself.
+fn greet(p: &Paracord, peer: &Peer) {
+    p.book.seen(&peer.name, p.clock.now_ms());
+    p.peers.heard_from(ID, &peer.name);
 }
 
 /// Nothing but events is taken from a server under quarantine.

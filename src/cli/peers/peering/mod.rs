@@ -220,7 +220,8 @@ pub(super) async fn accept(args: AcceptArgs) -> Outcome {
         None => println!("{host} is {}.", state(&peer)),
         Some(why) => {
             println!(
-                "{host} is accepted, but could not be spoken to: {}",
+                "{host} is accepted, but {}: {}",
+                desk.words.failed,
                 printable(why)
             );
             println!(

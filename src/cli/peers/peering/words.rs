@@ -17,7 +17,9 @@ pub struct Words {
     pub lines: fn(&Value) -> Vec<String>,
     /// What stands there now, line by line.
     pub seen: fn(&Value) -> Vec<String>,
-    /// What follows when an accepted peer could not be spoken to.
+    /// What went wrong when an accepted peer did not answer.
+    pub failed: &'static str,
+    /// What follows then.
     pub unsettled: &'static str,
     /// Behind `peers reject` and `peers remove`.
     pub ended: &'static str,
@@ -37,6 +39,7 @@ pub const ALL: [Words; 2] = [
         unreached: "is kept, but could not be asked",
         lines: voltchat,
         seen: info,
+        failed: "our ping failed",
         unsettled: "It is pinged again and again",
         ended: "The other side is not told.",
     },
@@ -46,6 +49,7 @@ pub const ALL: [Words; 2] = [
         unreached: "is kept, but could not be looked up",
         lines: paracord,
         seen: live,
+        failed: "it could not be looked up",
         unsettled: "It is looked up again and again",
         ended: "The other side is not told; it goes on asking and is answered 403.",
     },

@@ -440,7 +440,8 @@ async fn numbers_at_their_ends_do_no_harm() {
     }
     let page = world.p.store.room_page(ID, ROOM, 0, 10).await.unwrap();
     let places: Vec<i64> = page.iter().map(|event| event.position).collect();
-    assert_eq!(places, [1, 1, i64::MAX, i64::MAX]);
+    // Events of the far future reach backends, and no reader.
+    assert_eq!(places, [1, 1]);
 }
 
 #[tokio::test]
