@@ -61,7 +61,7 @@ pub fn scope(p: &Paracord, event: &OutEvent) -> Option<Scope> {
     let content = Map::from_iter([("message_id".to_owned(), glance.content.message_id)]);
     let claimed = ids::claimed_id(&event.event_type, &Value::Object(content), &p.own.domain);
     Some(Scope {
-        name: p.rooms.key(&room),
+        name: place(p, &room).0,
         claims: claimed.map(|event_id| Claimed {
             event_id,
             origin: p.own.name.to_string(),
@@ -96,9 +96,9 @@ pub fn prepare(
     }
     content::outgoing(&event.event_type, &message.content).map_err(bad)?;
     content::within_limits(&message.content).map_err(|why| Refusal::new("too_large", why))?;
-    let key = p.rooms.key(&room);
+    let (key, room_id) = place(p, &room);
     let peers = targets(p, event, &room, &key)?;
-    let sealed = seal(p, event, message, &room, key, previous, &peers)?;
+    let sealed = seal(p, event, message, (key, room_id), previous, &peers)?;
     Ok((Targets::Peers(peers), sealed))
 }
 
@@ -191,13 +191,11 @@ fn seal(
     p: &Paracord,
     event: &OutEvent,
     message: Message,
-    room: &Room,
-    key: String,
+    (key, room_id): (String, String),
     previous: Option<&str>,
     peers: &[PeerName],
 ) -> Result<Sealed, Refusal> {
     let depth = next_depth(previous, event.broker_time_ms)?;
-    let room_id = spelt(p, room, &key);
     let kind = event.event_type.as_str();
     let event_id = ids::event_id(
         kind,
@@ -265,16 +263,15 @@ fn next_depth(previous: Option<&str>, time_ms: i64) -> Result<i64, Refusal> {
     Ok(next.max(time_ms).max(1))
 }
 
-/// The room as its own server spells it: others compare room ids byte for byte when they read.
-fn spelt(p: &Paracord, room: &Room, key: &str) -> String {
-    if p.rooms.is_ours(room) {
-        return key.to_owned();
-    }
+/// The room's key, and its id as its own server spells it: others compare room ids byte for byte when
+/// they read.
+fn place(p: &Paracord, room: &Room) -> (String, String) {
     match p.book.of_server(&room.server) {
-        Some(peer) if peer.domain.eq_ignore_ascii_case(&room.server) => {
-            format!("!{}:{}", room.guild, peer.domain)
+        Some(host) => p.rooms.at(&host, room),
+        None => {
+            let key = p.rooms.key(room);
+            (key.clone(), key)
         }
-        _ => key.to_owned(),
     }
 }
 
