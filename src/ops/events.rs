@@ -28,7 +28,7 @@
 //! | `invite` | `browsed` | a peer's list was read: `count`, `left_out` |
 //! | `room` | `invited`, `joined`, `left` | `room_id`, `user_id`, `direction`: `in` (theirs, a room of ours) or `out` |
 //! | `poll` | `failing`, `recovered` | a server cannot be polled, can be again: `code`, `detail`, `pause_s` |
-//! | `poll` | `room_failing`, `readable` | the same of one room: `room_id`, `detail`, `pause_s` |
+//! | `poll` | `room_failing`, `room_recovered` | the same of one room: `room_id`, `detail`, `pause_s` |
 //! | `config` | `reloaded` | `changed`, `restart`, `peers` (`added`, `changed`, `removed`), `trust_rules` |
 //! | `config` | `rejected` | `code`, `detail` |
 //!

@@ -362,7 +362,10 @@ impl Protocol for Paracord {
     }
 
     fn flush(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.book.flush())
+        Box::pin(async {
+            self.book.flush().await;
+            self.polls.save().await;
+        })
     }
 
     fn call<'a>(

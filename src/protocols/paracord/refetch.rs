@@ -36,6 +36,12 @@ struct Fetch {
     news: watch::Receiver<Option<bool>>,
 }
 
+/// What a fetch will have brought, and the end of it where it is the caller's to run.
+type Ticket = (
+    watch::Receiver<Option<bool>>,
+    Option<watch::Sender<Option<bool>>>,
+);
+
 impl Fetches {
     pub fn new() -> Self {
         Self {
@@ -46,15 +52,7 @@ impl Fetches {
 
     /// The fetch to wait for, and how to end it if it is the caller's to run. `demanded`: a signature
     /// did not hold.
-    fn ticket(
-        &self,
-        name: &PeerName,
-        demanded: bool,
-        now: UnixMs,
-    ) -> Option<(
-        watch::Receiver<Option<bool>>,
-        Option<watch::Sender<Option<bool>>>,
-    )> {
+    fn ticket(&self, name: &PeerName, demanded: bool, now: UnixMs) -> Option<Ticket> {
         let in_pause = |at: UnixMs| is_within(at, PAUSE_MS, now);
         let mut last = self.last();
         let mut demanded_ms = demanded.then_some(now);

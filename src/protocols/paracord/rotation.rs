@@ -101,11 +101,10 @@ fn noticing(facts: &Facts<'_>, peer: &Peer) -> Value {
         ),
         (None, _) => (
             "operator",
-            format!(
-                "it has never been seen to fetch our keys: published servers do so once, when we are \
-                 added there, and refuse everything that another key signed. After the switch its \
-                 operator must delete our row from federation_server_keys and add us again"
-            ),
+            "it has never been seen to fetch our keys: published servers do so once, when we are added \
+             there, and refuse everything that another key signed. After the switch its operator must \
+             delete our row from federation_server_keys and add us again"
+                .to_owned(),
         ),
     };
     json!({

@@ -59,8 +59,19 @@ impl Net for Wire {
 /// A bus that keeps the payloads it takes.
 #[derive(Default)]
 pub struct Sink {
-    pub taken: Mutex<Vec<Bytes>>,
-    seq: Mutex<u64>,
+    /// Message id and payload.
+    taken: Mutex<Vec<(String, Bytes)>>,
+}
+
+impl Sink {
+    fn count(&self) -> u64 {
+        u64::try_from(self.taken.lock().unwrap().len()).unwrap()
+    }
+
+    fn ids(&self) -> Vec<String> {
+        let taken = self.taken.lock().unwrap();
+        taken.iter().map(|(id, _)| id.clone()).collect()
+    }
 }
 
 impl Outlet for Sink {
@@ -80,28 +91,40 @@ impl Outlet for Sink {
         MAX_BODY
     }
     fn publish(&self, message: BusMessage) -> BoxFuture<'_, Result<PubAck, BusError>> {
-        self.taken.lock().unwrap().push(message.payload.clone());
-        let mut seq = self.seq.lock().unwrap();
-        *seq += 1;
-        let ack: PubAck = Box::pin(std::future::ready(Ok((*seq, false))));
+        let id = message
+            .headers
+            .iter()
+            .find(|(name, _)| name == "Nats-Msg-Id");
+        let id = id.map(|(_, id)| id.clone()).unwrap_or_default();
+        self.taken
+            .lock()
+            .unwrap()
+            .push((id, message.payload.clone()));
+        let ack: PubAck = Box::pin(std::future::ready(Ok((self.count(), false))));
         Box::pin(std::future::ready(Ok(ack)))
     }
     fn facts(&self, _way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>> {
         let facts = StreamFacts {
             created_ns: 1,
-            messages: 0,
+            messages: self.count(),
             bytes: 0,
             first_seq: 1,
-            last_seq: 0,
+            last_seq: self.count(),
             max_age_ms: None,
         };
         Box::pin(std::future::ready(Ok(Some(facts))))
     }
-    fn id_at(&self, _way: Way, _seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>> {
-        Box::pin(std::future::ready(Ok(None)))
+    fn id_at(&self, _way: Way, seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>> {
+        let at = usize::try_from(seq).unwrap().checked_sub(1);
+        let id = at.and_then(|at| self.ids().get(at).cloned());
+        Box::pin(std::future::ready(Ok(id)))
     }
     fn holds(&self, _way: Way, _from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
-        Box::pin(std::future::ready(Ok(Held::default())))
+        let mut held = Held::default();
+        for (seq, id) in (1..).zip(self.ids()) {
+            held.add(seq, &id);
+        }
+        Box::pin(std::future::ready(Ok(held)))
     }
     fn ensure(&self) -> BoxFuture<'_, Result<(), BusError>> {
         Box::pin(std::future::ready(Ok(())))
@@ -123,10 +146,14 @@ impl World {
     }
 
     pub async fn with(change: impl FnOnce(&mut ParacordConfig)) -> Self {
-        Self::at(tempfile::tempdir().unwrap(), change).await
+        Self::at(tempfile::tempdir().unwrap(), Arc::default(), change).await
     }
 
-    pub async fn at(dir: tempfile::TempDir, change: impl FnOnce(&mut ParacordConfig)) -> Self {
+    async fn at(
+        dir: tempfile::TempDir,
+        sink: Arc<Sink>,
+        change: impl FnOnce(&mut ParacordConfig),
+    ) -> Self {
         let mut config = Config::from_text("").unwrap().paracord;
         config.server_name = Some("node-a.example".into());
         config.domain = Some("chat.example".into());
@@ -135,7 +162,6 @@ impl World {
         let clock = Clock::fixed(NOW);
         let file = dir.path().join("d.db");
         let store = Store::open(&file, clock.clone()).await.unwrap();
-        let sink: Arc<Sink> = Arc::default();
         let outlet: Arc<dyn Outlet> = Arc::clone(&sink) as Arc<dyn Outlet>;
         let door = Door::over(store.clone(), outlet, Ops::silent(), clock.clone());
         let wire = Arc::new(Wire {
@@ -182,7 +208,7 @@ impl World {
     /// Bodies of the messages backends got, in order.
     pub fn bodies(&self) -> Vec<String> {
         let taken = self.sink.taken.lock().unwrap();
-        let text = |payload: &Bytes| {
+        let text = |(_, payload): &(String, Bytes)| {
             let event: Value = serde_json::from_slice(payload).unwrap();
             event["content"]["body"]
                 .as_str()
@@ -198,6 +224,7 @@ impl World {
         let mut peer = Peer::new(server.name.clone(), endpoint, NOW);
         peer.domain = server.domain.into();
         peer.status = Status::Trusted;
+        peer.domain_fixed = true;
         peer.keys_fetched_ms = Some(NOW);
         peer.keys = vec![PeerKey {
             key_id: "ed25519:auto".into(),
@@ -217,9 +244,9 @@ impl World {
     pub async fn again(self) -> Self {
         self.p.door.close().await;
         self.p.store.close().await;
-        let Self { dir, p, .. } = self;
+        let Self { dir, sink, p, .. } = self;
         drop(p);
-        Self::at(dir, |_| {}).await
+        Self::at(dir, sink, |_| {}).await
     }
 
     pub async fn stop(self) {

@@ -40,15 +40,17 @@ pub async fn invite(p: &Paracord, parts: &Parts, body: Body) -> Result<Response,
     let expires = clamped(invite.max_age_seconds.unwrap_or(EXPIRES));
     let question = json!({
         "peer": proven.peer.name.as_str(),
+        "origin_server": invite.origin_server,
         "room_id": key,
         "guild_id": room.guild.to_string(),
         "sender": invite.sender,
+        "max_age_seconds": invite.max_age_seconds,
         "known": hosted.is_some(),
         "guild_name": hosted.as_ref().map(|room| room.name.as_str()),
         "default_channel_id": channel(hosted.as_deref()),
         "expires_in_seconds": expires,
     });
-    let word = asked(p, &proven, "invite", Some("accepted"), &question).await?;
+    let word = asked(p, &proven, "invite", "accepted", &question).await?;
     if hosted.is_none() && word.flag("accepted") != Some(true) {
         return Err(Fail::not_found());
     }
@@ -84,13 +86,14 @@ pub async fn join(p: &Paracord, parts: &Parts, body: Body) -> Result<Response, F
     }
     let question = json!({
         "peer": proven.peer.name.as_str(),
+        "origin_server": join.origin_server,
         "room_id": key,
         "guild_id": room.guild.to_string(),
         "user_id": join.user_id,
         "known": known,
         "member": p.rooms.is_member(&key, &user),
     });
-    let word = asked(p, &proven, "join", Some("joined"), &question).await?;
+    let word = asked(p, &proven, "join", "joined", &question).await?;
     if !known {
         if word.flag("joined") != Some(true) {
             return Err(Fail::not_found());
@@ -128,12 +131,14 @@ pub async fn leave(p: &Paracord, parts: &Parts, body: Body) -> Result<Response, 
     allowed(p, &proven, &room)?;
     let question = json!({
         "peer": proven.peer.name.as_str(),
+        "origin_server": leave.origin_server,
         "room_id": key,
         "guild_id": room.guild.to_string(),
         "user_id": leave.user_id,
         "member": p.rooms.is_member(&key, &user),
     });
-    let word = asked(p, &proven, "leave", None, &question).await?;
+    // Who wants to go goes, whatever a backend says.
+    let word = backend::ask(p, "leave", None, &question).await?;
     let left = p.rooms.leave(&key, &user).await;
     let left = left.map_err(|error| unkept(&error))?;
     if left.was_in {
@@ -185,10 +190,10 @@ async fn asked(
     p: &Paracord,
     proven: &Proven,
     method: &'static str,
-    yes: Option<&str>,
+    yes: &str,
     question: &Value,
 ) -> Result<Word, Fail> {
-    match backend::ask(p, method, yes, question).await? {
+    match backend::ask(p, method, Some(yes), question).await? {
         Word::Refused(reason) => {
             let why = format!("the backend refuses the {method}: {reason}");
             Err(refuse(p, proven, "backend_refused", why))

@@ -42,7 +42,7 @@ use crate::trust::Standing;
 /// How long a server has for a page.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// No page is asked for later than this after the beat began.
-const BEAT: Duration = Duration::from_secs(40);
+const BEAT: Duration = Duration::from_secs(30);
 /// Largest page that is read, bytes. One event always fits.
 const MAX_ANSWER: usize = 6 * 1024 * 1024;
 /// Pages in one beat, beyond the first of each room.
@@ -146,7 +146,7 @@ impl Beat<'_> {
                 let limit = grown.filter(|limit| *limit < p.config.poll_page);
                 p.polls.read_up_to(name, &room.key, walk.reached(), limit);
                 if p.polls.readable(name, &room.key) {
-                    self.tell("readable", json!({"room_id": room.key}));
+                    self.tell("room_recovered", json!({"room_id": room.key}));
                 }
                 Ok(())
             }
