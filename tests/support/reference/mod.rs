@@ -149,6 +149,8 @@ pub struct State {
     turned_away: HashMap<String, u64>,
     /// What it lists as its keys, if not its own one.
     listed: Option<Value>,
+    /// It has stopped: a request still in somebody's hands comes too late.
+    closed: bool,
     complaints: Vec<String>,
     counts: Counts,
 }
@@ -219,7 +221,11 @@ impl Reference {
             task.abort();
             let _ = task.await;
         }
-        self.inner.state().clone()
+        let mut state = self.inner.state();
+        let kept = state.clone();
+        // Under the same lock: nothing is answered that is not in what was kept.
+        state.closed = true;
+        kept
     }
 
     /// How it was started.

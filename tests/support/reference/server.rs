@@ -272,7 +272,6 @@ async fn event(
         Ok(taken) => taken,
         Err(answer) => return answer,
     };
-    let sent = u64::try_from(claim.timestamp).unwrap_or(0) * 1_000_000;
     let unwell = match me.mood.load(Ordering::Relaxed) {
         0 if me.over_limit(&claim.origin) => {
             me.state().counts.limited += 1;
@@ -289,16 +288,8 @@ async fn event(
     } else {
         (202, accepted(&me, &envelope))
     };
-    let place = {
-        let mut state = me.state();
-        let inserted = status == 202 && state.store(envelope.clone());
-        if inserted {
-            state.mirror(&envelope);
-        }
-        let place = state.note(&claim.origin, &envelope, inserted, sent);
-        state.arrived[place].status = status;
-        state.arrived[place].at = at;
-        place
+    let Some(place) = me.kept(&claim, &envelope, status, at) else {
+        return cut.now().await;
     };
     me.happened();
     let lost = me
@@ -328,6 +319,23 @@ fn accepted(me: &Inner, envelope: &Envelope) -> Response {
 }
 
 impl Inner {
+    /// Stores what was taken and notes what came; its place in the list. `None`: it has stopped.
+    fn kept(&self, claim: &Claim, envelope: &Envelope, status: u16, at: u64) -> Option<usize> {
+        let sent = u64::try_from(claim.timestamp).unwrap_or(0) * 1_000_000;
+        let mut state = self.state();
+        if state.closed {
+            return None;
+        }
+        let inserted = status == 202 && state.store(envelope.clone());
+        if inserted {
+            state.mirror(envelope);
+        }
+        let place = state.note(&claim.origin, envelope, inserted, sent);
+        state.arrived[place].status = status;
+        state.arrived[place].at = at;
+        Some(place)
+    }
+
     /// A content `{"flaky": n}` is answered 503 the first n times, `{"answer": 403}` always so.
     fn flaky(&self, envelope: &Envelope) -> u16 {
         if let Some(status) = envelope.content["answer"].as_u64() {
