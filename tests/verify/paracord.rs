@@ -99,7 +99,7 @@ fn verify(dir: &Path, request: &[u8], more: &[&str]) -> (Vec<Value>, bool) {
         .output()
         .expect("the command runs");
     let text = String::from_utf8_lossy(&output.stdout);
-    let steps = text.lines().map(|line| serde_json::from_str(line));
+    let steps = text.lines().map(serde_json::from_str);
     let steps: Result<Vec<Value>, _> = steps.collect();
     (
         steps.expect("a JSON object a line"),

@@ -335,6 +335,8 @@ impl KeptKey {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
     use crate::identity::SigningKey;
 
@@ -387,8 +389,8 @@ mod tests {
             public: pinned.clone(),
         };
         peer.pinned_key = Some(pin(None));
-        assert_eq!(peer.usable_keys("a", i64::MAX), [pinned.clone()]);
-        assert_eq!(peer.usable_keys("other", NOW), [pinned.clone()]);
+        assert_eq!(peer.usable_keys("a", i64::MAX), from_ref(&pinned));
+        assert_eq!(peer.usable_keys("other", NOW), from_ref(&pinned));
         peer.pinned_key = Some(pin(Some("b")));
         assert!(peer.usable_keys("a", NOW).is_empty());
         assert_eq!(peer.usable_keys("b", NOW), [pinned]);

@@ -325,7 +325,7 @@ async fn keys_are_looked_at_every_keys_refresh_and_no_more_often() {
     let (b, hour) = (name(B), 60 * MINUTE);
     assert!(discover::due_for_keys(&a.p).is_empty(), "it was just asked");
     a.later(hour);
-    assert_eq!(discover::due_for_keys(&a.p), [b.clone()]);
+    assert_eq!(discover::due_for_keys(&a.p), std::slice::from_ref(&b));
     let before = a.fetches(B);
     discover::refresh_if_due(&a.p, &b).await;
     discover::refresh_if_due(&a.p, &b).await;
@@ -338,7 +338,7 @@ async fn keys_are_looked_at_every_keys_refresh_and_no_more_often() {
         "it failed just now"
     );
     a.later(hour);
-    assert_eq!(discover::due_for_keys(&a.p), [b.clone()]);
+    assert_eq!(discover::due_for_keys(&a.p), std::slice::from_ref(&b));
     a.call("peer.reject", json!({"peer": B})).await.unwrap();
     assert!(discover::due_for_keys(&a.p).is_empty());
 }
