@@ -35,6 +35,7 @@ const SECRETS: [(&str, &str, &str); 7] = [
     ),
     ("admin.token", "hunter2-0123456789abcdef", ""),
     ("uam.admin_api_key", "hunter2", ""),
+    ("paracord.read_token", "hunter2-0123456789abcdef", ""),
 ];
 
 fn defaults() -> BTreeSet<String> {
