@@ -4,6 +4,7 @@ mod examine;
 pub mod net;
 pub mod paracord;
 mod room;
+mod turns;
 pub mod uam;
 pub mod voltchat;
 mod wire;

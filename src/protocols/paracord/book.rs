@@ -7,8 +7,6 @@
 //! most half a minute of them.
 
 use std::collections::HashSet;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -23,12 +21,11 @@ use crate::clock::UnixMs;
 use crate::identity::PublicKey;
 use crate::ops::Ops;
 use crate::protocol::{PeerName, Record};
+use crate::protocols::turns::{self, AT_ONCE, Turns};
 use crate::store::{Store, StoreError};
 
 /// Kind of the store's rows.
 pub const KIND: &str = "peer";
-/// Changes of different servers that run beside one another at most.
-const LANES: usize = 64;
 /// How often moments are written.
 const WRITE: Duration = Duration::from_secs(30);
 
@@ -43,30 +40,13 @@ struct Inner {
     ops: Ops,
     own: Own,
     shelf: RwLock<Shelf>,
-    lanes: Vec<tokio::sync::Mutex<()>>,
+    turns: Turns,
     /// Servers with a moment that is not written.
     unwritten: Mutex<HashSet<PeerName>>,
 }
 
 /// What a decision makes of a record.
-#[derive(Debug)]
-pub enum Change {
-    Keep,
-    Put(Box<Peer>),
-    Remove,
-}
-
-impl Change {
-    /// The record, if there is a next one.
-    pub fn to(next: Option<Peer>) -> Self {
-        next.map_or(Self::Keep, Self::put)
-    }
-
-    /// This record.
-    pub fn put(next: Peer) -> Self {
-        Self::Put(Box::new(next))
-    }
-}
+pub type Change = turns::Change<Peer>;
 
 /// Why a server cannot be kept, or what is kept cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +97,7 @@ impl Book {
             ops,
             own,
             shelf: RwLock::new(shelf),
-            lanes: (0..LANES).map(|_| tokio::sync::Mutex::new(())).collect(),
+            turns: Turns::default(),
             unwritten: Mutex::default(),
         });
         tokio::spawn(write_behind(Arc::downgrade(&inner)));
@@ -204,20 +184,12 @@ impl Inner {
         change(&mut self.shelf.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn lane(&self, name: &PeerName) -> &tokio::sync::Mutex<()> {
-        let mut hasher = DefaultHasher::new();
-        name.hash(&mut hasher);
-        let at = usize::try_from(hasher.finish() % LANES as u64).unwrap_or(0);
-        // There are as many as the remainder can be.
-        &self.lanes[at]
-    }
-
     async fn change<T>(
         &self,
         name: &PeerName,
         decide: impl FnOnce(Option<&Peer>) -> (Change, T),
     ) -> Result<(T, Option<Arc<Peer>>), BookError> {
-        let _one_at_a_time = self.lane(name).lock().await;
+        let _one_at_a_time = self.turns.take(name).await;
         let known = self.read(|shelf| shelf.get(name));
         let (change, value) = decide(known.as_deref());
         let next = match change {
@@ -284,7 +256,7 @@ impl Inner {
     async fn write_moments(&self) {
         let names = std::mem::take(&mut *lock(&self.unwritten));
         let each = futures_util::stream::iter(names);
-        each.for_each_concurrent(LANES, |name| async move {
+        each.for_each_concurrent(AT_ONCE, |name| async move {
             let written = self.change(&name, |known| (Change::to(known.cloned()), ()));
             if let Err(error) = written.await {
                 tracing::debug!(peer = %name, %error, "when it was last seen is not written yet");

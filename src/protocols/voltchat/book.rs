@@ -6,8 +6,6 @@
 //! crash forgets at most half a minute of it.
 
 use std::collections::HashSet;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -18,6 +16,7 @@ use crate::clock::{Clock, UnixMs};
 use crate::identity::vault::{Vault, VaultError};
 use crate::ops::Ops;
 use crate::protocol::{PeerName, Record};
+use crate::protocols::turns::{self, AT_ONCE, Turns};
 use crate::store::{Store, StoreError};
 
 use super::ID;
@@ -27,8 +26,6 @@ use super::state::{self, Contact};
 
 /// Kind of the store's rows.
 pub const KIND: &str = "peer";
-/// Changes of different hosts that run beside one another at most.
-const LANES: usize = 64;
 /// How often last contacts are written and strangers looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
@@ -45,30 +42,13 @@ struct Inner {
     clock: Clock,
     max_pending: usize,
     shelf: RwLock<Shelf>,
-    lanes: Vec<tokio::sync::Mutex<()>>,
+    turns: Turns,
     /// Hosts whose last contact is not written.
     unwritten: Mutex<HashSet<PeerName>>,
 }
 
 /// What a decision makes of a record.
-#[derive(Debug)]
-pub enum Change {
-    Keep,
-    Put(Box<Peer>),
-    Remove,
-}
-
-impl Change {
-    /// The record, if there is a next one.
-    pub fn to(next: Option<Peer>) -> Self {
-        next.map_or(Self::Keep, Self::put)
-    }
-
-    /// This record.
-    pub fn put(next: Peer) -> Self {
-        Self::Put(Box::new(next))
-    }
-}
+pub type Change = turns::Change<Peer>;
 
 /// Why a peer cannot be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +88,7 @@ impl Book {
             clock,
             max_pending,
             shelf: RwLock::new(shelf),
-            lanes: (0..LANES).map(|_| tokio::sync::Mutex::new(())).collect(),
+            turns: Turns::default(),
             unwritten: Mutex::default(),
         });
         tokio::spawn(housekeeping(Arc::downgrade(&inner)));
@@ -274,14 +254,6 @@ impl Inner {
         change(&mut self.shelf.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn lane(&self, host: &PeerName) -> &tokio::sync::Mutex<()> {
-        let mut hasher = DefaultHasher::new();
-        host.hash(&mut hasher);
-        let at = usize::try_from(hasher.finish() % LANES as u64).unwrap_or(0);
-        // There are as many as the remainder can be.
-        &self.lanes[at]
-    }
-
     /// A place for one more stranger; `None`: too many wait.
     fn enter(&self) -> Option<Entering<'_>> {
         let room = self.write(|shelf| shelf.enter(self.max_pending));
@@ -293,7 +265,7 @@ impl Inner {
         host: &PeerName,
         decide: impl FnOnce(Option<&Peer>, bool) -> (Change, T),
     ) -> Result<(T, Option<Arc<Peer>>), BookError> {
-        let _one_at_a_time = self.lane(host).lock().await;
+        let _one_at_a_time = self.turns.take(host).await;
         let known = self.read(|shelf| shelf.get(host));
         let place = if known.is_none() { self.enter() } else { None };
         let (change, value) = decide(known.as_deref(), place.is_some());
@@ -368,7 +340,7 @@ impl Inner {
     async fn write_contacts(self: &Arc<Self>) {
         let hosts = std::mem::take(&mut *lock(&self.unwritten));
         let each = futures_util::stream::iter(hosts);
-        each.for_each_concurrent(LANES, |host| async move {
+        each.for_each_concurrent(AT_ONCE, |host| async move {
             let written = self.change(&host, |known, _| (Change::to(known.cloned()), ()));
             if let Err(error) = written.await {
                 tracing::debug!(%host, %error, "the last contact is not written yet");

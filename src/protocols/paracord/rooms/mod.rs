@@ -18,9 +18,7 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet};
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 
 pub use record::{Followed, Hosted};
@@ -31,13 +29,12 @@ use crate::clock::Clock;
 use crate::config::ParacordConfig;
 use crate::ops::Ops;
 use crate::protocol::Record;
+use crate::protocols::turns::Turns;
 use crate::store::{Store, StoreError};
 use births::Births;
 use record::{FOLLOW, MEMBER, READER, ROOM, USER};
 use shelf::Shelf;
 
-/// Changes of different rooms that run beside one another at most.
-const LANES: usize = 64;
 /// Longest id of a user, bytes.
 pub const MAX_USER_ID: usize = 1_024;
 
@@ -55,7 +52,7 @@ struct Inner {
     allowed: HashSet<i64>,
     births: Births,
     shelf: RwLock<Shelf>,
-    lanes: Vec<tokio::sync::Mutex<()>>,
+    turns: Turns,
 }
 
 /// Why a change of rooms was not done.
@@ -129,7 +126,7 @@ impl Rooms {
                 allowed: config.allowed_guild_ids.iter().copied().collect(),
                 births: Births::new(config.max_user_creates_per_peer_per_hour),
                 shelf: RwLock::new(shelf),
-                lanes: (0..LANES).map(|_| tokio::sync::Mutex::new(())).collect(),
+                turns: Turns::default(),
             }),
         })
     }
@@ -175,20 +172,12 @@ impl Inner {
         change(&mut self.shelf.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn lane(&self, key: &str) -> &tokio::sync::Mutex<()> {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        let at = usize::try_from(hasher.finish() % LANES as u64).unwrap_or(0);
-        // There are as many as the remainder can be.
-        &self.lanes[at]
-    }
-
     async fn edit<T>(
         &self,
         key: &str,
         decide: impl FnOnce(&Shelf) -> Result<Edit<T>, RoomsError>,
     ) -> Result<T, RoomsError> {
-        let _one_at_a_time = self.lane(key).lock().await;
+        let _one_at_a_time = self.turns.take(key).await;
         let Edit { records, answer } = self.read(decide)?;
         if records.is_empty() {
             return Ok(answer);
