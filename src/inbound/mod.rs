@@ -18,6 +18,8 @@ mod guard;
 mod held;
 mod ledger;
 mod marks;
+#[cfg(test)]
+pub(crate) mod memory;
 mod message;
 mod outlet;
 mod publisher;

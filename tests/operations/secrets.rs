@@ -15,7 +15,7 @@ use crate::support::uam_client::{self, key_file_of};
 const MARK: &str = "hunter2";
 
 /// Every secret setting: its path, a value, what else it needs.
-const SECRETS: [(&str, &str, &str); 7] = [
+const SECRETS: [(&str, &str, &str); 8] = [
     ("nats.url", "nats://bridge:hunter2@127.0.0.1:4222", ""),
     (
         "nats.nkey",

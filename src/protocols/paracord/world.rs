@@ -8,22 +8,22 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 use tower::ServiceExt;
 
 use super::envelope::Envelope;
 use super::record::{Peer, PeerKey, Status};
 use super::{BASE, MAX_BODY, Paracord, ParacordParts, book, calls, routes, transport};
-use crate::bus::{BusError, BusMessage, ScanFrom, StreamFacts};
+use crate::bus::BusMessage;
 use crate::clock::Clock;
 use crate::config::{Config, ParacordConfig};
 use crate::identity::SigningKey;
-use crate::inbound::{Door, Held, Outlet, PubAck};
+use crate::inbound::memory::Memory;
+use crate::inbound::{Door, Outlet};
 use crate::ops::Ops;
 use crate::peers::Peers;
 use crate::protocol::{Answer, PeerName, Refusal, Request, TransportError, TransportKind};
 use crate::protocols::net::Net;
-use crate::store::{Store, Way};
+use crate::store::Store;
 use crate::trust::Trust;
 
 pub const NOW: i64 = 1_700_000_000_000;
@@ -56,86 +56,11 @@ impl Net for Wire {
     }
 }
 
-/// A bus that keeps the payloads it takes.
-#[derive(Default)]
-pub struct Sink {
-    /// Message id and payload.
-    taken: Mutex<Vec<(String, Bytes)>>,
-}
-
-impl Sink {
-    fn count(&self) -> u64 {
-        u64::try_from(self.taken.lock().unwrap().len()).unwrap()
-    }
-
-    fn ids(&self) -> Vec<String> {
-        let taken = self.taken.lock().unwrap();
-        taken.iter().map(|(id, _)| id.clone()).collect()
-    }
-}
-
-impl Outlet for Sink {
-    fn prefix(&self) -> &str {
-        "fed"
-    }
-    fn connected(&self) -> bool {
-        true
-    }
-    fn connection(&self) -> Option<watch::Receiver<bool>> {
-        None
-    }
-    fn losses(&self) -> u64 {
-        0
-    }
-    fn max_body(&self) -> usize {
-        MAX_BODY
-    }
-    fn publish(&self, message: BusMessage) -> BoxFuture<'_, Result<PubAck, BusError>> {
-        let id = message
-            .headers
-            .iter()
-            .find(|(name, _)| name == "Nats-Msg-Id");
-        let id = id.map(|(_, id)| id.clone()).unwrap_or_default();
-        self.taken
-            .lock()
-            .unwrap()
-            .push((id, message.payload.clone()));
-        let ack: PubAck = Box::pin(std::future::ready(Ok((self.count(), false))));
-        Box::pin(std::future::ready(Ok(ack)))
-    }
-    fn facts(&self, _way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>> {
-        let facts = StreamFacts {
-            created_ns: 1,
-            messages: self.count(),
-            bytes: 0,
-            first_seq: 1,
-            last_seq: self.count(),
-            max_age_ms: None,
-        };
-        Box::pin(std::future::ready(Ok(Some(facts))))
-    }
-    fn id_at(&self, _way: Way, seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>> {
-        let at = usize::try_from(seq).unwrap().checked_sub(1);
-        let id = at.and_then(|at| self.ids().get(at).cloned());
-        Box::pin(std::future::ready(Ok(id)))
-    }
-    fn holds(&self, _way: Way, _from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
-        let mut held = Held::default();
-        for (seq, id) in (1..).zip(self.ids()) {
-            held.add(seq, &id);
-        }
-        Box::pin(std::future::ready(Ok(held)))
-    }
-    fn ensure(&self) -> BoxFuture<'_, Result<(), BusError>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-}
-
 /// A bridge named `node-a.example` with the domain `chat.example`.
 pub struct World {
     pub p: Arc<Paracord>,
     pub wire: Arc<Wire>,
-    pub sink: Arc<Sink>,
+    pub sink: Arc<Memory>,
     pub clock: Clock,
     dir: tempfile::TempDir,
 }
@@ -151,7 +76,7 @@ impl World {
 
     async fn at(
         dir: tempfile::TempDir,
-        sink: Arc<Sink>,
+        sink: Arc<Memory>,
         change: impl FnOnce(&mut ParacordConfig),
     ) -> Self {
         let mut config = Config::from_text("").unwrap().paracord;
@@ -207,9 +132,9 @@ impl World {
 
     /// Bodies of the messages backends got, in order.
     pub fn bodies(&self) -> Vec<String> {
-        let taken = self.sink.taken.lock().unwrap();
-        let text = |(_, payload): &(String, Bytes)| {
-            let event: Value = serde_json::from_slice(payload).unwrap();
+        let taken = self.sink.messages();
+        let text = |message: &BusMessage| {
+            let event: Value = serde_json::from_slice(&message.payload).unwrap();
             event["content"]["body"]
                 .as_str()
                 .unwrap_or_default()

@@ -7,7 +7,6 @@ use std::sync::Mutex;
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::body::Body;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 use tower::ServiceExt;
 
 use super::super::book::Change;
@@ -15,15 +14,15 @@ use super::super::envelope::Envelope;
 use super::super::record::{Peer, PeerKey, Status};
 use super::super::rooms::Put;
 use super::super::*;
-use crate::bus::{BusError, BusMessage, ScanFrom, StreamFacts};
+use crate::bus::BusMessage;
 use crate::clock::UnixMs;
 use crate::config::Config;
 use crate::http::server::ClientAddr;
 use crate::http::unrouted;
 use crate::identity::{SigningKey, hex};
-use crate::inbound::{Held, Outlet, PubAck};
+use crate::inbound::Outlet;
+use crate::inbound::memory::Memory;
 use crate::protocol::TransportKind;
-use crate::store::Way;
 
 pub(super) const NOW: UnixMs = 1_795_000_000_000;
 pub(super) const KEY_ID: &str = "ed25519:auto";
@@ -33,75 +32,25 @@ pub(super) const THEIR_DOMAIN: &str = "Their.example";
 /// A room of ours that is not public.
 pub(super) const ROOM: &str = "!7:us.example";
 
-/// A bus that keeps what it is given.
-#[derive(Default)]
-pub(super) struct Kept(Mutex<Vec<BusMessage>>);
-
-impl Kept {
+/// What the bus was given, as tests look at it.
+pub(super) trait Given {
     /// Subjects and bodies so far.
-    pub(super) fn all(&self) -> Vec<(String, Value)> {
-        let kept = self.0.lock().unwrap();
-        kept.iter()
-            .map(|m| {
-                (
-                    m.subject.clone(),
-                    serde_json::from_slice(&m.payload).unwrap(),
-                )
-            })
-            .collect()
-    }
-
+    fn all(&self) -> Vec<(String, Value)>;
     /// Bodies so far.
-    pub(super) fn bodies(&self) -> Vec<Bytes> {
-        let kept = self.0.lock().unwrap();
-        kept.iter().map(|m| m.payload.clone()).collect()
-    }
+    fn bodies(&self) -> Vec<Bytes>;
 }
 
-struct Sink(Arc<Kept>);
+impl Given for Memory {
+    fn all(&self) -> Vec<(String, Value)> {
+        let json = |m: &BusMessage| serde_json::from_slice(&m.payload).unwrap();
+        let messages = self.messages();
+        let all = messages.iter().map(|m| (m.subject.clone(), json(m)));
+        all.collect()
+    }
 
-impl Outlet for Sink {
-    fn prefix(&self) -> &str {
-        "fed"
-    }
-    fn connected(&self) -> bool {
-        true
-    }
-    fn connection(&self) -> Option<watch::Receiver<bool>> {
-        None
-    }
-    fn losses(&self) -> u64 {
-        0
-    }
-    fn max_body(&self) -> usize {
-        MAX_BODY
-    }
-    fn publish(&self, message: BusMessage) -> BoxFuture<'_, Result<PubAck, BusError>> {
-        let mut kept = self.0.0.lock().unwrap();
-        kept.push(message);
-        let seq = kept.len() as u64;
-        let ack: PubAck = Box::pin(std::future::ready(Ok((seq, false))));
-        Box::pin(std::future::ready(Ok(ack)))
-    }
-    fn facts(&self, _way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>> {
-        let facts = StreamFacts {
-            created_ns: 1,
-            messages: 0,
-            bytes: 0,
-            first_seq: 1,
-            last_seq: 0,
-            max_age_ms: None,
-        };
-        Box::pin(std::future::ready(Ok(Some(facts))))
-    }
-    fn id_at(&self, _way: Way, _seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>> {
-        Box::pin(std::future::ready(Ok(None)))
-    }
-    fn holds(&self, _way: Way, _from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
-        Box::pin(std::future::ready(Ok(Held::default())))
-    }
-    fn ensure(&self) -> BoxFuture<'_, Result<(), BusError>> {
-        Box::pin(std::future::ready(Ok(())))
+    fn bodies(&self) -> Vec<Bytes> {
+        let messages = self.messages();
+        messages.iter().map(|m| m.payload.clone()).collect()
     }
 }
 
@@ -143,7 +92,7 @@ impl Net for Wire {
 /// The bridge.
 pub(super) struct World {
     pub(super) p: Arc<Paracord>,
-    pub(super) bus: Arc<Kept>,
+    pub(super) bus: Arc<Memory>,
     pub(super) pages: Arc<Pages>,
     pub(super) clock: Clock,
     router: axum::Router,
@@ -172,9 +121,9 @@ pub(super) async fn world_with(change: impl FnOnce(&mut ParacordConfig)) -> Worl
     let store = Store::open(&dir.path().join("d.db"), clock.clone())
         .await
         .unwrap();
-    let bus = Arc::new(Kept::default());
+    let bus = Arc::new(Memory::default());
     let pages = Arc::new(Pages::default());
-    let sink = Arc::new(Sink(Arc::clone(&bus)));
+    let sink: Arc<dyn Outlet> = bus.clone();
     let door = Door::over(store.clone(), sink, Ops::silent(), clock.clone());
     let parts = ParacordParts {
         config,

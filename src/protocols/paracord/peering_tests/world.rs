@@ -12,14 +12,12 @@ use tower::ServiceExt;
 
 use super::super::record::Peer;
 use super::super::*;
-use crate::bus::{BusError, BusMessage, ScanFrom, StreamFacts};
 use crate::config::{Config, PeerPin};
 use crate::http::server::ClientAddr;
 use crate::http::unrouted;
 use crate::identity::{SigningKey, hex};
-use crate::inbound::{Held, Outlet, PubAck};
+use crate::inbound::memory::Memory;
 use crate::protocol::TransportKind;
-use crate::store::Way;
 
 pub const NOW: i64 = 1_795_246_080_000;
 
@@ -122,51 +120,6 @@ impl Net for Wire {
     }
 }
 
-/// A bus that takes everything and keeps nothing.
-struct Sink;
-
-impl Outlet for Sink {
-    fn prefix(&self) -> &str {
-        "fed"
-    }
-    fn connected(&self) -> bool {
-        true
-    }
-    fn connection(&self) -> Option<watch::Receiver<bool>> {
-        None
-    }
-    fn losses(&self) -> u64 {
-        0
-    }
-    fn max_body(&self) -> usize {
-        MAX_BODY
-    }
-    fn publish(&self, _message: BusMessage) -> BoxFuture<'_, Result<PubAck, BusError>> {
-        let ack: PubAck = Box::pin(std::future::ready(Ok((1, false))));
-        Box::pin(std::future::ready(Ok(ack)))
-    }
-    fn facts(&self, _way: Way) -> BoxFuture<'_, Result<Option<StreamFacts>, BusError>> {
-        let facts = StreamFacts {
-            created_ns: 1,
-            messages: 0,
-            bytes: 0,
-            first_seq: 1,
-            last_seq: 0,
-            max_age_ms: None,
-        };
-        Box::pin(std::future::ready(Ok(Some(facts))))
-    }
-    fn id_at(&self, _way: Way, _seq: u64) -> BoxFuture<'_, Result<Option<String>, BusError>> {
-        Box::pin(std::future::ready(Ok(None)))
-    }
-    fn holds(&self, _way: Way, _from: ScanFrom) -> BoxFuture<'_, Result<Held, BusError>> {
-        Box::pin(std::future::ready(Ok(Held::default())))
-    }
-    fn ensure(&self) -> BoxFuture<'_, Result<(), BusError>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-}
-
 /// One bridge, named by its host.
 pub struct Side {
     pub p: Arc<Paracord>,
@@ -196,7 +149,12 @@ pub async fn bridge_with(
     let store = Store::open(&dir.path().join("d.db"), clock.clone())
         .await
         .unwrap();
-    let door = Door::over(store.clone(), Arc::new(Sink), Ops::silent(), clock.clone());
+    let door = Door::over(
+        store.clone(),
+        Arc::new(Memory::default()),
+        Ops::silent(),
+        clock.clone(),
+    );
     let parts = ParacordParts {
         config,
         peers: Peers::open(store.clone(), pins, clock.clone())
