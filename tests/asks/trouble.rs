@@ -38,6 +38,8 @@ async fn a_dead_peer_eats_no_workers() {
         world.send("well.test", &n.to_string()).await;
     }
     well.saw(50).await;
+    // The last one was seen; its outcome may be on its way.
+    wait_look(&world, "well.test", |p| p.lane.in_flight == 0).await;
     for domain in ["hangs.test", "gone.test"] {
         wait_look(&world, domain, |p| {
             p.state == PeerState::Open && p.lane.in_flight == 0
