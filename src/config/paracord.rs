@@ -33,7 +33,7 @@ pub struct ParacordConfig {
     pub max_events_per_peer_per_minute: u32,
     /// New users an hour that one server may make join; 0: any number.
     pub max_user_creates_per_peer_per_hour: u32,
-    /// Events a minute sent to a server whose answers do not allow more; 0: any number.
+    /// Events a minute sent to a server whose answers do not say how many it takes; 0: any number.
     pub push_per_minute: u32,
     /// Delays after the 1st, 2nd, … failed push.
     pub retry_delays: Vec<Duration>,

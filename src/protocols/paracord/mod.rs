@@ -321,9 +321,7 @@ impl Protocol for Paracord {
         let known = self.peers.known(ID, peer);
         let said = judge::per_minute(known.as_deref());
         let ours = self.config.push_per_minute;
-        said.filter(|said| *said > ours)
-            .or(Some(ours))
-            .filter(|_| ours > 0)
+        (ours > 0).then(|| said.unwrap_or(ours))
     }
 
     fn keeps_ids(&self) -> bool {
