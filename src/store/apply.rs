@@ -1,17 +1,19 @@
 //! A plan written within one transaction: rows, outcomes, attempts, notices, arrivals,
 //! acknowledgements, records, single operations, in this order.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 
 use super::arrive::arrive;
 use super::bulk::{Binds, Texts};
+use super::checkpoint::Acked;
 use super::db::Conn;
 use super::ops::{Answer, Single};
 use super::plan::{Plan, PlannedRow, outcome_columns};
 use super::shapes::*;
 use super::types::NewRow;
 use super::writer::Answers;
-use super::{checkpoint, held, prune, room_events, single};
+use super::{checkpoint, held, leases, prune, room_events, single};
 use crate::clock::UnixMs;
 use crate::protocol::{ProtocolId, Record, RoomEvent};
 
@@ -32,6 +34,12 @@ pub(super) struct Marks {
     pub held: i64,
     /// Bytes of inbound bodies kept.
     pub inbound_bytes: i64,
+    /// Inbound numbers are reserved this many ahead.
+    pub ahead: i64,
+    /// Several instances: the history of the streams that is in force.
+    pub series: i64,
+    /// Another instance mends the streams: nothing is taken in.
+    pub shut: bool,
 }
 
 /// Writes all of a plan, within the transaction that is open on `conn`.
@@ -43,6 +51,7 @@ pub(super) async fn write(
     marks: &mut Marks,
 ) -> Result<Answers, sqlx::Error> {
     let mut answers = Answers::default();
+    leases::hold(conn, texts, &plan.leases).await?;
 
     let mut records: Vec<(ProtocolId, &Record)> = Vec::new();
     let mut kept: Vec<(ProtocolId, &RoomEvent)> = Vec::new();
@@ -96,13 +105,14 @@ pub(super) async fn write(
         answers.arrivals = arrive(conn, texts, &plan.arrivals, now_ms, marks, &mut kept).await?;
     }
     room_events::insert(conn, texts, &kept, now_ms).await?;
+    let (acked, published) = in_force(plan, marks.series);
     texts
-        .execute(conn, &PUBLISHED, &plan.published, |b, id| {
+        .execute(conn, &PUBLISHED, &published, |b, id| {
             b.int(*id);
         })
         .await?;
-    if !plan.acked.is_empty() {
-        checkpoint::note(conn, &plan.acked).await?;
+    if !acked.is_empty() {
+        checkpoint::note(conn, &acked).await?;
     }
     records.extend(&plan.records);
     put_records(conn, texts, &records).await?;
@@ -123,6 +133,18 @@ pub(super) async fn write(
         });
     }
     Ok(answers)
+}
+
+/// What was acknowledged, without that of a series that is over.
+fn in_force<'a>(plan: &'a Plan<'_>, series: i64) -> (Vec<&'a Acked>, Cow<'a, [i64]>) {
+    let stale = |acked: &Acked| acked.series.is_some_and(|of| of != series);
+    if !plan.acked.iter().any(|acked| stale(acked)) {
+        return (plan.acked.clone(), Cow::Borrowed(&plan.published));
+    }
+    let (old, acked): (Vec<&Acked>, _) = plan.acked.iter().partition(|acked| stale(acked));
+    let old: HashSet<i64> = old.iter().flat_map(|acked| &acked.ids).copied().collect();
+    let ids = plan.published.iter().filter(|id| !old.contains(id));
+    (acked, ids.copied().collect())
 }
 
 /// Inserts rows, skipping those whose message is known; answers those that were new and bring more
@@ -182,7 +204,8 @@ async fn put_records(
     texts: &mut Texts,
     records: &[(ProtocolId, &Record)],
 ) -> Result<(), sqlx::Error> {
-    let mut last: HashMap<(&str, &str, &str), Option<&str>> = HashMap::new();
+    // In one order everywhere: instances that write the same ones never wait for each other.
+    let mut last: BTreeMap<(&str, &str, &str), Option<&str>> = BTreeMap::new();
     for (protocol, r) in records {
         last.insert((*protocol, r.kind, &r.key), r.value.as_deref());
     }

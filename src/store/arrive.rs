@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::apply::{AHEAD, Marks};
+use super::apply::Marks;
 use super::bulk::Texts;
 use super::db::Conn;
 use super::held::{self, Admission};
@@ -73,6 +73,10 @@ pub(super) async fn arrive<'a>(
         };
         if event.replay.iter().any(|id| replayed.contains(&id_key(id))) {
             answers.push(Answer::Accepted(Accepted::Replayed));
+            continue;
+        }
+        if marks.shut {
+            answers.push(Answer::Accepted(Accepted::Shut));
             continue;
         }
         let admission = rooms.admit(arrival);
@@ -152,7 +156,7 @@ pub(super) async fn take_numbers(
 /// Keeps the reservation in the database ahead of the numbers taken.
 async fn reserve_numbers(conn: &mut Conn, marks: &mut Marks) -> Result<(), sqlx::Error> {
     if marks.next_event > marks.events {
-        marks.events = marks.next_event.saturating_add(AHEAD);
+        marks.events = marks.next_event.saturating_add(marks.ahead);
         single::put_mark(conn, "events", marks.events).await?;
     }
     Ok(())

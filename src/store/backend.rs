@@ -11,7 +11,7 @@ use super::errors::{meaning, unavailable};
 use super::plan::Plan;
 use super::types::StoreError;
 use super::writer::{Answers, Backend};
-use super::{postgres, single, sqlite};
+use super::{common, postgres, single, sqlite};
 use crate::clock::Clock;
 
 /// Which database, and what makes it this process's own.
@@ -31,6 +31,19 @@ pub(super) enum Home {
 }
 
 impl Home {
+    /// Where it is, if other instances write it too.
+    pub fn shared_place(&self) -> Option<postgres::Place> {
+        match self {
+            Self::Postgres { place, .. } if place.shared => Some((**place).clone()),
+            _ => None,
+        }
+    }
+
+    /// Other instances write it too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres { place, .. } if place.shared)
+    }
+
     pub fn sqlite(path: &Path, lock: sqlite::Lock) -> Self {
         Self::Sqlite {
             path: path.into(),
@@ -44,6 +57,8 @@ impl Home {
 /// The writer's connection and counters.
 pub(super) struct SqlWriter {
     home: Home,
+    /// This process among those that share the database.
+    me: String,
     clock: Clock,
     /// `None` after it broke; made anew by the next write.
     conn: Option<Conn>,
@@ -57,6 +72,7 @@ impl SqlWriter {
     /// Over an opened connection whose `marks` were read (see [`single::load_marks`]).
     pub fn new(
         home: Home,
+        me: String,
         clock: Clock,
         conn: Conn,
         marks: Marks,
@@ -64,6 +80,7 @@ impl SqlWriter {
     ) -> Self {
         Self {
             home,
+            me,
             clock,
             conn: Some(conn),
             texts: Texts::default(),
@@ -130,21 +147,36 @@ impl SqlWriter {
         }
     }
 
-    /// Runs `work` in one transaction, whole or not at all.
+    /// Other instances write as well.
+    fn shared(&self) -> bool {
+        matches!(&self.home, Home::Postgres { place, .. } if place.shared)
+    }
+
+    /// Runs `work` in one transaction, whole or not at all. `in_turn`: it touches what instances that
+    /// share the database decide in turns.
     async fn transact<T>(
         &mut self,
+        in_turn: bool,
         work: impl AsyncFnOnce(&mut Conn, &mut Texts, &mut Marks) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
         let mut conn = self.take().await?;
-        let (before, mut marks) = (self.marks, self.marks);
-        let texts = &mut self.texts;
+        let in_turn = in_turn && self.shared();
+        let (mut before, mut marks) = (self.marks, self.marks);
+        let (texts, me) = (&mut self.texts, &self.me);
         let whole = async {
             let begin = match conn.kind() {
                 Kind::Sqlite => "BEGIN IMMEDIATE",
                 Kind::Postgres => "BEGIN",
             };
             conn.exec(begin).await?;
+            if in_turn {
+                common::turn(&mut conn, &mut marks, me).await?;
+                before = marks;
+            }
             let done = work(&mut conn, texts, &mut marks).await?;
+            if in_turn && marks.held != before.held {
+                single::put_mark(&mut conn, "held", marks.held).await?;
+            }
             if marks.inbound_bytes != before.inbound_bytes {
                 single::put_mark(&mut conn, "inbound_bytes", marks.inbound_bytes).await?;
             }
@@ -190,7 +222,7 @@ impl Backend for SqlWriter {
     async fn commit(&mut self, plan: &Plan<'_>) -> Result<Answers, StoreError> {
         let now_ms = self.clock.now_ms();
         let answers = self
-            .transact(async |conn, texts, marks| {
+            .transact(plan.in_turn(), async |conn, texts, marks| {
                 apply::write(conn, texts, plan, now_ms, marks).await
             })
             .await?;
@@ -205,19 +237,23 @@ impl Backend for SqlWriter {
     }
 
     async fn probe(&mut self) -> Result<(), StoreError> {
-        self.transact(async |conn, _, _| single::try_room(conn).await)
+        self.transact(true, async |conn, _, _| single::try_room(conn).await)
             .await
     }
 
     async fn close(mut self) {
         // A clean stop knows exactly which numbers are used: no gap at the next start.
         let rows = self.reserved.load(Ordering::Acquire);
-        let tidy = self
-            .transact(async |conn, _, marks| {
-                single::put_mark(conn, "rows", rows).await?;
-                single::put_mark(conn, "events", marks.next_event).await
-            })
-            .await;
+        let tidy = match self.shared() {
+            true => Ok(()),
+            false => {
+                self.transact(false, async |conn, _, marks| {
+                    single::put_mark(conn, "rows", rows).await?;
+                    single::put_mark(conn, "events", marks.next_event).await
+                })
+                .await
+            }
+        };
         if let Err(e) = tidy {
             tracing::warn!(error = %e, "closing the store: the last numbers were not noted, the next start skips some");
         }

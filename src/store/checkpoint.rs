@@ -7,8 +7,10 @@
 //! transaction: whoever finds the tip's message in its place knows that everything below is there.
 
 use super::db::{Conn, Db};
-use super::ops::{Single, Work};
-use super::types::{InboundRow, StoreError};
+use std::time::Duration;
+
+use super::ops::{Answer as Told, Single, Work};
+use super::types::{InboundRow, MendTurn, StoreError};
 use super::{Commit, Store, read};
 use crate::clock::UnixMs;
 
@@ -61,6 +63,9 @@ pub struct Acked {
     pub tips: Vec<(Way, Tip)>,
     /// Also write a checkpoint of each of these streams, at this time.
     pub checkpoint_ms: Option<UnixMs>,
+    /// Several instances: the series in which the broker said so. Nothing of it is noted when that
+    /// one is over; the events stay unacknowledged.
+    pub series: Option<i64>,
 }
 
 /// An event of the ledger without its body.
@@ -89,6 +94,8 @@ pub struct BodyHorizon {
 #[derive(Clone, Debug)]
 pub(super) struct Rebase {
     way: Way,
+    /// Several instances: the series that this one opens.
+    series: Option<i64>,
     keep_seq: u64,
     tip: Tip,
     at_ms: UnixMs,
@@ -111,21 +118,62 @@ impl Store {
     }
 
     /// Begins a new series with `tip`: checkpoints of other streams than the tip's, and those above
-    /// `keep_seq`, are no longer true and go; one at the tip is written.
+    /// `keep_seq`, are no longer true and go; one at the tip is written. False, and nothing is
+    /// written: another instance has opened a later series than `series`.
     pub async fn rebase(
         &self,
         way: Way,
+        series: Option<i64>,
         keep_seq: u64,
         tip: Tip,
         at_ms: UnixMs,
-    ) -> Result<Commit, StoreError> {
-        self.put(Work::Single(Single::Rebase(Box::new(Rebase {
+    ) -> Result<Commit<bool>, StoreError> {
+        let rebase = Box::new(Rebase {
             way,
+            series,
             keep_seq,
             tip,
             at_ms,
-        }))))
+        });
+        self.write(
+            Work::Single(Single::Rebase(rebase)),
+            |answer| matches!(answer, Told::Number(n) if n >= 0),
+        )
         .await
+    }
+
+    /// Several instances: takes (`lasts`), keeps or gives back the turn to mend the streams, with a
+    /// new series or without. Answers the series in force; `None`: it is another instance's turn.
+    pub async fn mend_turn(
+        &self,
+        lasts: Option<Duration>,
+        new_series: bool,
+    ) -> Result<Option<i64>, StoreError> {
+        let wish = MendTurn {
+            by: self.instance().to_owned(),
+            lasts,
+            new_series,
+        };
+        let turn = self
+            .write(
+                Work::Single(Single::Mend(Box::new(wish))),
+                |answer| match answer {
+                    Told::Number(series) if series > 0 => Some(series),
+                    _ => None,
+                },
+            )
+            .await?;
+        turn.await
+    }
+
+    /// One past the highest ledger number in use.
+    pub async fn ledger_top(&self) -> Result<i64, StoreError> {
+        self.read_after(top).await
+    }
+
+    /// Which of these events JetStream has not acknowledged.
+    pub async fn unacknowledged_of(&self, ids: Vec<i64>) -> Result<Vec<i64>, StoreError> {
+        self.read(move |db| unacknowledged_of(db, ids)).await
     }
 
     /// Removes checkpoints that a thinner series does without.
@@ -249,7 +297,10 @@ async fn take(conn: &mut Conn, way: Way, at_ms: UnixMs) -> Answer<()> {
 }
 
 /// Begins a new series.
-pub(super) async fn rebase(conn: &mut Conn, to: &Rebase) -> Answer<i64> {
+pub(super) async fn rebase(conn: &mut Conn, to: &Rebase, series: i64) -> Answer<i64> {
+    if to.series.is_some_and(|of| of != series) {
+        return Ok(-1);
+    }
     let stream = to.way.stream();
     let gone = conn.query(
         "DELETE FROM federation_checkpoints WHERE stream = $1 AND (created_ns <> $2 OR seq > $3)",
@@ -299,6 +350,26 @@ pub(super) async fn stick(conn: &mut Conn, ids: &[i64]) -> Answer<i64> {
             .await?;
     }
     Ok(i64::try_from(ids.len()).unwrap_or(i64::MAX))
+}
+
+async fn top(db: Db) -> Answer<i64> {
+    db.query("SELECT COALESCE(MAX(id), 0) + 1 FROM federation_events")
+        .fetch_one()
+        .await?
+        .get(0)
+}
+
+async fn unacknowledged_of(db: Db, ids: Vec<i64>) -> Answer<Vec<i64>> {
+    let mut found = Vec::new();
+    for id in ids {
+        let row = db
+            .query("SELECT id FROM federation_unpublished WHERE id = $1")
+            .bind(id)
+            .fetch_optional()
+            .await?;
+        found.extend(row.map(|row| row.get::<i64>(0)).transpose()?);
+    }
+    Ok(found)
 }
 
 async fn tip(db: Db, way: Way) -> Answer<Option<Tip>> {

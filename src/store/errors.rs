@@ -20,6 +20,9 @@ pub(super) fn corrupt(detail: impl Into<String>) -> StoreError {
 
 /// The meaning of an error of either database.
 pub(super) fn meaning(e: sqlx::Error) -> StoreError {
+    if let Some(fenced) = StoreError::fenced(&e) {
+        return fenced;
+    }
     let (kind, hint) = match &e {
         sqlx::Error::Database(db) => {
             let code = db.code().unwrap_or_default();

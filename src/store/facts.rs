@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::ops::{Answer, Single, Statement, Work};
-use super::types::{HealthRow, Keeping, StoreError, TrustRow};
-use super::{Commit, Store, read};
+use super::types::{Common, HealthRow, Keeping, Lead, StoreError, TrustRow};
+use super::{Commit, Store, common, read};
 use crate::protocol::{PeerRecord, ProtocolId, Record};
 
+/// The topic of the trust rules.
+pub const TRUST: &str = "trust";
 /// Steps of one call of `prune`; each is an operation of its own, so that commits go in between.
 const PRUNE_STEPS: usize = 64;
 
@@ -51,7 +53,8 @@ impl Store {
         );
         let put = put.bind(row.protocol).bind(row.pattern).bind(row.rule);
         let put = put.bind(row.reason).bind(row.created_ms).bind(row.ends_ms);
-        self.put(Work::Single(Single::Execute(vec![put]))).await
+        let statements = self.told(TRUST).chain([put]).collect();
+        self.put(Work::Single(Single::Execute(statements))).await
     }
 
     /// Removes one rule; false when there was none.
@@ -66,7 +69,7 @@ impl Store {
         );
         let remove = remove.bind(protocol).bind(pattern).bind(rule);
         self.write(
-            Work::Single(Single::Execute(vec![remove])),
+            Work::Single(Single::Execute(self.told(TRUST).chain([remove]).collect())),
             |answer| matches!(answer, Answer::Number(n) if n > 0),
         )
         .await
@@ -167,6 +170,73 @@ impl Store {
     /// The consumer epoch, incremented and committed.
     pub async fn next_epoch(&self) -> Result<i64, StoreError> {
         self.count(Single::NextEpoch).await
+    }
+
+    /// Says that something which every instance keeps in memory was changed, for the others to read
+    /// it anew; nothing when there are no others. A topic is `trust`, or a protocol's id.
+    pub async fn changed(&self, topic: &str) -> Result<(), StoreError> {
+        let told: Vec<_> = self.told(topic).collect();
+        match told.is_empty() {
+            true => Ok(()),
+            false => self.count(Single::Execute(told)).await.map(drop),
+        }
+    }
+
+    /// The statement that tells the others, to stand before others in one transaction.
+    fn told(&self, topic: &str) -> impl Iterator<Item = Statement> + use<> {
+        self.shared()
+            .then(|| common::count_change(topic))
+            .into_iter()
+    }
+
+    /// Writes (value) or deletes (None) one of a protocol's rows that every instance keeps in memory.
+    pub async fn put_known(
+        &self,
+        protocol: ProtocolId,
+        record: Record,
+    ) -> Result<Commit, StoreError> {
+        if !self.shared() {
+            return self.put_records(protocol, vec![record]).await;
+        }
+        let change = match record.value {
+            Some(value) => Statement::new(
+                "INSERT INTO protocol_records (protocol, kind, key, value) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (protocol, kind, key) DO UPDATE SET value = excluded.value",
+            )
+            .bind(protocol)
+            .bind(record.kind)
+            .bind(record.key)
+            .bind(value),
+            None => Statement::new(
+                "DELETE FROM protocol_records WHERE protocol = $1 AND kind = $2 AND key = $3",
+            )
+            .bind(protocol)
+            .bind(record.kind)
+            .bind(record.key),
+        };
+        let statements = self.told(protocol).chain([change]).collect();
+        self.put(Work::Single(Single::Execute(statements))).await
+    }
+
+    /// Takes or keeps a part that one instance plays for all, for so long; true where there are no
+    /// others.
+    pub async fn lead(
+        &self,
+        what: &'static str,
+        lasts: std::time::Duration,
+    ) -> Result<bool, StoreError> {
+        if !self.shared() {
+            return Ok(true);
+        }
+        let by = self.instance().to_owned();
+        let lead = Single::Lead(Lead { what, by, lasts });
+        self.count(lead).await.map(|n| n > 0)
+    }
+
+    /// How often what instances that share this database know, and the streams' history, has
+    /// changed so far.
+    pub async fn common(&self) -> Result<Common, StoreError> {
+        self.read(super::common::read).await
     }
 
     /// What protocols want kept otherwise than retention says, from now on.

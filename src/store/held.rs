@@ -321,6 +321,8 @@ async fn counts(db: Db) -> Answer<Vec<HeldCount>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bytes::Bytes;
 
     use super::*;
@@ -328,7 +330,7 @@ mod tests {
     use crate::store::NewInbound;
 
     fn arrival(hold: bool, bytes: usize) -> Arrival {
-        Arrival::new(NewInbound {
+        Arrival::new(Arc::new(NewInbound {
             protocol: "uam",
             peer: PeerName::parse("a.test").expect("a name"),
             dedupe_key: "k".into(),
@@ -341,7 +343,7 @@ mod tests {
             replay: Vec::new(),
             hold,
             room_event: None,
-        })
+        }))
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! - Batches go in the order they came, complete or not: were a later one written before an earlier
 //!   one, a bridge killed in between would take the earlier messages from the broker again and number
 //!   them behind the later ones.
-//! - While others wait, what is ready waits for them too, at most [`GATHER`]: a commit costs the same
-//!   for ten rows and for a hundred.
+//! - While others wait, or the last commit was a moment ago, what is ready waits too, at most
+//!   [`GATHER`]: a commit costs the same for ten rows and for a hundred.
 //! - Whoever wants an answer makes what is ready go at once. Whoever asks for all that went before
 //!   ([`Work::Barrier`]), or changes rows, makes everything go.
 //! - While outcomes do not come in time (peers that are slow or away) nothing waits, but for a try
@@ -26,11 +26,11 @@ use super::types::RowState;
 /// The longest that rows wait for their outcomes.
 const PATIENCE: Duration = Duration::from_millis(75);
 /// The longest that what is ready waits for what is not.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(20);
 /// Operations that are enough for a commit.
-const ENOUGH: usize = 256;
+const ENOUGH: usize = 1_024;
 /// Rows that wait at most.
-const MAX_ROWS: usize = 1_000;
+const MAX_ROWS: usize = 4_000;
 /// Batches in a row that waited in vain, until waiting is given up.
 const IN_VAIN: u32 = 8;
 /// How long it is given up.
@@ -68,6 +68,8 @@ pub(super) struct Linger {
     ready_since: Option<Instant>,
     in_vain: u32,
     off_until: Option<Instant>,
+    /// The last commit began.
+    last: Option<Instant>,
 }
 
 impl Linger {
@@ -104,8 +106,13 @@ impl Linger {
         }
         self.expire(now);
         let waited = self.ready_since.is_some_and(|since| now >= since + GATHER);
-        if urgent || waited || self.slots.is_empty() || self.ready.len() >= ENOUGH {
+        let idle = self.last.is_none_or(|last| now >= last + GATHER);
+        let alone = idle && self.slots.is_empty();
+        if urgent || waited || alone || self.ready.len() >= ENOUGH {
             self.ready_since = None;
+            if !self.ready.is_empty() {
+                self.last = Some(now);
+            }
             jobs.append(&mut self.ready);
         } else if !self.ready.is_empty() {
             self.ready_since.get_or_insert(now);
@@ -203,7 +210,7 @@ impl Linger {
         self.first += 1;
         self.rows -= slot.count;
         if let Work::Insert(rows) = &slot.rows.work {
-            for row in rows {
+            for row in rows.iter() {
                 self.places.remove(&row.id);
             }
         }
@@ -216,16 +223,17 @@ impl Linger {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tokio::sync::oneshot;
     use tokio::time::advance;
 
     use super::*;
+    use crate::store::told::Told;
     use crate::store::types::{NewRow, Outcome, Settle};
 
     fn job(work: Work) -> Job {
         Job {
             work,
-            done: oneshot::channel().0,
+            lease: None,
+            done: Told::Nobody,
             _room: None,
         }
     }
@@ -262,7 +270,20 @@ mod tests {
         assert!(goes(&mut linger, [rows([1, 2]), outcome(2)]).is_empty());
         assert_eq!(goes(&mut linger, [outcome(1)]), [1, 2, -2, -1]);
         assert_eq!(linger.due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_a_commit_is_at_once_and_the_next_a_moment_later() {
+        let mut linger = Linger::default();
         assert_eq!(goes(&mut linger, [outcome(1)]), [-1]);
+        let begun = Instant::now();
+        assert!(goes(&mut linger, [outcome(2)]).is_empty());
+        assert!(goes(&mut linger, [outcome(3)]).is_empty());
+        assert_eq!(linger.due(), Some(begun + GATHER));
+        advance(GATHER).await;
+        assert_eq!(goes(&mut linger, []), [-2, -3]);
+        advance(GATHER).await;
+        assert_eq!(goes(&mut linger, [outcome(4)]), [-4]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -293,6 +314,7 @@ mod tests {
         let barrier = job(Work::Barrier);
         let came = [rows([1, 2]), outcome(1), barrier, rows([3])];
         assert_eq!(goes(&mut linger, came), [1, 2, -1, 0]);
+        advance(GATHER).await;
         assert_eq!(goes(&mut linger, [outcome(2), outcome(3)]), [-2, 3, -3]);
     }
 

@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::checkpoint::{Acked, Rebase, Tip, Way};
 use super::held::{HeldBatch, Released};
-use super::types::{Accepted, Keeping, NewInbound, NewRow, Outcome, Settle, StoreError};
+use super::leases::Lease;
+use super::told::Told;
+use super::types::{Accepted, Keeping, Lead, MendTurn, NewInbound, NewRow, Outcome, Settle};
 use super::value::Value;
 use crate::clock::UnixMs;
 use crate::config::Retention;
@@ -23,7 +25,7 @@ const ROW_COST: usize = 512;
 /// One operation. Constraint violations are designed out: every insert says what a conflict means.
 #[derive(Debug)]
 pub(super) enum Work {
-    Insert(Vec<NewRow>),
+    Insert(Arc<[NewRow]>),
     Settle(Settle),
     Noticed(Vec<i64>),
     Accept(Box<Arrival>),
@@ -41,6 +43,15 @@ pub(super) enum Work {
 pub(super) enum Single {
     PutPeer(PeerRecord),
     NextEpoch,
+    /// Row numbers for this instance alone, so many, none of them below `floor`; answers the first.
+    RowBlock {
+        floor: i64,
+        size: i64,
+    },
+    /// The turn to mend the streams; answers the series, 0: it is another's.
+    Mend(Box<MendTurn>),
+    /// A part that one instance plays for all; answers 0: another one plays it.
+    Lead(Lead),
     Rebase(Box<Rebase>),
     ForgetCheckpoints(Way, Vec<Tip>),
     Stuck(Vec<i64>),
@@ -101,12 +112,12 @@ impl Statement {
 /// An inbound event with the hash of its payload, taken on the caller's thread.
 #[derive(Debug)]
 pub(super) struct Arrival {
-    pub event: NewInbound,
+    pub event: Arc<NewInbound>,
     pub hash: [u8; 32],
 }
 
 impl Arrival {
-    pub fn new(event: NewInbound) -> Self {
+    pub fn new(event: Arc<NewInbound>) -> Self {
         let hash = Sha256::digest(&event.payload).into();
         Self { event, hash }
     }
@@ -125,7 +136,9 @@ pub(super) enum Answer {
 #[derive(Debug)]
 pub(super) struct Job {
     pub work: Work,
-    pub done: oneshot::Sender<Result<Answer, StoreError>>,
+    /// Written only while this is ours.
+    pub lease: Option<Lease>,
+    pub done: Told,
     pub _room: Option<OwnedSemaphorePermit>,
 }
 

@@ -4,11 +4,12 @@
 //! becomes part of that row; of several outcomes of one row the one nearest to the end counts; a body
 //! several rows of one message share is written once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 
 use super::checkpoint::Acked;
+use super::leases::Lease;
 use super::ops::{Arrival, Single, Work};
 use super::types::{AttemptRow, NewRow, Outcome, RowState, Settle};
 use crate::clock::UnixMs;
@@ -21,6 +22,8 @@ const SHARE_FROM: usize = 128;
 /// outcomes, attempts, notices, arrivals, acknowledgements, records, single operations.
 #[derive(Default)]
 pub(super) struct Plan<'a> {
+    /// Under which all of it is written: not at all unless each is ours.
+    pub leases: BTreeSet<Lease>,
     pub rows: Vec<PlannedRow<'a>>,
     /// Bodies shared by several rows: id of the first of them, bytes.
     pub bodies: Vec<(i64, &'a Bytes)>,
@@ -33,6 +36,17 @@ pub(super) struct Plan<'a> {
     pub acked: Vec<&'a Acked>,
     pub records: Vec<(ProtocolId, &'a Record)>,
     pub singles: Vec<&'a Single>,
+}
+
+impl Plan<'_> {
+    /// Whether it touches more than rows of the queue and their outcomes: what instances that share a
+    /// database decide in turns.
+    pub fn in_turn(&self) -> bool {
+        !self.arrivals.is_empty()
+            || !self.published.is_empty()
+            || !self.singles.is_empty()
+            || !self.acked.is_empty()
+    }
 }
 
 /// A row to insert, with its outcome if that is known already.
@@ -168,7 +182,7 @@ pub(super) fn plan<'a>(works: impl Iterator<Item = &'a Work>) -> Plan<'a> {
     for work in works {
         match work {
             Work::Insert(rows) => {
-                for row in rows {
+                for row in rows.iter() {
                     row_at.entry(row.id).or_insert(plan.rows.len());
                     plan.rows.push(PlannedRow {
                         row,
@@ -195,7 +209,7 @@ pub(super) fn plan<'a>(works: impl Iterator<Item = &'a Work>) -> Plan<'a> {
             Work::Accept(arrival) => plan.arrivals.push(arrival),
             Work::Published(acked) => {
                 plan.published.extend(&acked.ids);
-                if !acked.tips.is_empty() {
+                if !acked.tips.is_empty() || acked.series.is_some() {
                     plan.acked.push(acked);
                 }
             }
@@ -212,26 +226,19 @@ pub(super) fn plan<'a>(works: impl Iterator<Item = &'a Work>) -> Plan<'a> {
 
 /// Gives neighbouring rows of one message with equal bodies one stored body.
 fn share_bodies(plan: &mut Plan<'_>) {
-    let mut start = 0;
-    while start < plan.rows.len() {
-        let first = plan.rows[start].row;
-        let same = plan.rows[start..]
-            .iter()
-            .take_while(|r| {
-                r.row.msg_id == first.msg_id
-                    && r.row.protocol == first.protocol
-                    && r.row.body == first.body
-            })
-            .count()
-            .max(1);
-        let group = &mut plan.rows[start..start + same];
+    let alike = |one: &NewRow, next: &NewRow| {
+        one.msg_id == next.msg_id && one.protocol == next.protocol && one.body == next.body
+    };
+    for group in plan.rows.chunk_by_mut(|one, next| alike(one.row, next.row)) {
+        let Some(first) = group.first().map(|r| r.row) else {
+            continue;
+        };
         if first.body.len() >= SHARE_FROM && group.iter().filter(|r| r.keeps_body()).count() > 1 {
             for row in group.iter_mut().filter(|r| r.keeps_body()) {
                 row.body_ref = Some(first.id);
             }
             plan.bodies.push((first.id, &first.body));
         }
-        start += same;
     }
 }
 
@@ -269,7 +276,7 @@ mod tests {
     #[test]
     fn an_outcome_joins_its_row_still_waiting() {
         let works = [
-            Work::Insert(vec![row(1, "a", b"x"), row(2, "b", b"y")]),
+            Work::Insert([row(1, "a", b"x"), row(2, "b", b"y")].into()),
             settle(2, Outcome::Delivered { at_ms: 5 }),
         ];
         let plan = plan(works.iter());
@@ -323,9 +330,9 @@ mod tests {
         const BIG: &[u8] = &[7; 4096];
         let rows = vec![row(1, "a", BIG), row(2, "a", BIG), row(3, "a", BIG)];
         let works = [
-            Work::Insert(rows),
+            Work::Insert(rows.into()),
             settle(1, Outcome::Delivered { at_ms: 5 }),
-            Work::Insert(vec![row(4, "b", BIG)]),
+            Work::Insert([row(4, "b", BIG)].into()),
         ];
         let plan = plan(works.iter());
         assert_eq!(plan.bodies.len(), 1);

@@ -6,6 +6,11 @@
 //! its connection takes the lock again and finds the count as it left it, or another process has had
 //! the database meanwhile; then nothing is written any more, since ledger numbers handed out here
 //! may have been handed out there too.
+//!
+//! Instances that share a database (`store.shared`) hold the same lock in its shared form, so they and
+//! one that wants it alone exclude each other. Numbers come from the database then, within the
+//! commit that uses them, and a lost connection needs no proof that nobody else wrote. The schema is
+//! brought up to date under the lock taken alone: instances of an older version must stop first.
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,6 +33,8 @@ const STATEMENTS: usize = 256;
 const LOCK: i32 = 0x6472_7762;
 /// Pause before the lock is tried again.
 const LOCK_AGAIN: Duration = Duration::from_millis(100);
+/// Several instances: a transaction in which nothing happens for so long is given up.
+const FROZEN_AFTER: Duration = Duration::from_secs(3);
 /// The mark in `meta` that counts openings.
 const OPENINGS: &str = "openings";
 
@@ -39,9 +46,19 @@ pub(super) struct Place {
     pub shown: String,
     /// The longest that one transaction, or connecting, may take.
     pub patience: Duration,
+    /// Other instances may write as well.
+    pub shared: bool,
+}
+
+/// How the lock is held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Alone,
+    Shared,
 }
 
 impl Place {
+    /// For a store that is one process's own.
     pub fn new(url: &PostgresUrl, patience: Duration) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.0.0.parse().map_err(meaning)?;
         let options = options
@@ -52,7 +69,14 @@ impl Place {
             options,
             shown: url.shown(),
             patience,
+            shared: false,
         })
+    }
+
+    /// The same, of instances that may share it.
+    pub fn of(mut self, shared: bool) -> Self {
+        self.shared = shared;
+        self
     }
 
     /// Runs `work`, at most as long as patience lasts.
@@ -72,27 +96,30 @@ impl Place {
     /// Opens the database for writing: takes the lock, brings the schema up to date. Answers the
     /// connection and the count of openings, this one included.
     pub async fn open(&self) -> Result<(Conn, i64), StoreError> {
-        let mut conn = self
+        let (mut conn, hold) = self
             .within(async {
                 let mut conn = Conn::Postgres(self.connect().await?);
                 self.set_up(&mut conn).await?;
-                self.lock_soon(&mut conn).await?;
+                let hold = self.lock_soon(&mut conn).await?;
                 self.warn(&mut conn).await?;
-                Ok(conn)
+                Ok((conn, hold))
             })
             .await?;
-        // A migration of a large table may take its time.
-        conn.exec("SET statement_timeout = 0")
-            .await
-            .map_err(meaning)?;
-        schema::migrate(&mut conn, &self.shown).await?;
-        self.within(async {
-            self.set_up(&mut conn).await?;
-            let openings = single::mark(&mut conn, OPENINGS).await.map_err(meaning)?;
-            let openings = openings.unwrap_or(0).saturating_add(1);
-            single::put_mark(&mut conn, OPENINGS, openings)
+        if hold == Hold::Alone {
+            // A migration of a large table may take its time.
+            conn.exec("SET statement_timeout = 0")
                 .await
                 .map_err(meaning)?;
+            schema::migrate(&mut conn, &self.shown).await?;
+        }
+        self.within(async {
+            self.set_up(&mut conn).await?;
+            let openings = self.count_opening(&mut conn).await?;
+            if self.shared && hold == Hold::Alone {
+                // Never without it: the shared form is taken while the other is still held.
+                self.try_lock(&mut conn, Hold::Shared).await?;
+                self.unlock(&mut conn, Hold::Alone).await?;
+            }
             Ok(openings)
         })
         .await
@@ -104,7 +131,17 @@ impl Place {
         self.within(async {
             let mut conn = Conn::Postgres(self.connect().await?);
             self.set_up(&mut conn).await?;
-            self.lock(&mut conn).await.map_err(|e| unavailable(e.detail))?;
+            if self.shared {
+                if !self.try_lock(&mut conn, Hold::Shared).await? {
+                    return Err(unavailable(self.in_use().detail));
+                }
+                // Whoever had it alone before must not think that nobody wrote meanwhile.
+                self.count_opening(&mut conn).await?;
+                return Ok(conn);
+            }
+            if !self.try_lock(&mut conn, Hold::Alone).await? {
+                return Err(unavailable(self.in_use().detail));
+            }
             let now = single::mark(&mut conn, OPENINGS).await.map_err(meaning)?;
             if now != Some(openings) {
                 return Err(unavailable(format!(
@@ -115,6 +152,33 @@ impl Place {
             Ok(conn)
         })
         .await
+    }
+
+    /// Counts this opening; answers the count.
+    async fn count_opening(&self, conn: &mut Conn) -> Result<i64, StoreError> {
+        let count: String = conn
+            .query(
+                "INSERT INTO meta (name, value) VALUES ($1, '1') ON CONFLICT (name) \
+                 DO UPDATE SET value = (meta.value::bigint + 1)::text RETURNING value",
+            )
+            .bind(OPENINGS)
+            .scalar()
+            .await
+            .map_err(meaning)?;
+        count
+            .parse()
+            .map_err(|e| meaning(sqlx::Error::Decode(Box::new(e))))
+    }
+
+    /// A connection for the leases, without the lock: it writes nothing else.
+    pub async fn plain(&self) -> Result<Conn, StoreError> {
+        let mut conn = Conn::Postgres(self.connect().await?);
+        self.set_up(&mut conn).await?;
+        // Two small tables: reading them whole is the way.
+        conn.exec("SET enable_seqscan = on")
+            .await
+            .map_err(meaning)?;
+        Ok(conn)
     }
 
     async fn connect(&self) -> Result<PgConnection, StoreError> {
@@ -129,17 +193,23 @@ impl Place {
             return Ok(());
         };
         let patience = self.patience.as_millis();
+        // The others wait for a transaction's turn: one whose process is frozen must not keep it.
+        let idle = match self.shared {
+            true => patience.min(FROZEN_AFTER.as_millis()),
+            false => patience,
+        };
         // The server gives up before we do, and on its own if we vanish: a session that lingers
         // keeps the lock. Plans: every statement of the writer finds its rows by an index, whatever
-        // the statistics of a table that was empty a moment ago say.
+        // the statistics of a table that was empty a moment ago say. Where there is none, the price put
+        // on a scan must not make the server compile the statement first, which takes half a second.
         let sql = format!(
             "SELECT set_config('synchronous_commit', 'on', false) \
                WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply'); \
              SET statement_timeout = {patience}; SET lock_timeout = {patience}; \
-             SET idle_in_transaction_session_timeout = {patience}; \
+             SET idle_in_transaction_session_timeout = {idle}; \
              SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
              SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
-             SET plan_cache_mode = force_generic_plan; SET client_min_messages = warning"
+             SET plan_cache_mode = force_generic_plan; SET jit = off; SET client_min_messages = warning"
         );
         // Numbers are all that is put in.
         conn.execute(sqlx::raw_sql(AssertSqlSafe(sql)))
@@ -151,12 +221,14 @@ impl Place {
     /// Takes the lock, with some patience for the session of a process that was just killed: it lasts
     /// as long as the statement it was in. A fixed pause instead of `retry::until`, whose last delay
     /// may outlast the limit on the whole opening: that would hide who holds the lock.
-    async fn lock_soon(&self, conn: &mut Conn) -> Result<(), StoreError> {
+    async fn lock_soon(&self, conn: &mut Conn) -> Result<Hold, StoreError> {
         let until = tokio::time::Instant::now() + self.patience / 2;
         loop {
             match self.lock(conn).await {
                 Err(e)
-                    if e.kind == StoreErrorKind::InUse && tokio::time::Instant::now() < until =>
+                    if (e.kind == StoreErrorKind::InUse
+                        || (self.shared && e.kind == StoreErrorKind::Unavailable))
+                        && tokio::time::Instant::now() < until =>
                 {
                     tokio::time::sleep(LOCK_AGAIN).await;
                 }
@@ -165,7 +237,9 @@ impl Place {
         }
     }
 
-    async fn lock(&self, conn: &mut Conn) -> Result<(), StoreError> {
+    /// Takes the lock: the shared form if that is wanted and the schema is as this binary knows it,
+    /// alone otherwise.
+    async fn lock(&self, conn: &mut Conn) -> Result<Hold, StoreError> {
         let schema: Option<String> = conn
             .query("SELECT current_schema()::text")
             .scalar()
@@ -177,22 +251,74 @@ impl Place {
                 self.shown
             )));
         }
-        let taken: bool = conn
-            .query("SELECT pg_try_advisory_lock($1::bigint::int, hashtext(current_schema()::text))")
-            .bind(i64::from(LOCK))
-            .scalar()
-            .await
-            .map_err(|e| opening(&self.shown, e))?;
-        if taken {
-            return Ok(());
+        let mut old_schema = false;
+        if self.shared && self.try_lock(conn, Hold::Shared).await? {
+            let version = schema::check_ours(conn, &self.shown).await;
+            if matches!(version, Ok(Some(version)) if version == schema::newest()) {
+                return Ok(Hold::Shared);
+            }
+            self.unlock(conn, Hold::Shared).await?;
+            old_schema = version?.is_some();
         }
-        Err(StoreError {
-            kind: StoreErrorKind::InUse,
-            detail: format!(
-                "{} is in use by another drawbridge process; stop that one, or give this one a database of its own",
+        if self.try_lock(conn, Hold::Alone).await? {
+            return Ok(Hold::Alone);
+        }
+        Err(match old_schema {
+            true => StoreError {
+                kind: StoreErrorKind::InUse,
+                detail: format!(
+                    "{} was written by an older drawbridge and instances of it still run; stop them all, then start this one",
+                    self.shown
+                ),
+            },
+            false => self.in_use(),
+        })
+    }
+
+    fn in_use(&self) -> StoreError {
+        let detail = match self.shared {
+            true => format!(
+                "{} is in use by a drawbridge process that wants it alone; set store.shared = true on every instance and restart that one",
                 self.shown
             ),
-        })
+            false => format!(
+                "{} is in use by another drawbridge process; stop that one, give this one a database of its own, or set store.shared = true on every instance",
+                self.shown
+            ),
+        };
+        // One that shares may find another that brings a new database's schema up to date, which
+        // passes: whoever starts tries again for a while.
+        let kind = match self.shared {
+            true => StoreErrorKind::Unavailable,
+            false => StoreErrorKind::InUse,
+        };
+        StoreError { kind, detail }
+    }
+
+    async fn try_lock(&self, conn: &mut Conn, hold: Hold) -> Result<bool, StoreError> {
+        let sql = match hold {
+            Hold::Alone => {
+                "SELECT pg_try_advisory_lock($1::bigint::int, hashtext(current_schema()::text))"
+            }
+            Hold::Shared => {
+                "SELECT pg_try_advisory_lock_shared($1::bigint::int, hashtext(current_schema()::text))"
+            }
+        };
+        let lock = conn.query(sql).bind(i64::from(LOCK)).scalar();
+        lock.await.map_err(|e| opening(&self.shown, e))
+    }
+
+    async fn unlock(&self, conn: &mut Conn, hold: Hold) -> Result<(), StoreError> {
+        let sql = match hold {
+            Hold::Alone => {
+                "SELECT pg_advisory_unlock($1::bigint::int, hashtext(current_schema()::text))"
+            }
+            Hold::Shared => {
+                "SELECT pg_advisory_unlock_shared($1::bigint::int, hashtext(current_schema()::text))"
+            }
+        };
+        let unlock = conn.query(sql).bind(i64::from(LOCK)).scalar::<bool>();
+        unlock.await.map(drop).map_err(|e| opening(&self.shown, e))
     }
 
     /// Says what of the server's settings weakens our promises.

@@ -2,13 +2,16 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::leases::Lease;
 use super::ops::{Answer, Single, Work};
+use super::single::ROW_BLOCK;
 use super::types::{
     AttemptRow, LaneSummary, NewRow, QueueCounts, QueueRow, RowFilter, Settle, StoreError,
 };
-use super::{Commit, Store, read};
+use super::{Commit, Store, closed, read};
 use crate::protocol::{PeerName, ProtocolId};
 
 impl Store {
@@ -19,31 +22,134 @@ impl Store {
         first..first.saturating_add(n)
     }
 
-    /// Which of these message ids (per protocol) have a row already, committed.
+    /// Which of these message ids (per protocol) have a row already, committed. Those that surely
+    /// have none cost no look at the database.
     pub async fn known_messages(
         &self,
         protocol: ProtocolId,
-        ids: &[String],
+        ids: Vec<String>,
     ) -> Result<HashSet<String>, StoreError> {
+        let known = &self.inner.known;
+        let ids: Vec<String> = ids
+            .into_iter()
+            .filter(|id| !known.is_new(protocol, id))
+            .collect();
         if ids.is_empty() {
             return Ok(HashSet::new());
         }
-        let ids = ids.to_vec();
         self.read(move |db| read::known_messages(db, protocol, ids))
+            .await
+    }
+
+    /// Whether this message has a row for this peer, committed.
+    pub async fn has_row(
+        &self,
+        protocol: ProtocolId,
+        msg_id: &str,
+        peer: &PeerName,
+    ) -> Result<bool, StoreError> {
+        let (msg_id, peer) = (msg_id.to_owned(), peer.clone());
+        self.read(move |db| read::has_row(db, protocol, msg_id, peer))
             .await
     }
 
     /// Queues rows for insertion (waits for room, then returns); the inner future resolves at
     /// commit. A row whose (protocol, msg_id, peer) exists is skipped silently, with its records.
     /// Neighbouring rows of one message with equal bodies share one stored body.
-    pub async fn enqueue(&self, rows: Vec<NewRow>) -> Result<Commit, StoreError> {
-        self.put(Work::Insert(rows)).await
+    pub async fn enqueue(&self, rows: impl Into<Arc<[NewRow]>>) -> Result<Commit, StoreError> {
+        self.enqueue_under(self.lease, rows).await
+    }
+
+    /// The same, written only while this lease is ours; else `Fenced`, and the rows are another's
+    /// to make.
+    pub async fn enqueue_under(
+        &self,
+        lease: Option<Lease>,
+        rows: impl Into<Arc<[NewRow]>>,
+    ) -> Result<Commit, StoreError> {
+        let rows = rows.into();
+        // Before they are handed in: what has a row is never taken for new.
+        let ids = rows.iter().map(|row| (row.protocol, row.msg_id.as_str()));
+        self.inner.known.add(ids);
+        self.put_under(lease, Work::Insert(rows)).await
     }
 
     /// Records an outcome. If the row still waits to be inserted the two become one write. A row
     /// once delivered stays delivered; a row that does not exist is passed over.
     pub async fn settle(&self, settle: Settle) -> Result<Commit, StoreError> {
         self.put(Work::Settle(settle)).await
+    }
+
+    /// Records many outcomes; resolves when all of them are, to those that are not, each with the
+    /// reason. At most 1,024 at once.
+    pub async fn settle_all(
+        &self,
+        lease: Option<Lease>,
+        settles: &[Settle],
+    ) -> Result<Vec<(Settle, StoreError)>, StoreError> {
+        if settles.is_empty() {
+            return Ok(Vec::new());
+        }
+        let works = settles.iter().cloned().map(Work::Settle).collect();
+        let failed = self.submit_all(lease, works).await?;
+        let failed = failed.await.map_err(|_| closed())?;
+        let named = |(number, error)| settles.get(number).map(|s: &Settle| (s.clone(), error));
+        Ok(failed.into_iter().filter_map(named).collect())
+    }
+
+    /// The same, written only while this lease is ours; else `Fenced`, and the row is another's.
+    pub async fn settle_under(
+        &self,
+        lease: Option<Lease>,
+        settle: Settle,
+    ) -> Result<Commit, StoreError> {
+        self.put_under(lease, Work::Settle(settle)).await
+    }
+
+    /// Resolves when everything handed in before is written.
+    pub async fn written(&self) -> Result<(), StoreError> {
+        self.barrier().await
+    }
+
+    /// Row numbers above every number ever given: with it what a unit's new owner writes stands
+    /// behind all that earlier owners wrote. Nothing to do for a store that is this process's own.
+    pub async fn fresh_rows(&self) -> Result<(), StoreError> {
+        self.more_rows(ROW_BLOCK).await
+    }
+
+    /// Sees to it that `n` row numbers can be reserved. Nothing to do for a store that is this
+    /// process's own.
+    pub async fn ensure_rows(&self, n: usize) -> Result<(), StoreError> {
+        let n = i64::try_from(n)
+            .unwrap_or(i64::MAX)
+            .saturating_add(ROW_BLOCK / 2);
+        let next = self.inner.next_row.load(Ordering::Acquire);
+        if self
+            .inner
+            .row_end
+            .load(Ordering::Acquire)
+            .saturating_sub(next)
+            >= n
+        {
+            return Ok(());
+        }
+        self.more_rows(n.saturating_add(ROW_BLOCK)).await
+    }
+
+    async fn more_rows(&self, size: i64) -> Result<(), StoreError> {
+        if !self.inner.shared {
+            return Ok(());
+        }
+        let op = Single::RowBlock { floor: 0, size };
+        let first = self.write(Work::Single(op), number).await?.await?;
+        let first = i64::try_from(first).unwrap_or(i64::MAX);
+        // The end first: whoever reserves in between has the old block still before it. Blocks only
+        // ascend, so of two that come at once the later stands.
+        self.inner
+            .row_end
+            .fetch_max(first.saturating_add(size), Ordering::AcqRel);
+        self.inner.next_row.fetch_max(first, Ordering::AcqRel);
+        Ok(())
     }
 
     /// Pending rows of one lane with `id > after`, ascending, at most `limit`, read after everything
@@ -87,6 +193,12 @@ impl Store {
     /// Every lane with pending rows: for arming timers at start.
     pub async fn lanes(&self) -> Result<Vec<LaneSummary>, StoreError> {
         self.read_after(read::lanes).await
+    }
+
+    /// The same of one protocol.
+    pub async fn lanes_of(&self, protocol: ProtocolId) -> Result<Vec<LaneSummary>, StoreError> {
+        self.read_after(move |db| read::lanes_of(db, protocol))
+            .await
     }
 
     /// Rows for `queue list`, newest last, without their bodies.

@@ -30,6 +30,7 @@ const VERSIONS: &[(i64, &str, &str, &str)] = &[
     version!(4, "0004_lists"),
     version!(5, "0005_mailbox"),
     version!(6, "0006_rooms"),
+    version!(7, "0007_leases"),
 ];
 
 /// The newest version this binary knows.

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use sqlx::AssertSqlSafe;
 
-use super::apply::Marks;
+use super::apply::{AHEAD, Marks};
 use super::db::{Conn, Kind};
 use super::ops::{Single, Statement};
-use super::{checkpoint, held, mailbox, manage};
+use super::{checkpoint, common, held, mailbox, manage};
 
 /// Runs one; answers its number (rows changed, or the value asked for).
 pub(super) async fn run(
@@ -39,11 +39,12 @@ pub(super) async fn run(
             .await?
         }
         Single::NextEpoch => {
-            let epoch = mark(conn, "epoch").await?.unwrap_or(0).saturating_add(1);
-            put_mark(conn, "epoch", epoch).await?;
-            return Ok(epoch);
+            return next(conn, "epoch").await;
         }
-        Single::Rebase(to) => return checkpoint::rebase(conn, to).await,
+        Single::RowBlock { floor, size } => return row_block(conn, *floor, *size).await,
+        Single::Mend(wish) => return common::mend(conn, marks, wish).await,
+        Single::Lead(wish) => return common::lead(conn, wish).await,
+        Single::Rebase(to) => return checkpoint::rebase(conn, to, marks.series).await,
         Single::ForgetCheckpoints(way, gone) => {
             return checkpoint::forget(conn, *way, gone).await;
         }
@@ -145,6 +146,38 @@ async fn drop_rows(conn: &mut Conn, ids: &BTreeSet<i64>) -> Result<i64, sqlx::Er
     Ok(i64::try_from(changed).unwrap_or(i64::MAX))
 }
 
+/// A number kept in `meta`, one higher than it was, whoever counts at the same time.
+async fn next(conn: &mut Conn, name: &str) -> Result<i64, sqlx::Error> {
+    let value: String = conn
+        .query(
+            "INSERT INTO meta (name, value) VALUES ($1, '1') ON CONFLICT (name) DO UPDATE SET \
+             value = CAST(CAST(meta.value AS BIGINT) + 1 AS TEXT) RETURNING value",
+        )
+        .bind(name)
+        .scalar()
+        .await?;
+    value.parse().map_err(|e| sqlx::Error::Decode(Box::new(e)))
+}
+
+/// Row numbers an instance takes at once from a database it shares.
+pub(super) const ROW_BLOCK: i64 = 1 << 24;
+
+/// Takes so many row numbers for one instance, none below `floor`; answers the first.
+pub(super) async fn row_block(conn: &mut Conn, floor: i64, size: i64) -> Result<i64, sqlx::Error> {
+    let end: String = conn
+        .query(
+            "INSERT INTO meta (name, value) VALUES ('rows', ($1::bigint + $2::bigint)::text) \
+             ON CONFLICT (name) DO UPDATE SET \
+             value = (GREATEST(meta.value::bigint, $1::bigint) + $2::bigint)::text RETURNING value",
+        )
+        .bind(floor)
+        .bind(size)
+        .scalar()
+        .await?;
+    let end: i64 = end.parse().map_err(|e| sqlx::Error::Decode(Box::new(e)))?;
+    Ok(end.saturating_sub(size))
+}
+
 /// A number kept in `meta`.
 pub(super) async fn mark(conn: &mut Conn, name: &str) -> Result<Option<i64>, sqlx::Error> {
     let Some(row) = conn
@@ -166,7 +199,7 @@ pub(super) async fn put_mark(conn: &mut Conn, name: &str, value: i64) -> Result<
     put_text(conn, name, &value.to_string()).await
 }
 
-async fn put_text(conn: &mut Conn, name: &str, value: &str) -> Result<(), sqlx::Error> {
+pub(super) async fn put_text(conn: &mut Conn, name: &str, value: &str) -> Result<(), sqlx::Error> {
     conn.query(
         "INSERT INTO meta (name, value) VALUES ($1, $2) \
          ON CONFLICT (name) DO UPDATE SET value = excluded.value",
@@ -210,6 +243,9 @@ pub(super) async fn load_marks(conn: &mut Conn) -> Result<Marks, sqlx::Error> {
         events,
         held: held::count(conn).await?,
         inbound_bytes: mark(conn, "inbound_bytes").await?.unwrap_or(0),
+        ahead: AHEAD,
+        series: 0,
+        shut: false,
     })
 }
 

@@ -21,7 +21,7 @@ const READER_CACHE_KIB: i64 = 4 * 1024;
 /// Readers at most.
 const READERS: u32 = 4;
 /// Pages (4 KiB) in the write-ahead log before a commit moves them to the file.
-const CHECKPOINT_PAGES: i64 = 4_000;
+const CHECKPOINT_PAGES: i64 = 12_000;
 /// The log's file is cut back to this after a burst.
 const LOG_LIMIT_BYTES: i64 = 64 << 20;
 /// How long to wait for another process (a backup tool, a shell) that holds the file.

@@ -21,6 +21,8 @@ pub enum StoreErrorKind {
     Closed,
     /// Not a database of ours, or broken.
     Corrupt,
+    /// Written under a lease that another instance has now: it is no longer ours to write.
+    Fenced,
 }
 
 /// A failed store operation.
@@ -259,6 +261,36 @@ pub enum Accepted {
     },
     /// A replay id was there; nothing was written.
     Replayed,
+    /// Another instance publishes again what the broker lost; nothing was written.
+    Shut,
+}
+
+/// Counts by which an instance finds out what others did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Common {
+    /// Changes of what all instances know, by topic (see [`super::Store::changed`]).
+    pub changes: std::collections::BTreeMap<String, i64>,
+    /// Histories of the streams (see [`super::Store::mend_turn`]).
+    pub series: i64,
+}
+
+/// A part that one instance plays for all, for so long unless it takes it again.
+#[derive(Clone, Debug)]
+pub struct Lead {
+    pub what: &'static str,
+    pub by: String,
+    pub lasts: std::time::Duration,
+}
+
+/// What an instance wants of the turn to mend the streams (see `store.shared`).
+#[derive(Clone, Debug)]
+pub struct MendTurn {
+    /// [`super::Store::instance`].
+    pub by: String,
+    /// Take or keep it for so long; `None`: it is over.
+    pub lasts: Option<std::time::Duration>,
+    /// The streams' history is another from now on, and the doors of all others are shut.
+    pub new_series: bool,
 }
 
 /// What a protocol wants kept longer, or less long, than retention says.

@@ -14,17 +14,19 @@
 //! * A transaction that fails for any other reason is repeated one operation at a time, so that one
 //!   bad operation cannot take others down.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
+use super::leases::Lease;
 use super::linger::Linger;
 use super::ops::{Answer, Job, Work};
 use super::plan::{Plan, plan};
+use super::told::Told;
 use super::types::{StoreError, StoreErrorKind};
 
 /// Most rows in one transaction.
@@ -114,7 +116,7 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
             }
             // What was accepted before the door shut is still written.
             jobs.close();
-            let done = std::mem::replace(&mut job.done, oneshot::channel().0);
+            let done = std::mem::replace(&mut job.done, Told::Nobody);
             closers.push(done);
             gauges.waiting.fetch_sub(1, Ordering::AcqRel);
             false
@@ -159,7 +161,7 @@ pub(super) async fn run<B: Backend, F: Future<Output = ()>>(
     finish().await;
     backend.close().await;
     for done in closers {
-        let _ = done.send(Ok(Answer::Done));
+        done.tell(Ok(Answer::Done));
     }
 }
 
@@ -232,8 +234,16 @@ async fn commit<B: Backend>(
         // Nothing to write, so nothing learned about whether writing works.
         return answer(batch, Answers::default(), gauges);
     }
+    let mut result = attempt(backend, batch).await;
+    if batch.len() > 1 && fenced(&result) {
+        // What lost its lease goes; the others need not go one by one for that.
+        refuse_fenced(backend, batch, gauges).await;
+        if batch.is_empty() {
+            return;
+        }
+        result = attempt(backend, batch).await;
+    }
     let alone = batch.len() == 1;
-    let result = attempt(backend, batch).await;
     match result {
         Ok(answers) => {
             note(gauges, &Ok(()));
@@ -281,8 +291,37 @@ async fn commit<B: Backend>(
     }
 }
 
+fn fenced<T>(result: &Result<T, StoreError>) -> bool {
+    matches!(result, Err(e) if e.kind == StoreErrorKind::Fenced)
+}
+
+/// Takes out of a batch what is under a lease that is no longer ours.
+async fn refuse_fenced<B: Backend>(backend: &mut B, batch: &mut Vec<Job>, gauges: &Gauges) {
+    let leases: BTreeSet<Lease> = batch.iter().filter_map(|job| job.lease).collect();
+    for lease in leases {
+        let plan = Plan {
+            leases: [lease].into(),
+            ..Plan::default()
+        };
+        let Err(e) = backend.commit(&plan).await else {
+            continue;
+        };
+        if e.kind != StoreErrorKind::Fenced {
+            continue; // the next try of the batch meets it
+        }
+        for job in std::mem::take(batch) {
+            if job.lease == Some(lease) {
+                reply(job, Err(e.clone()), gauges);
+            } else {
+                batch.push(job);
+            }
+        }
+    }
+}
+
 async fn attempt<B: Backend>(backend: &mut B, batch: &[Job]) -> Result<Answers, StoreError> {
-    let plan = plan(batch.iter().map(|job| &job.work));
+    let mut plan = plan(batch.iter().map(|job| &job.work));
+    plan.leases = batch.iter().filter_map(|job| job.lease).collect();
     let begun = std::time::Instant::now();
     let result = backend.commit(&plan).await;
     crate::ops::metrics::store_commit(batch.len(), begun.elapsed().as_secs_f64());
@@ -309,8 +348,10 @@ fn answer(batch: &mut Vec<Job>, answers: Answers, gauges: &Gauges) {
 
 fn reply(job: Job, result: Result<Answer, StoreError>, gauges: &Gauges) {
     gauges.waiting.fetch_sub(1, Ordering::AcqRel);
-    // Whoever asked may have gone; the write stands all the same.
-    let _ = job.done.send(result);
+    let Job { work, done, .. } = job;
+    // First, so that who shares it with us has it alone when the answer comes.
+    drop(work);
+    done.tell(result);
 }
 
 /// Keeps health and says when it changes.
@@ -321,6 +362,8 @@ fn note(gauges: &Gauges, result: &Result<(), StoreError>) {
                 tracing::info!("the store takes writes again");
             }
         }
+        // The database is well; it is ours no longer.
+        Err(e) if e.kind == StoreErrorKind::Fenced => {}
         Err(e) => {
             if gauges.healthy.swap(false, Ordering::Relaxed) {
                 tracing::error!(error = %e, "the store does not take writes");
@@ -386,7 +429,7 @@ mod tests {
         async fn close(self) {}
     }
 
-    type Waiter = oneshot::Receiver<Result<Answer, StoreError>>;
+    type Waiter = tokio::sync::oneshot::Receiver<Result<Answer, StoreError>>;
 
     struct Rig {
         /// `None`: taken out by a test that goes on handing in.
@@ -418,10 +461,16 @@ mod tests {
         }
 
         fn hand_in(&self, work: Work) -> Waiter {
-            let (done, answer) = oneshot::channel();
+            let (done, answer) = tokio::sync::oneshot::channel();
             self.gauges.waiting.fetch_add(1, Ordering::SeqCst);
             let _room = None;
-            self.jobs.try_send(Job { work, done, _room }).unwrap();
+            let job = Job {
+                work,
+                lease: None,
+                done: Told::One(done),
+                _room,
+            };
+            self.jobs.try_send(job).unwrap();
             answer
         }
 

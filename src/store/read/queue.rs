@@ -1,6 +1,7 @@
 //! Questions about the outbound queue.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use sqlx::AssertSqlSafe;
@@ -101,6 +102,53 @@ fn rows_of(rows: &[Row]) -> Answer<Vec<QueueRow>> {
     rows.iter().map(queue_row).collect()
 }
 
+/// What a row is unique by.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct RowName {
+    pub protocol: String,
+    pub msg_id: String,
+    peer: String,
+}
+
+/// The names of rows behind this one, by an index that holds them whole; none: there are no more.
+pub(in crate::store) async fn ids_after(db: Db, after: Option<RowName>) -> Answer<Vec<RowName>> {
+    let (protocol, msg_id, peer) =
+        after.map_or_else(Default::default, |a| (a.protocol, a.msg_id, a.peer));
+    let rows = db
+        .query(
+            "SELECT protocol, msg_id, peer FROM federation_queue \
+         WHERE (protocol, msg_id, peer) > ($1, $2, $3) ORDER BY protocol, msg_id, peer LIMIT 1000",
+        )
+        .bind(protocol.as_str())
+        .bind(msg_id.as_str())
+        .bind(peer.as_str())
+        .fetch_all()
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(RowName {
+                protocol: row.get(0)?,
+                msg_id: row.get(1)?,
+                peer: row.get(2)?,
+            })
+        })
+        .collect()
+}
+
+/// The question after so many ids, a power of two up to 256; each text is made once.
+fn known_sql(ids: usize) -> Arc<str> {
+    static TEXTS: [OnceLock<Arc<str>>; 9] = [const { OnceLock::new() }; 9];
+    let make = || {
+        let marks: Vec<_> = (0..ids).map(|n| format!("${}", n + 2)).collect();
+        let marks = marks.join(",");
+        format!("SELECT DISTINCT msg_id FROM federation_queue WHERE protocol = $1 AND msg_id IN ({marks})").into()
+    };
+    let at = usize::try_from(ids.trailing_zeros()).unwrap_or(usize::MAX);
+    TEXTS
+        .get(at)
+        .map_or_else(make, |text| text.get_or_init(make).clone())
+}
+
 pub(in crate::store) async fn known_messages(
     db: Db,
     protocol: ProtocolId,
@@ -110,16 +158,9 @@ pub(in crate::store) async fn known_messages(
     for some in ids.chunks(256) {
         // Padded to a power of two with the last id, so that few statements serve every length.
         let padded = some.len().next_power_of_two();
-        let marks: Vec<_> = (0..padded).map(|n| format!("${}", n + 2)).collect();
-        let sql = format!(
-            "SELECT DISTINCT msg_id FROM federation_queue WHERE protocol = $1 AND msg_id IN ({})",
-            marks.join(",")
-        );
-        let mut query = db.query(AssertSqlSafe(sql)).bind(protocol);
-        for id in some.iter().chain(std::iter::repeat_n(
-            &some[some.len() - 1],
-            padded - some.len(),
-        )) {
+        let mut query = db.query(AssertSqlSafe(known_sql(padded))).bind(protocol);
+        let Some(last) = some.last() else { continue };
+        for id in some.iter().chain(std::iter::repeat(last)).take(padded) {
             query = query.bind(id.as_str());
         }
         for row in query.fetch_all().await? {
@@ -127,6 +168,22 @@ pub(in crate::store) async fn known_messages(
         }
     }
     Ok(known)
+}
+
+pub(in crate::store) async fn has_row(
+    db: Db,
+    protocol: ProtocolId,
+    msg_id: String,
+    peer: PeerName,
+) -> Answer<bool> {
+    let found = db
+        .query("SELECT 1 FROM federation_queue WHERE protocol = $1 AND msg_id = $2 AND peer = $3")
+        .bind(protocol)
+        .bind(msg_id)
+        .bind(peer.as_str())
+        .fetch_optional()
+        .await?;
+    Ok(found.is_some())
 }
 
 pub(in crate::store) async fn pending(
@@ -218,6 +275,24 @@ pub(in crate::store) async fn lanes(db: Db) -> Answer<Vec<LaneSummary>> {
         ))
         .fetch_all()
         .await?;
+    summaries(&rows)
+}
+
+pub(in crate::store) async fn lanes_of(db: Db, protocol: ProtocolId) -> Answer<Vec<LaneSummary>> {
+    let rows = db
+        .query(by_index!(
+            &db,
+            "SELECT protocol, peer, MIN(id), COUNT(*), MIN(COALESCE(next_at_ms, 0))",
+            "federation_queue_lane",
+            "WHERE state = 'pending' AND protocol = $1 GROUP BY protocol, peer"
+        ))
+        .bind(protocol)
+        .fetch_all()
+        .await?;
+    summaries(&rows)
+}
+
+fn summaries(rows: &[Row]) -> Answer<Vec<LaneSummary>> {
     rows.iter()
         .map(|r| {
             Ok(LaneSummary {
