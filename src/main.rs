@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use drawbridge::bus::guard;
 
+/// Messages are made on one thread and let go on another; the system's allocator is slow at that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     // The helper mode of our own binary comes before anything else is read.

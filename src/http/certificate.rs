@@ -136,8 +136,9 @@ fn name(content: &[u8]) -> Option<String> {
         let mut pair = Reader(Reader(set).expect(SEQUENCE)?);
         let oid = pair.expect(OID)?;
         let (_, value) = pair.next()?;
-        if let Some(place) = PARTS.iter().position(|(known, _)| *known == oid) {
-            found.push((place, format!("{}={}", PARTS[place].1, printable(value))));
+        let mut known = PARTS.iter().enumerate();
+        if let Some((place, (_, short))) = known.find(|(_, (known, _))| *known == oid) {
+            found.push((place, format!("{short}={}", printable(value))));
         }
     }
     found.sort_by_key(|(place, _)| *place);

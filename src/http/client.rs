@@ -5,17 +5,23 @@
 //! port before it is sent; a literal address never meets a resolver and is judged here.
 //! Proxy environment variables and system roots are not looked at.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use reqwest::Url;
+use http::{HeaderValue, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_util::client::legacy;
+use url::Url;
 
+use super::dial::{self, Pool};
 use super::failure::{classify, failure};
 use super::guard::{Guard, HostRules, bare, split_host};
-use super::resolver::{GuardedResolver, Names};
+use super::resolver::Names;
 use super::tls;
 use crate::config::HttpConfig;
 use crate::protocol::{Answer, PeerName, Request, TransportError, TransportKind};
@@ -23,15 +29,8 @@ use crate::protocol::{Answer, PeerName, Request, TransportError, TransportKind};
 /// What we call ourselves.
 pub const USER_AGENT: &str = concat!("Drawbridge/", env!("CARGO_PKG_VERSION"), " (federation)");
 
-/// Connections kept open to one peer when idle; its default window is 8.
-const IDLE_PER_HOST: usize = 16;
-/// How long an idle connection is kept. Below what servers and balancers usually allow (60 s), so
-/// that we close first.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// While requests are in hand on HTTP/2, and as long for the answer.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// Bytes of answer headers in HTTP/2; HTTP/1 has hyper's own bound.
-const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// URLs remembered as admitted: a delivery's URL is its peer's endpoint, the same each time.
+const ADMITTED: usize = 4_096;
 
 /// An outgoing client with its own connection pool; one a shard. Cloning shares the pool.
 #[derive(Clone)]
@@ -42,9 +41,11 @@ pub struct Prepared(Inner);
 
 struct Inner {
     /// For everybody.
-    guarded: reqwest::Client,
+    guarded: Pool,
     /// For the hosts that may resolve anywhere.
-    exempt: reqwest::Client,
+    exempt: Pool,
+    /// Where a URL leads; they follow from the settings alone, so none is ever out of date.
+    admitted: Mutex<HashMap<String, Target>>,
     guard: Arc<Guard>,
     allow_hosts: HostRules,
     plain_hosts: HostRules,
@@ -92,21 +93,24 @@ impl Client {
         max_body: usize,
     ) -> Result<Answer, TransportError> {
         let started = Instant::now();
-        let url = Url::parse(&request.url).map_err(|e| {
-            failure(
-                TransportKind::Invalid,
-                format!("{} is no URL: {e}", shown(&request.url)),
-            )
-        })?;
         let inner = self.0.load_full();
-        let pool = inner.admit(&url)?;
-        let mut outgoing = reqwest::Request::new(request.method, url);
-        *outgoing.headers_mut() = request.headers;
-        if !request.body.is_empty() {
-            *outgoing.body_mut() = Some(request.body.into());
-        }
-        // The target is kept for error sentences only; it is read from the request when needed.
-        let target = Target(request.url);
+        let target = inner.target(&request.url)?;
+        let pool = if target.exempt {
+            &inner.exempt
+        } else {
+            &inner.guarded
+        };
+        let mut outgoing = http::Request::new(Full::new(request.body));
+        *outgoing.method_mut() = request.method;
+        *outgoing.uri_mut() = target.uri.clone();
+        let headers = outgoing.headers_mut();
+        *headers = request.headers;
+        headers
+            .entry(header::USER_AGENT)
+            .or_insert(HeaderValue::from_static(USER_AGENT));
+        headers
+            .entry(header::ACCEPT)
+            .or_insert(HeaderValue::from_static("*/*"));
         match tokio::time::timeout(timeout, exchange(pool, outgoing, max_body)).await {
             Ok(Ok((status, headers, body))) => Ok(Answer {
                 status,
@@ -114,7 +118,11 @@ impl Client {
                 body,
                 elapsed: started.elapsed(),
             }),
-            Ok(Err(Failed::Transport(error))) => Err(classify(&error, &target.authority())),
+            Ok(Err(Failed::Request(error))) => {
+                let connecting = error.is_connect();
+                Err(classify(&error, connecting, &target.authority()))
+            }
+            Ok(Err(Failed::Body(error))) => Err(classify(&error, false, &target.authority())),
             Ok(Err(Failed::TooLarge)) => Err(failure(
                 TransportKind::TooLarge,
                 format!(
@@ -160,32 +168,11 @@ impl Inner {
         let tls = tls::client_config(&config.extra_roots).map_err(|e| e.to_string())?;
         let names = Arc::new(Names::new(config));
         let guard = Arc::new(Guard::new(&config.allow_cidrs));
-        let pool = |guard: Option<Arc<Guard>>| {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .dns_resolver(GuardedResolver {
-                    names: Arc::clone(&names),
-                    guard,
-                })
-                .no_proxy()
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .user_agent(USER_AGENT)
-                .connect_timeout(config.connect_timeout)
-                .tcp_nodelay(true)
-                .pool_max_idle_per_host(IDLE_PER_HOST)
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .http2_max_header_list_size(MAX_HEADER_LIST)
-                // All requests to a peer share one HTTP/2 connection, and a request that times out
-                // does not close it: a peer that vanished is found out by pings.
-                .http2_keep_alive_interval(PING_INTERVAL)
-                .http2_keep_alive_timeout(PING_INTERVAL)
-                .build()
-                .map_err(|e| format!("the HTTP client cannot be set up: {e}"))
-        };
+        let pool = |guard| dial::pool(&tls, &names, guard, config.connect_timeout);
         Ok(Self {
-            guarded: pool(Some(Arc::clone(&guard)))?,
-            exempt: pool(None)?,
+            guarded: pool(Some(Arc::clone(&guard))),
+            exempt: pool(None),
+            admitted: Mutex::default(),
             guard,
             allow_hosts: HostRules::new(config.allow_hosts.iter().map(String::as_str)),
             plain_hosts: HostRules::new(config.plain_hosts.iter().map(String::as_str)),
@@ -195,8 +182,33 @@ impl Inner {
         })
     }
 
-    /// Whether this URL may be asked at all, and through which pool.
-    fn admit(&self, url: &Url) -> Result<&reqwest::Client, TransportError> {
+    /// Where a URL leads, if it may be asked at all.
+    fn target(&self, url: &str) -> Result<Target, TransportError> {
+        let lock = || self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(url) {
+            return Ok(known.clone());
+        }
+        let no_url = |why: &dyn std::fmt::Display| {
+            failure(
+                TransportKind::Invalid,
+                format!("{} is no URL: {why}", shown(url)),
+            )
+        };
+        let mut parsed = Url::parse(url).map_err(|e| no_url(&e))?;
+        parsed.set_fragment(None);
+        let exempt = self.admit(&parsed)?;
+        let uri: Uri = parsed.as_str().parse().map_err(|e| no_url(&e))?;
+        let target = Target { uri, exempt };
+        let mut admitted = lock();
+        if admitted.len() >= ADMITTED {
+            admitted.clear();
+        }
+        admitted.insert(url.to_owned(), target.clone());
+        Ok(target)
+    }
+
+    /// Whether this URL may be asked at all, and whether its host may resolve anywhere.
+    fn admit(&self, url: &Url) -> Result<bool, TransportError> {
         let invalid = |why: &str| {
             failure(
                 TransportKind::Invalid,
@@ -231,14 +243,14 @@ impl Inner {
             _ => return Err(invalid("only https (and http to named hosts) is spoken")),
         }
         if self.allow_hosts.names(host, port) {
-            return Ok(&self.exempt);
+            return Ok(true);
         }
         if let Some(address) = literal(host) {
             self.guard
                 .check(address)
                 .map_err(|e| failure(TransportKind::Forbidden, e.to_string()))?;
         }
-        Ok(&self.guarded)
+        Ok(false)
     }
 }
 
@@ -250,46 +262,49 @@ impl std::fmt::Debug for Client {
 
 /// Why an exchange gave no answer, before it has its sentence.
 enum Failed {
-    Transport(reqwest::Error),
+    Request(legacy::Error),
+    Body(hyper::Error),
     TooLarge,
 }
 
 async fn exchange(
-    pool: &reqwest::Client,
-    request: reqwest::Request,
+    pool: &Pool,
+    request: http::Request<Full<Bytes>>,
     max_body: usize,
 ) -> Result<(u16, http::HeaderMap, Bytes), Failed> {
-    let mut response = pool.execute(request).await.map_err(Failed::Transport)?;
-    let announced = response.content_length().unwrap_or(0);
-    if announced > max_body as u64 {
+    let response = pool.request(request).await.map_err(Failed::Request)?;
+    let (head, mut body) = response.into_parts();
+    let (status, headers) = (head.status.as_u16(), head.headers);
+    if body.size_hint().lower() > max_body as u64 {
         return Err(Failed::TooLarge);
     }
-    let status = response.status().as_u16();
-    let headers = std::mem::take(response.headers_mut());
     // Most answers are one chunk: it is kept as it came, without a copy.
-    let Some(first) = next_chunk(&mut response, max_body).await? else {
+    let Some(first) = next_chunk(&mut body, max_body).await? else {
         return Ok((status, headers, Bytes::new()));
     };
-    let Some(second) = next_chunk(&mut response, max_body - first.len()).await? else {
+    let Some(second) = next_chunk(&mut body, max_body - first.len()).await? else {
         return Ok((status, headers, first));
     };
-    let mut body = BytesMut::with_capacity(first.len() + second.len());
-    body.extend_from_slice(&first);
-    body.extend_from_slice(&second);
-    while let Some(chunk) = next_chunk(&mut response, max_body - body.len()).await? {
-        body.extend_from_slice(&chunk);
+    let mut whole = BytesMut::with_capacity(first.len() + second.len());
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&second);
+    while let Some(chunk) = next_chunk(&mut body, max_body - whole.len()).await? {
+        whole.extend_from_slice(&chunk);
     }
-    Ok((status, headers, body.freeze()))
+    Ok((status, headers, whole.freeze()))
 }
 
-async fn next_chunk(
-    response: &mut reqwest::Response,
-    room: usize,
-) -> Result<Option<Bytes>, Failed> {
-    match response.chunk().await.map_err(Failed::Transport)? {
-        Some(chunk) if chunk.len() > room => Err(Failed::TooLarge),
-        other => Ok(other),
+/// The next piece of a body that is no longer than `room`; trailers are passed over.
+async fn next_chunk(body: &mut Incoming, room: usize) -> Result<Option<Bytes>, Failed> {
+    while let Some(frame) = body.frame().await {
+        if let Ok(chunk) = frame.map_err(Failed::Body)?.into_data() {
+            if chunk.len() > room {
+                return Err(Failed::TooLarge);
+            }
+            return Ok(Some(chunk));
+        }
     }
+    Ok(None)
 }
 
 /// An address written as host. URL parsing has already made `0x7f.1` and the like plain.
@@ -301,21 +316,23 @@ fn literal(host: &str) -> Option<IpAddr> {
         .flatten()
 }
 
-/// Host and port of a URL, worked out only when a sentence needs it.
-struct Target(String);
+/// Where a URL leads.
+#[derive(Clone)]
+struct Target {
+    uri: Uri,
+    /// Its host may resolve anywhere.
+    exempt: bool,
+}
 
 impl Target {
+    /// Host and port, for sentences.
     fn authority(&self) -> String {
-        Url::parse(&self.0).map_or_else(
-            |_| "the peer".to_owned(),
-            |url| {
-                format!(
-                    "{}:{}",
-                    url.host_str().unwrap_or("?"),
-                    url.port_or_known_default().unwrap_or(0)
-                )
-            },
-        )
+        let port = match (self.uri.port_u16(), self.uri.scheme_str()) {
+            (Some(port), _) => port,
+            (None, Some("http")) => 80,
+            (None, _) => 443,
+        };
+        format!("{}:{port}", self.uri.host().unwrap_or("?"))
     }
 }
 

@@ -30,6 +30,7 @@ use super::forwarded::client_address;
 use super::server::ClientAddr;
 use super::written;
 use crate::config::ListenConfig;
+use crate::ops::defect;
 
 /// Header fields of one request at most.
 const MAX_HEADERS: usize = 100;
@@ -157,9 +158,15 @@ async fn answer(
     request.extensions_mut().insert(ClientAddr(client));
     request.extensions_mut().insert(left);
     let mut router = shared.router.clone();
-    match tokio::time::timeout(config.request_timeout, router.call(request)).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(never)) => match never {},
+    let work = defect::contained(router.call(request));
+    match tokio::time::timeout(config.request_timeout, work).await {
+        Ok(Ok(Ok(response))) => response,
+        Ok(Ok(Err(never))) => match never {},
+        Ok(Err(defect)) => refusal(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            &format!("the request was not answered: {defect}"),
+        ),
         Err(_) if received.load(Ordering::Relaxed) => refusal(
             StatusCode::SERVICE_UNAVAILABLE,
             "timeout",

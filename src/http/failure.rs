@@ -7,7 +7,7 @@ use std::io;
 use super::guard::Forbidden;
 use crate::protocol::{TransportError, TransportKind};
 
-/// A name that did not resolve. Travels through reqwest as a source and is found again here.
+/// A name that did not resolve. Travels through the client as a source and is found again here.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{name} does not resolve: {detail}")]
 pub(super) struct Unresolved {
@@ -25,22 +25,26 @@ pub(super) fn failure(kind: TransportKind, detail: impl Into<String>) -> Transpo
     }
 }
 
-/// Sorts a failed exchange with `target` (host and port, for the sentence).
-pub(super) fn classify(error: &reqwest::Error, target: &str) -> TransportError {
-    let kind = kind_of(error);
+/// Sorts a failed exchange with `target` (host and port, for the sentence); `connecting`: there was
+/// no connection yet.
+pub(super) fn classify(
+    error: &(dyn Error + 'static),
+    connecting: bool,
+    target: &str,
+) -> TransportError {
+    let kind = kind_of(error, connecting);
     let causes = causes(error);
     let sentence = match kind {
         TransportKind::Forbidden | TransportKind::Dns => causes,
         TransportKind::Connect => format!("cannot connect to {target}: {causes}"),
         TransportKind::Tls => format!("TLS with {target} failed: {causes}"),
         TransportKind::Timeout => format!("{target} did not answer in time: {causes}"),
-        TransportKind::Invalid => format!("the request to {target} cannot be built: {causes}"),
         _ => format!("the connection to {target} broke: {causes}"),
     };
     failure(kind, sentence)
 }
 
-fn kind_of(error: &reqwest::Error) -> TransportKind {
+fn kind_of(error: &(dyn Error + 'static), connecting: bool) -> TransportKind {
     let found = chain(error).find_map(|cause| {
         if cause.is::<Forbidden>() {
             Some(TransportKind::Forbidden)
@@ -54,18 +58,18 @@ fn kind_of(error: &reqwest::Error) -> TransportKind {
     });
     match found {
         Some(kind) => kind,
-        None if error.is_timeout() || timed_out(error) => TransportKind::Timeout,
-        None if error.is_connect() => TransportKind::Connect,
-        None if error.is_builder() => TransportKind::Invalid,
+        None if timed_out(error) => TransportKind::Timeout,
+        None if connecting => TransportKind::Connect,
         None => TransportKind::Broken,
     }
 }
 
-fn timed_out(error: &reqwest::Error) -> bool {
+fn timed_out(error: &(dyn Error + 'static)) -> bool {
     chain(error).any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|e| e.kind() == io::ErrorKind::TimedOut)
+        let io = cause.downcast_ref::<io::Error>();
+        let hyper = cause.downcast_ref::<hyper::Error>();
+        io.is_some_and(|e| e.kind() == io::ErrorKind::TimedOut)
+            || hyper.is_some_and(hyper::Error::is_timeout)
     })
 }
 
@@ -85,8 +89,8 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     .take(16)
 }
 
-/// The innermost cause as text, for people. The outer layers only repeat "error sending request".
-fn causes(error: &reqwest::Error) -> String {
+/// The innermost cause as text, for people. The outer layers only repeat that the request failed.
+fn causes(error: &(dyn Error + 'static)) -> String {
     chain(error)
         .last()
         .filter(|_| error.source().is_some())

@@ -9,6 +9,7 @@
 pub mod certificate;
 pub mod client;
 mod connection;
+mod dial;
 mod failure;
 pub mod forwarded;
 pub mod guard;

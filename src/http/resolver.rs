@@ -1,11 +1,14 @@
 //! Names to addresses: the configured table first, then DNS; every answer passes the guard.
 //!
-//! reqwest dials exactly the addresses that [`GuardedResolver`] hands it, so the address checked is
+//! The client dials exactly the addresses that [`GuardedResolver`] hands it, so the address checked is
 //! the address dialled: a second look-up that could answer otherwise does not exist.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
@@ -17,7 +20,8 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData};
-use reqwest::dns::{Addrs, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns::Name as Asked;
+use tower::{BoxError, Service};
 
 use super::client::SrvTarget;
 use super::failure::{Unresolved, failure};
@@ -128,15 +132,27 @@ impl Names {
     }
 }
 
-/// What reqwest dials by: [`Names`], each answer judged. `guard` `None`: the configuration lets
+/// What the client dials by: [`Names`], each answer judged. `guard` `None`: the configuration lets
 /// these hosts resolve anywhere.
+#[derive(Clone)]
 pub(super) struct GuardedResolver {
     pub names: Arc<Names>,
     pub guard: Option<Arc<Guard>>,
 }
 
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: reqwest::dns::Name) -> Resolving {
+/// Addresses to dial, of any port: the client knows it.
+type Dial = std::vec::IntoIter<SocketAddr>;
+
+impl Service<Asked> for GuardedResolver {
+    type Response = Dial;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Dial, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Asked) -> Self::Future {
         let names = Arc::clone(&self.names);
         let guard = self.guard.clone();
         Box::pin(async move {
@@ -144,8 +160,8 @@ impl Resolve for GuardedResolver {
             if let Some(guard) = guard {
                 guard.check_all(&found)?;
             }
-            let dial: Addrs = Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0)));
-            Ok(dial)
+            let dial: Vec<_> = found.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
+            Ok(dial.into_iter())
         })
     }
 }
