@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::subject::token;
 use super::{Bus, BusError, BusErrorKind, CallHandler};
+use crate::ops::defect;
 use crate::protocol::Refusal;
 use crate::retry::{self, Failure};
 
@@ -53,16 +54,18 @@ impl Bus {
         let answer = self.request(subject, body, CALL_TIMEOUT).await?;
         let mut answer: serde_json::Value = serde_json::from_slice(&answer)
             .map_err(|e| BusError::unavailable(format!("the bridge's answer is no JSON: {e}")))?;
-        if answer["ok"] == true {
-            return Ok(answer["result"].take());
+        if answer.get("ok") == Some(&serde_json::Value::Bool(true)) {
+            let result = answer.get_mut("result").map(serde_json::Value::take);
+            return Ok(result.unwrap_or_default());
         }
-        let sentence = answer["error"]["detail"]
-            .as_str()
+        let sentence = answer
+            .pointer("/error/detail")
+            .and_then(serde_json::Value::as_str)
             .unwrap_or("refused without a reason");
         Err(BusError::new(BusErrorKind::Refused, sentence.to_owned()))
     }
 
-    async fn request(
+    pub(super) async fn request(
         &self,
         subject: String,
         body: Bytes,
@@ -153,11 +156,16 @@ impl Bus {
                             "bad_subject",
                             "a call goes to fed.do.<protocol>.<method>",
                         )),
-                        Some(call) => tokio::time::timeout(CALL_TIMEOUT, call)
-                            .await
-                            .unwrap_or_else(|_| {
-                                Err(Refusal::new("timeout", "the call took too long"))
-                            }),
+                        Some(call) => {
+                            let work = defect::contained(call);
+                            match tokio::time::timeout(CALL_TIMEOUT, work).await {
+                                Ok(Ok(outcome)) => outcome,
+                                Ok(Err(defect)) => {
+                                    Err(Refusal::new("internal_error", defect.to_string()))
+                                }
+                                Err(_) => Err(Refusal::new("timeout", "the call took too long")),
+                            }
+                        }
                     };
                     if let Err(e) = request.respond(Ok(answer(outcome))).await {
                         tracing::debug!("nats: a call's answer was not sent: {e}");
@@ -175,7 +183,7 @@ impl Bus {
 impl Bus {
     /// Waits until the broker has handled what this connection sent so far: any answer to anything
     /// will do, and this is a question we may always ask.
-    async fn round_trip(&self) -> Result<(), BusError> {
+    pub(super) async fn round_trip(&self) -> Result<(), BusError> {
         self.broker_time_ms("FED_OUT").await.map(|_| ())
     }
 }

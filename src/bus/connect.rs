@@ -20,6 +20,10 @@ const OLDEST: Version = Version(2, 10, 0);
 /// Before this, a work queue could lose messages or redeliver acknowledged ones after a restart.
 const ADVISED: Version = Version(2, 12, 3);
 
+/// The client lets go of a server that left three of these in a row unanswered: in a cluster another one
+/// serves meanwhile, and nothing tells us of a machine that stands still.
+const PING_EVERY: Duration = Duration::from_secs(3);
+
 /// Notices waiting to be sent at most; further ones are dropped and counted.
 const NOTICES: usize = 4096;
 
@@ -102,7 +106,7 @@ fn options(config: &NatsConfig, login: &NatsLogin, watchers: &Watchers) -> Conne
         .custom_inbox_prefix(&config.inbox_prefix)
         .connection_timeout(config.connect_timeout.min(Duration::from_secs(5)))
         .request_timeout(Some(config.request_timeout))
-        .ping_interval(Duration::from_secs(10))
+        .ping_interval(PING_EVERY)
         .max_reconnects(None)
         .reconnect_delay_callback(retry::reconnect_delay)
         .event_callback(move |event| {
@@ -215,7 +219,7 @@ impl Version {
                 let digits = part
                     .find(|c: char| !c.is_ascii_digit())
                     .unwrap_or(part.len());
-                part[..digits].parse::<u64>().ok()
+                part.get(..digits)?.parse::<u64>().ok()
             });
         Some(Self(
             parts.next()??,

@@ -39,6 +39,36 @@ const PULL_BYTES: usize = 32 * 1024 * 1024;
 const CONSUMER_PREFIX: &str = "drawbridge-";
 const STORE_KEY: &str = "store";
 const EPOCH_KEY: &str = "epoch";
+const UNIT_KEY: &str = "unit";
+const LEASE_KEY: &str = "lease";
+
+/// Which of the stored messages an intake is for.
+#[derive(Clone, Debug)]
+pub enum Share<'a> {
+    /// All of them, of the protocols that are on: see [`Bus::open_intake`].
+    All {
+        enabled: &'a [&'a str],
+        held_back: &'a [&'a str],
+    },
+    /// A unit's, as the owner of that epoch; other units are others' to read.
+    Unit {
+        name: &'a str,
+        lease: i64,
+        subjects: Vec<String>,
+    },
+}
+
+impl Share<'_> {
+    fn consumer(&self, epoch: i64) -> String {
+        match self {
+            Self::All { .. } => format!("{CONSUMER_PREFIX}{epoch}"),
+            Self::Unit { name, lease, .. } => {
+                let name = name.replace('/', "-");
+                format!("{CONSUMER_PREFIX}{name}-{lease}-{epoch}")
+            }
+        }
+    }
+}
 
 /// The one pull consumer of `FED_OUT`.
 pub struct Intake {
@@ -55,8 +85,9 @@ pub struct Intake {
 }
 
 impl Bus {
-    /// Opens the intake: deletes our earlier consumers on FED_OUT, makes `drawbridge-<epoch>` with
-    /// metadata `store=<store_id>`; a consumer of another store is refused (`Foreign`).
+    /// Opens the intake: deletes our earlier consumers on FED_OUT of the same share, makes
+    /// `drawbridge-<epoch>` (`drawbridge-<unit>-<lease>-<epoch>`) with metadata `store=<store_id>`; a
+    /// consumer of another store is refused (`Foreign`).
     ///
     /// `held_back` are the known protocols that are switched off: their messages stay in the
     /// stream. Without any, everything is pulled, also what names an unknown protocol or has an
@@ -70,22 +101,29 @@ impl Bus {
         enabled: &[&str],
         held_back: &[&str],
     ) -> Result<Intake, BusError> {
+        let all = Share::All { enabled, held_back };
+        self.open_share(store_id, epoch, &all).await
+    }
+
+    /// The same for any share of the messages: several instances of one store read one each.
+    pub async fn open_share(
+        &self,
+        store_id: &str,
+        epoch: i64,
+        share: &Share<'_>,
+    ) -> Result<Intake, BusError> {
         if !self.connected() {
             return Err(BusError::unavailable("not connected to the broker"));
         }
         let line = self.line();
         let name = self.stream("FED_OUT");
-        let open = self.make_consumer(
-            &name,
-            store_id,
-            epoch,
-            filters(self.prefix(), enabled, held_back),
-        );
+        let open = self.make_consumer(&name, store_id, epoch, share);
         // Several round trips, so more patience than for one.
         let messages = tokio::time::timeout(self.patience() * 3, open)
             .await
             .map_err(|_| BusError::unavailable("opening the intake: no answer in time"))??;
-        tracing::info!(epoch, "nats: intake of {name} opened");
+        let consumer = share.consumer(epoch);
+        tracing::info!(consumer, "nats: intake of {name} opened");
         Ok(Intake {
             bus: self.clone(),
             stream: name,
@@ -93,7 +131,7 @@ impl Bus {
             line,
             expected: 1,
             broken: None,
-            consumer: consumer_name(epoch),
+            consumer,
             vain: 0,
         })
     }
@@ -103,7 +141,7 @@ impl Bus {
         name: &str,
         store_id: &str,
         epoch: i64,
-        filter_subjects: Vec<String>,
+        share: &Share<'_>,
     ) -> Result<pull::Stream, BusError> {
         let stream = self
             .inner
@@ -127,7 +165,11 @@ impl Bus {
             let owner = consumer.config.metadata.get(STORE_KEY).map(String::as_str);
             // A work queue gives every message to one reader: a consumer that is not ours is
             // another's.
-            match owner == Some(store_id) {
+            let ours = owner == Some(store_id);
+            if ours && !replaces(share, &consumer)? {
+                continue;
+            }
+            match ours {
                 true if faults::on("stale_consumer") => {}
                 true => {
                     if let Err(e) = stream.delete_consumer(&consumer.name).await
@@ -154,8 +196,24 @@ impl Bus {
                 }
             }
         }
+        let mut metadata = HashMap::from([
+            (STORE_KEY.to_owned(), store_id.to_owned()),
+            (EPOCH_KEY.to_owned(), epoch.to_string()),
+        ]);
+        let filter_subjects = match share {
+            Share::All { enabled, held_back } => filters(self.prefix(), enabled, held_back),
+            Share::Unit {
+                name,
+                lease,
+                subjects,
+            } => {
+                metadata.insert(UNIT_KEY.to_owned(), (*name).to_owned());
+                metadata.insert(LEASE_KEY.to_owned(), lease.to_string());
+                subjects.clone()
+            }
+        };
         let config = pull::Config {
-            durable_name: Some(consumer_name(epoch)),
+            durable_name: Some(share.consumer(epoch)),
             description: Some("Drawbridge: the intake of outbound messages".to_owned()),
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
@@ -163,10 +221,7 @@ impl Bus {
             max_deliver: -1,
             max_ack_pending: i64::from(self.inner.config.max_ack_pending.max(1)),
             filter_subjects,
-            metadata: HashMap::from([
-                (STORE_KEY.to_owned(), store_id.to_owned()),
-                (EPOCH_KEY.to_owned(), epoch.to_string()),
-            ]),
+            metadata,
             ..pull::Config::default()
         };
         let consumer = stream.create_consumer(config).await.map_err(|e| {
@@ -350,6 +405,7 @@ impl Intake {
             protocol: parsed.protocol,
             partition: parsed.partition,
             event: parsed.event,
+            forwarded: parsed.forwarded,
             delivered: u64::try_from(info.delivered).unwrap_or(1),
             ack: AckHandle {
                 client: self.bus.inner.client.clone(),
@@ -359,8 +415,33 @@ impl Intake {
     }
 }
 
-fn consumer_name(epoch: i64) -> String {
-    format!("{CONSUMER_PREFIX}{epoch}")
+/// Whether a consumer of our store gives way to this share's next one. A unit's gives way to a later
+/// owner's; one that a later owner made means that the unit is not ours any more.
+fn replaces(
+    share: &Share<'_>,
+    consumer: &async_nats::jetstream::consumer::Info,
+) -> Result<bool, BusError> {
+    let Share::Unit { name, lease, .. } = share else {
+        return Ok(true);
+    };
+    let metadata = &consumer.config.metadata;
+    let Some(unit) = metadata.get(UNIT_KEY) else {
+        return Ok(true); // from a time when one instance read everything
+    };
+    if unit != name {
+        return Ok(false);
+    }
+    let other: i64 = metadata
+        .get(LEASE_KEY)
+        .and_then(|l| l.parse().ok())
+        .unwrap_or(0);
+    if other > *lease {
+        return Err(BusError::unavailable(format!(
+            "unit {name} is read by a later owner (consumer {})",
+            consumer.name
+        )));
+    }
+    Ok(true)
 }
 
 fn gone(error: &async_nats::jetstream::stream::ConsumerError) -> bool {

@@ -188,7 +188,10 @@ fn decoded(text: &str) -> String {
             _ => None,
         };
         out.push(value.unwrap_or(*first));
-        rest = if value.is_some() { &tail[2..] } else { tail };
+        rest = match (value, tail) {
+            (Some(_), [_, _, behind @ ..]) => behind,
+            _ => tail,
+        };
     }
     String::from_utf8_lossy(&out).into_owned()
 }

@@ -25,13 +25,14 @@ use crate::config::{ManagedConfig, NatsConfig, Secret, shown};
 /// the library).
 pub const GUARD_VARIABLE: &str = "DRAWBRIDGE_GUARD";
 
-/// Delays between attempts to start a server that died.
-const AGAIN: [Duration; 4] = [
+/// Delays between attempts to start a server that died, ...
+const AGAIN: [Duration; 3] = [
     Duration::from_millis(50),
     Duration::from_millis(250),
     Duration::from_secs(1),
-    Duration::from_secs(5),
 ];
+/// ... and from then on.
+const AGAIN_LATER: Duration = Duration::from_secs(5);
 
 /// A nats-server that we started.
 pub struct ManagedServer {
@@ -175,7 +176,7 @@ async fn supervise(
         tracing::error!("nats-server died; starting it again at port {port}");
         let mut tries = 0;
         let again = loop {
-            let delay = AGAIN[AGAIN.len().min(tries + 1) - 1];
+            let delay = AGAIN.get(tries).copied().unwrap_or(AGAIN_LATER);
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = stop.cancelled() => break None,

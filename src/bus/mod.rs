@@ -12,6 +12,7 @@
 //!   order of calls is the order in the stream.
 //! * [`durability`]: what an acknowledgement of this broker is worth.
 //! * `calls`: questions to local backends and answers to theirs, bounded in time and number.
+//! * `among`: words between the instances of one bridge.
 //! * `read`, `scan`, `tail`: what the repair of `fed.in` and the command line read back, in order.
 //! * `replay`: a place in a stream by its time, a consumer that begins there.
 //! * [`managed`], [`guard`]: a local nats-server that is supervised and never outlives us.
@@ -28,10 +29,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::NatsConfig;
 use crate::protocol::OutEvent;
 
+mod among;
 mod calls;
 mod connect;
 pub mod durability;
 pub mod find;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod guard;
 mod intake;
 pub mod launch;
@@ -48,8 +52,9 @@ mod streams;
 pub mod subject;
 mod tail;
 
+pub use among::Hearing;
 pub use durability::{Durability, Verdict};
-pub use intake::Intake;
+pub use intake::{Intake, Share};
 pub use managed::ManagedServer;
 pub use monitoring::Monitored;
 pub use read::{StoredMessage, StreamFacts};
@@ -163,6 +168,8 @@ pub struct OutMessage {
     pub partition: u8,
     /// Parsed; `Err`: a reason to dead-letter it with, and what could be read.
     pub event: Result<OutEvent, (crate::protocol::Refusal, OutEvent)>,
+    /// Sent on by the reader of another unit: its own id and peer stand in headers of ours.
+    pub forwarded: bool,
     /// How often JetStream delivered it (1: first time).
     pub delivered: u64,
     /// For the acknowledgement.

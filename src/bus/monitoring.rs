@@ -88,11 +88,11 @@ async fn one(client: &reqwest::Client, url: &str) -> Result<Monitored, String> {
 
 /// What `/varz` says. Servers older than 2.11 do not tell `sync_always`, so it is not assumed.
 fn read(varz: &Value, url: &str) -> Option<Monitored> {
-    let config = &varz["jetstream"]["config"];
+    let config = |member: &str| varz.get("jetstream")?.get("config")?.get(member);
     Some(Monitored {
-        name: varz["server_name"].as_str()?.to_owned(),
-        sync_always: config["sync_always"] == true,
-        sync_interval_ms: config["sync_interval"].as_u64().unwrap_or(0) / 1_000_000,
+        name: varz.get("server_name")?.as_str()?.to_owned(),
+        sync_always: config("sync_always") == Some(&Value::Bool(true)),
+        sync_interval_ms: config("sync_interval").and_then(Value::as_u64).unwrap_or(0) / 1_000_000,
         from: url.to_owned(),
     })
 }

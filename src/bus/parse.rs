@@ -17,6 +17,11 @@ use crate::protocol::{OutEvent, Refusal};
 /// Longest `Nats-Msg-Id` and `Fed-Order`, bytes.
 const MAX_KEY: usize = 1024;
 
+/// The id of the message that this one is a copy of, for one of its targets.
+pub(super) const FORWARDED_ID: &str = "Fed-Forwarded-Id";
+/// The exact name of that target.
+pub(super) const FORWARDED_PEER: &str = "Fed-Forwarded-Peer";
+
 /// A message as the stream holds it.
 pub(super) struct Stored<'a> {
     pub prefix: &'a str,
@@ -35,6 +40,7 @@ pub(super) struct Parsed {
     pub protocol: String,
     pub partition: u8,
     pub event: Result<OutEvent, (Refusal, OutEvent)>,
+    pub forwarded: bool,
 }
 
 /// Reads one message. What is wrong with it is the reason to dead-letter it with.
@@ -50,6 +56,10 @@ pub(super) fn parse(stored: Stored<'_>) -> Parsed {
     };
     let headers = stored.headers;
     let given_id = note(key(headers, "Nats-Msg-Id")).filter(|id| !id.is_empty());
+    // A copy that a reader sent on is, for everybody but the broker, the message that was published.
+    let original_id = note(key(headers, FORWARDED_ID)).filter(|id| !id.is_empty());
+    let exact_peer = note(single(headers, FORWARDED_PEER)).filter(|peer| !peer.is_empty());
+    let forwarded = original_id.is_some();
     let order = note(key(headers, "Fed-Order"));
     let expires = note(single(headers, "Fed-Expires"));
     let hops = note(single(headers, "Fed-Hops"));
@@ -77,12 +87,13 @@ pub(super) fn parse(stored: Stored<'_>) -> Parsed {
             None
         }
     };
+    let given_id = original_id.or(given_id);
     let msg_id = given_id.unwrap_or_else(|| made_id(&stored, &address.published));
     let event = OutEvent {
         msg_id,
         out_seq: stored.sequence,
         broker_time_ms: i64::try_from(stored.published_ns.div_euclid(1_000_000)).unwrap_or(0),
-        peer: address.peer,
+        peer: exact_peer.filter(|_| forwarded).unwrap_or(address.peer),
         event_type: address.event_type,
         order,
         expires_ms,
@@ -95,6 +106,7 @@ pub(super) fn parse(stored: Stored<'_>) -> Parsed {
         subject: address.published,
         protocol: address.protocol,
         partition: address.partition,
+        forwarded,
         event: match wrong {
             None => Ok(event),
             Some(refusal) => Err((refusal, event)),

@@ -11,11 +11,14 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::subject::token;
+use super::parse::{FORWARDED_ID, FORWARDED_PEER};
+use super::subject::{hex, token};
 use super::{Bus, BusError, BusErrorKind, BusMessage};
+use crate::protocol::OutEvent;
 
 impl Bus {
     /// Publishes and awaits the PubAck; answers the stream sequence and whether it was a duplicate.
@@ -88,6 +91,58 @@ impl Bus {
             ),
             headers,
             payload,
+            stream: "FED_OUT",
+        })
+        .await
+    }
+
+    /// Sends a message on as a copy for one of its targets: to everybody but the broker it is the
+    /// message that was published, with its id and headers. The order of calls is the order in the
+    /// stream; the inner future resolves when JetStream acknowledged it. A copy sent before, within
+    /// the broker's window for duplicates, is not stored again.
+    pub async fn forward_out(
+        &self,
+        protocol: &str,
+        peer: &str,
+        event: &OutEvent,
+    ) -> Result<BoxFuture<'static, Result<(u64, bool), BusError>>, BusError> {
+        let kind: Vec<String> = event.event_type.split('.').map(token).collect();
+        let mut id = Sha256::new();
+        for part in [event.msg_id.as_bytes(), peer.as_bytes()] {
+            id.update((part.len() as u64).to_be_bytes());
+            id.update(part);
+        }
+        let mut headers = vec![
+            (
+                "Nats-Msg-Id".to_owned(),
+                format!("fwd:{}", hex(&id.finalize())),
+            ),
+            (FORWARDED_ID.to_owned(), event.msg_id.clone()),
+            (FORWARDED_PEER.to_owned(), peer.to_owned()),
+        ];
+        let expires = event
+            .expires_ms
+            .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        let given = [
+            ("Fed-Order", event.order.clone()),
+            ("Fed-Expires", expires.map(|at| at.to_string())),
+            ("Fed-Hops", event.hops.map(|hops| hops.to_string())),
+            ("Fed-Peer", event.came_from.clone()),
+            ("traceparent", event.traceparent.clone()),
+        ];
+        for (name, value) in given {
+            headers.extend(value.map(|value| (name.to_owned(), value)));
+        }
+        self.publish_windowed(BusMessage {
+            subject: format!(
+                "{}.out.{}.{}.{}",
+                self.prefix(),
+                token(protocol),
+                token(peer),
+                kind.join(".")
+            ),
+            headers,
+            payload: event.payload.clone(),
             stream: "FED_OUT",
         })
         .await

@@ -90,8 +90,9 @@ impl Bus {
         let asked: Result<Response<serde_json::Value>, _> =
             self.inner.js.request(subject, &serde_json::json!({})).await;
         match asked {
-            Ok(Response::Ok(said)) => Ok(said["ts"]
-                .as_str()
+            Ok(Response::Ok(said)) => Ok(said
+                .get("ts")
+                .and_then(serde_json::Value::as_str)
                 .and_then(|text| text.parse::<jiff::Timestamp>().ok())
                 .map(jiff::Timestamp::as_millisecond)),
             Ok(Response::Err { error }) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {

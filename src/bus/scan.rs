@@ -1,11 +1,18 @@
 //! Reading which messages a stream holds, for the repair of what the door published (promise 2).
 //!
 //! Headers only: a body costs nothing here.
+//!
+//! In a cluster any server that keeps the stream may be the one that reads it out, also one that was
+//! away and has not caught up: its end comes early. So the end is compared with the leader's; what
+//! is not all of it is an error, never less to read.
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
+use async_nats::jetstream::message::StreamMessage;
 use futures_util::StreamExt;
 
+use super::read::ms;
 use super::{Bus, BusError};
 use crate::clock::UnixMs;
 
@@ -32,6 +39,13 @@ impl Bus {
         let failed = |e: &dyn std::fmt::Display| {
             BusError::unavailable(format!("{name} cannot be read: {e}"))
         };
+        let known = self.stream_info(&name).await?.map_or(0, |info| {
+            // A stream on one server has nobody who could lag.
+            match info.config.num_replicas {
+                0 | 1 => 0,
+                _ => info.state.last_sequence,
+            }
+        });
         let open = async {
             self.inner
                 .js
@@ -51,7 +65,12 @@ impl Bus {
             .await
             .map_err(|_| failed(&"no answer in time"))??;
         if consumer.cached_info().num_pending == 0 {
-            return Ok(());
+            let begin = match from {
+                ScanFrom::Seq(seq) => seq.max(1),
+                // Where a time would have begun is not known: only an empty stream is sure.
+                ScanFrom::Time(_) => known,
+            };
+            return self.all_seen(&name, begin, known, from).await;
         }
         let mut messages = consumer.messages().await.map_err(|e| failed(&e))?;
         let mut line = self.line();
@@ -75,9 +94,53 @@ impl Bus {
                 .map_or("", |id| id.as_str());
             visit(info.stream_sequence, id);
             if info.pending == 0 {
-                return Ok(());
+                let next = info.stream_sequence.saturating_add(1);
+                return self.all_seen(&name, next, known, from).await;
             }
         }
+    }
+
+    /// Whether the stream's leader holds nothing from `next` to `known`, the last sequence when the
+    /// reading began. `Err`: it does, so the server that was read lags behind.
+    async fn all_seen(
+        &self,
+        name: &str,
+        next: u64,
+        known: u64,
+        from: ScanFrom,
+    ) -> Result<(), BusError> {
+        use async_nats::jetstream::stream::RawMessageErrorKind as Kind;
+        if next > known {
+            return Ok(());
+        }
+        let failed = |e: &dyn std::fmt::Display| {
+            BusError::unavailable(format!("the end of {name} cannot be looked at: {e}"))
+        };
+        let stream = self.inner.js.get_stream_no_info(name).await;
+        let stream = stream.map_err(|e| failed(&e))?;
+        match stream.get_first_raw_message_by_subject(">", next).await {
+            // Messages that came meanwhile, or are older than what was asked for, were not due.
+            Ok(message) if message.sequence > known || is_older(from, &message) => Ok(()),
+            Ok(message) => Err(failed(&format!(
+                "the server that reads it out has not yet caught up with message {}",
+                message.sequence
+            ))),
+            Err(e) => match e.kind() {
+                Kind::NoMessageFound => Ok(()),
+                Kind::JetStream(error) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                    Ok(())
+                }
+                _ => Err(failed(&e)),
+            },
+        }
+    }
+}
+
+/// Whether a message was stored before the time that a reading begins at.
+fn is_older(from: ScanFrom, message: &StreamMessage) -> bool {
+    match from {
+        ScanFrom::Seq(_) => false,
+        ScanFrom::Time(at) => ms(message.time.unix_timestamp_nanos()) < at,
     }
 }
 

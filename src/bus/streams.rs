@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::publish::js_error;
 use super::{Bus, BusError, BusErrorKind};
-use crate::config::StreamPolicy;
+use crate::config::{NatsConfig, StreamPolicy};
 
 const FILES: [(&str, &str); 5] = [
     ("fed_out.json", include_str!("../../streams/fed_out.json")),
@@ -21,7 +21,7 @@ const FILES: [(&str, &str); 5] = [
     ("fed_ops.json", include_str!("../../streams/fed_ops.json")),
 ];
 
-/// Settings that are compared; the others are the operator's (replicas, placement, description).
+/// Settings that are compared; the others are the operator's (placement, description).
 const COMPARED: [&str; 9] = [
     "subjects",
     "retention",
@@ -41,15 +41,12 @@ pub fn stream_name(prefix: &str, logical: &str) -> String {
     format!("{upper}{}", logical.strip_prefix("FED").unwrap_or(logical))
 }
 
-/// The definition of a stream, by its contract name or the one under the prefix; `None`: there is no
+/// The definition of a stream under these settings, by its contract name or the one under the prefix;
+/// `None`: there is no
 /// such stream in the contract.
-pub fn stream_definition(
-    name: &str,
-    prefix: &str,
-    partitions: u8,
-) -> Result<Option<Value>, BusError> {
+pub fn stream_definition(name: &str, config: &NatsConfig) -> Result<Option<Value>, BusError> {
     for (file, text) in FILES {
-        let wanted = definition(file, text, prefix, partitions)?;
+        let wanted = definition(file, text, &config.prefix, Counts::of(config))?;
         if wanted.name == name || file.trim_end_matches(".json").eq_ignore_ascii_case(name) {
             let json = serde_json::to_value(&wanted);
             return json
@@ -101,27 +98,46 @@ impl Bus {
         }
         let mut said = Vec::new();
         for file in FILES {
-            let (wanted, report) = self.compare(file).await?;
-            match (&report.state, report.broken) {
-                (None, _) if policy == StreamPolicy::Verify => {
-                    return Err(BusError::new(
-                        BusErrorKind::Stream,
-                        format!(
-                            "stream {0} does not exist; make it with `drawbridge streams apply`, or \
-                             with `nats stream add --config` and what `drawbridge streams show {0} \
-                             --definition` prints, or set nats.streams = \"ensure\"",
-                            wanted.name
-                        ),
-                    ));
-                }
-                (None, _) => self.make(wanted).await?,
-                (Some(_), Some(broken)) => {
-                    return Err(BusError::new(BusErrorKind::Stream, broken));
-                }
-                (Some(_), None) => said.extend(report.differences),
-            }
+            said.extend(self.apply(file, policy).await?);
         }
         Ok(said)
+    }
+
+    /// The same for one stream, by its contract name (`FED_OUT`): who needs that one does not wait
+    /// for others, which in a cluster may be without a leader for seconds.
+    pub async fn apply_stream(&self, contract: &str) -> Result<(), BusError> {
+        let policy = self.inner.config.streams;
+        let wanted = |file: &str| {
+            let name = file.trim_end_matches(".json");
+            name.eq_ignore_ascii_case(contract)
+        };
+        match FILES.into_iter().find(|(file, _)| wanted(file)) {
+            Some(file) if policy != StreamPolicy::Off => self.apply(file, policy).await.map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Compares one stream and makes it when it is missing and may be made; answers the differences.
+    async fn apply(
+        &self,
+        file: (&'static str, &'static str),
+        policy: StreamPolicy,
+    ) -> Result<Vec<String>, BusError> {
+        let (wanted, report) = self.compare(file).await?;
+        match (&report.state, report.broken) {
+            (None, _) if policy == StreamPolicy::Verify => Err(BusError::new(
+                BusErrorKind::Stream,
+                format!(
+                    "stream {0} does not exist; make it with `drawbridge streams apply`, or with \
+                     `nats stream add --config` and what `drawbridge streams show {0} \
+                     --definition` prints, or set nats.streams = \"ensure\"",
+                    wanted.name
+                ),
+            )),
+            (None, _) => self.make(wanted).await.map(|()| Vec::new()),
+            (Some(_), Some(broken)) => Err(BusError::new(BusErrorKind::Stream, broken)),
+            (Some(_), None) => Ok(report.differences),
+        }
     }
 
     /// Makes the streams that are missing, whatever the policy; answers their names.
@@ -150,7 +166,8 @@ impl Bus {
         &self,
         (file, text): (&'static str, &'static str),
     ) -> Result<(Config, StreamReport), BusError> {
-        let wanted = definition(file, text, self.prefix(), self.inner.config.partitions)?;
+        let counts = Counts::of(&self.inner.config);
+        let wanted = definition(file, text, self.prefix(), counts)?;
         let info = self.stream_info(&wanted.name).await?;
         let found = info.as_ref().map(|info| &info.config);
         let report = StreamReport {
@@ -198,8 +215,24 @@ impl Bus {
     }
 }
 
-/// A file's definition with prefix and partition count put in.
-fn definition(file: &str, text: &str, prefix: &str, partitions: u8) -> Result<Config, BusError> {
+/// The numbers of a definition that the settings decide.
+#[derive(Clone, Copy)]
+struct Counts {
+    partitions: u8,
+    replicas: u8,
+}
+
+impl Counts {
+    fn of(config: &NatsConfig) -> Self {
+        Self {
+            partitions: config.partitions.max(1),
+            replicas: config.replicas.max(1),
+        }
+    }
+}
+
+/// A file's definition with prefix and counts put in.
+fn definition(file: &str, text: &str, prefix: &str, counts: Counts) -> Result<Config, BusError> {
     let broken = |e: &dyn std::fmt::Display| {
         BusError::new(BusErrorKind::Config, format!("streams/{file}: {e}"))
     };
@@ -208,8 +241,8 @@ fn definition(file: &str, text: &str, prefix: &str, partitions: u8) -> Result<Co
         Some(rest) => format!("{prefix}.{rest}"),
         None => text.to_owned(),
     };
-    if let Some(name) = value.get("name").and_then(Value::as_str) {
-        value["name"] = Value::from(stream_name(prefix, name));
+    if let Some(Value::String(name)) = value.get_mut("name") {
+        *name = stream_name(prefix, name);
     }
     if let Some(subjects) = value.get_mut("subjects").and_then(Value::as_array_mut) {
         for subject in subjects {
@@ -226,16 +259,14 @@ fn definition(file: &str, text: &str, prefix: &str, partitions: u8) -> Result<Co
             if let Some(text) = side.as_str() {
                 let counted = text.replace(
                     "{{partition(8,",
-                    &format!("{{{{partition({},", partitions.max(1)),
+                    &format!("{{{{partition({},", counts.partitions),
                 );
                 *side = Value::from(own(&counted));
             }
         }
     }
     let mut config: Config = serde_json::from_value(value).map_err(|e| broken(&e))?;
-    if config.num_replicas == 0 {
-        config.num_replicas = 1;
-    }
+    config.num_replicas = usize::from(counts.replicas);
     Ok(config)
 }
 
@@ -312,6 +343,15 @@ fn differences(wanted: &Config, found: &Config) -> Result<Vec<String>, BusError>
             ));
         }
     }
+    if found.num_replicas.max(1) < wanted.num_replicas {
+        said.push(format!(
+            "stream {0}: {1} of the cluster's servers keep it, nats.replicas says {2}; left as it is \
+             (`nats stream edit {0} --replicas {2}` changes it)",
+            wanted.name,
+            found.num_replicas.max(1),
+            wanted.num_replicas
+        ));
+    }
     Ok(said)
 }
 
@@ -326,14 +366,21 @@ fn words(value: &Value) -> String {
 mod tests {
     use super::*;
 
+    fn counts(partitions: u8) -> Counts {
+        Counts {
+            partitions,
+            replicas: 1,
+        }
+    }
+
     fn out(prefix: &str, partitions: u8) -> Config {
-        definition(FILES[0].0, FILES[0].1, prefix, partitions).expect("definition")
+        definition(FILES[0].0, FILES[0].1, prefix, counts(partitions)).expect("definition")
     }
 
     #[test]
     fn every_definition_reads_and_the_outbound_one_keeps_its_promises() {
         for (file, text) in FILES {
-            let config = definition(file, text, "fed", 8).expect(file);
+            let config = definition(file, text, "fed", counts(8)).expect(file);
             assert_eq!(format!("{}.json", config.name.to_lowercase()), file);
         }
         assert!(check_promises(&out("fed", 8)).is_ok());
@@ -380,5 +427,18 @@ mod tests {
         let said = differences(&wanted, &found).expect("compared");
         assert_eq!(said.len(), 1);
         assert!(said[0].contains("duplicate_window"), "{}", said[0]);
+    }
+
+    #[test]
+    fn fewer_replicas_than_asked_for_are_a_difference_and_more_are_none() {
+        let mut wanted = out("fed", 8);
+        wanted.num_replicas = 3;
+        let mut found = wanted.clone();
+        found.num_replicas = 5;
+        assert!(differences(&wanted, &found).expect("compared").is_empty());
+        found.num_replicas = 1;
+        let said = differences(&wanted, &found).expect("compared");
+        assert_eq!(said.len(), 1);
+        assert!(said[0].contains("--replicas 3"), "{}", said[0]);
     }
 }

@@ -33,8 +33,8 @@ pub fn token(text: &str) -> String {
             b'.' => out.push('_'),
             b => {
                 out.push('=');
-                out.push(char::from(HEX_UPPER[usize::from(b >> 4)]));
-                out.push(char::from(HEX_UPPER[usize::from(b & 15)]));
+                out.push(digit(HEX_UPPER, b >> 4));
+                out.push(digit(HEX_UPPER, b));
             }
         }
         if out.len() <= MAX_TOKEN - CUT.len() - HASH_DIGITS {
@@ -43,7 +43,11 @@ pub fn token(text: &str) -> String {
         if out.len() > MAX_TOKEN {
             out.truncate(safe);
             out.push_str(CUT);
-            out.push_str(&hex(&Sha256::digest(text.as_bytes()))[..HASH_DIGITS]);
+            out.extend(
+                hex(&Sha256::digest(text.as_bytes()))
+                    .chars()
+                    .take(HASH_DIGITS),
+            );
             return out;
         }
     }
@@ -83,10 +87,16 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut out = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
-        out.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        out.push(char::from(DIGITS[usize::from(byte & 15)]));
+        out.push(digit(DIGITS, byte >> 4));
+        out.push(digit(DIGITS, *byte));
     }
     out
+}
+
+/// The digit of the low four bits.
+fn digit(digits: &[u8; 16], byte: u8) -> char {
+    let found = digits.get(usize::from(byte & 15));
+    found.map_or('0', |digit| char::from(*digit))
 }
 
 fn kept(byte: u8) -> bool {
