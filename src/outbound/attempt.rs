@@ -1,14 +1,12 @@
 //! One attempt: resolve → dress → send → judge, and the one log line it leaves.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
-
 use crate::clock::{Clock, UnixMs};
+use crate::faults;
 use crate::http::client::Client;
-use crate::ops::{metrics, trace};
+use crate::ops::{defect, metrics, trace};
 use crate::peers::Peers;
 use crate::protocol::{
     Answer, Fault, PeerName, PeerRecord, Protocol, Refusal, Sealed, TransportError, TransportKind,
@@ -61,8 +59,8 @@ pub async fn run(
         state: None,
     };
     // A defect of ours must not cost the place in the window, nor the row.
-    let work = AssertUnwindSafe(verdict(tools, protocol, peer, item, &sealed));
-    let (verdict, status) = work.catch_unwind().await.unwrap_or_else(|_| {
+    let work = defect::contained(verdict(tools, protocol, peer, item, &sealed));
+    let (verdict, status) = work.await.unwrap_or_else(|_| {
         let detail = "the attempt ended in a defect of the bridge; its log says where";
         (retry_message("internal_error", detail.into()), None)
     });
@@ -157,6 +155,7 @@ async fn send(
     attempt: &Try,
 ) -> Result<Result<Answer, TransportError>, Refusal> {
     let first = protocol.dress(sealed, record, attempt)?;
+    faults::crash_point("out_dressed");
     let mut answer = tools
         .client
         .send(first, tools.timeout, tools.max_answer)
@@ -182,6 +181,7 @@ async fn send(
             .send(request, tools.timeout, tools.max_answer)
             .await;
     }
+    faults::crash_point("out_answered");
     Ok(answer)
 }
 

@@ -7,14 +7,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::intake::shard_of;
 use super::lane::{Lane, Outlook};
+use super::orders::What;
 use super::peer_set::PeerSet;
 use super::shard::{Ask, LaneKey, Replied, Work};
+use crate::bus::Bus;
 use crate::clock::{Clock, UnixMs};
+use crate::cluster::{Hold, Tenure};
 use crate::peers::Lanes;
 use crate::peers::health::{Facts, Pause, Policy, Verdict};
 use crate::protocol::{PeerName, Protocol, ProtocolId};
@@ -34,6 +37,9 @@ pub struct Control {
     pub(super) clock: Clock,
     /// Wakes the publisher of dead letters.
     pub(super) dead: Arc<Notify>,
+    pub(super) tenure: Tenure,
+    /// The way to other instances.
+    pub(super) others: Option<Bus>,
 }
 
 /// Why an order could not be carried out.
@@ -43,10 +49,15 @@ pub enum ControlError {
     UnknownProtocol(String),
     #[error("the bridge is stopping")]
     Stopped,
+    #[error("another instance serves this peer, or none does at the moment; try again")]
+    Elsewhere,
     #[error("{0} is paused by an operator; resume it first")]
     Paused(String),
     #[error("the time until which to pause is over already")]
     PauseIsOver,
+    /// What the owner of the lane answered.
+    #[error("the instance that serves this peer: {0}")]
+    Owner(String),
     #[error("it is done, but could not be written down yet, so a restart would forget it: {0}")]
     NotWritten(StoreError),
     #[error(transparent)]
@@ -54,7 +65,7 @@ pub enum ControlError {
 }
 
 /// What became of the wish for an early attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Probed {
     /// One attempt is made as soon as none is in flight.
@@ -64,7 +75,7 @@ pub enum Probed {
 }
 
 /// How a peer is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerState {
     /// Deliveries go as they come.
@@ -80,8 +91,9 @@ pub enum PeerState {
 }
 
 /// What an operator is shown of a peer's lane. Times are milliseconds since the epoch.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerOutlook {
+    #[serde(skip_deserializing)]
     pub protocol: &'static str,
     pub peer: String,
     pub state: PeerState,
@@ -207,9 +219,11 @@ impl Control {
         first_row: i64,
     ) -> Result<(), ControlError> {
         let key = self.key(protocol, peer)?;
-        let shard = self.shard(&key)?;
-        let sent = shard.send(Work::Changed(key, first_row)).await;
-        sent.map_err(|_| ControlError::Stopped)
+        match self.order(key, What::Changed(first_row)).await {
+            // Its next owner reads what is on disk.
+            Ok(_) | Err(ControlError::Elsewhere) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Rows were given up by another hand: their notices are due.
@@ -229,16 +243,43 @@ impl Control {
         ask: Ask,
     ) -> Result<Replied, ControlError> {
         let key = self.key(protocol, peer)?;
+        self.order(key, What::Ask(ask)).await
+    }
+
+    /// Whether this instance works that lane.
+    pub(super) fn is_here(&self, key: &LaneKey) -> bool {
+        !matches!(self.tenure.of_peer(key.0, &key.1), Hold::NotOurs)
+    }
+
+    async fn order(&self, key: LaneKey, what: What) -> Result<Replied, ControlError> {
+        match self.tenure.is_alone() {
+            true => self.here(key, what).await,
+            false => self.there(key, what).await,
+        }
+    }
+
+    /// Carries out an order for a lane of this instance.
+    pub(super) async fn here(&self, key: LaneKey, what: What) -> Result<Replied, ControlError> {
+        if !self.is_here(&key) {
+            return Err(ControlError::Elsewhere);
+        }
+        let shard = self.shard(&key)?.clone();
+        let ask = match what {
+            What::Ask(ask) => ask,
+            What::Changed(first) => {
+                let sent = shard.send(Work::Changed(key, first)).await;
+                return sent
+                    .map(|()| Replied::Done)
+                    .map_err(|_| ControlError::Stopped);
+            }
+        };
         let (tell, told) = oneshot::channel();
-        let work = Work::Ask(key.clone(), ask, tell);
-        self.shard(&key)?
-            .send(work)
-            .await
-            .map_err(|_| ControlError::Stopped)?;
+        let sent = shard.send(Work::Ask(key, ask, tell)).await;
+        sent.map_err(|_| ControlError::Stopped)?;
         told.await.map_err(|_| ControlError::Stopped)?
     }
 
-    fn key(&self, protocol: &str, peer: &PeerName) -> Result<LaneKey, ControlError> {
+    pub(super) fn key(&self, protocol: &str, peer: &PeerName) -> Result<LaneKey, ControlError> {
         let unknown = || ControlError::UnknownProtocol(protocol.to_owned());
         let known = self.protocols.get(protocol).ok_or_else(unknown)?;
         Ok((known.id(), peer.clone()))

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, BusError, BusMessage, subject};
+use crate::faults;
 use crate::store::{QueueRow, Store};
 
 /// Rows noticed at once.
@@ -52,6 +53,7 @@ async fn publish(bus: &Bus, store: &Store) -> Result<(), String> {
             }
         }
         if !sent.is_empty() {
+            faults::crash_point("dead_told");
             store
                 .noticed(sent)
                 .await

@@ -16,14 +16,16 @@ use super::lane::Item;
 use super::rows::Made;
 use super::scopes::{Batch, Scopes};
 use super::shard::{LaneKey, Work};
-use crate::bus::{AckHandle, Bus, BusError, BusErrorKind, Intake, OutMessage};
+use crate::bus::{AckHandle, Bus, BusError, BusErrorKind, Intake, OutMessage, Share};
 use crate::clock::Clock;
+use crate::cluster::Tenure;
+use crate::cluster::units::subjects;
 use crate::faults;
 use crate::ops::Ops;
 use crate::ops::health::Health;
 use crate::peers::Peers;
 use crate::protocol::{PeerName, Protocol, ProtocolId};
-use crate::store::{Commit, NewRow, RowState, Store, StoreError, StoreErrorKind};
+use crate::store::{Commit, Lease, NewRow, RowState, Store, StoreError, StoreErrorKind};
 
 /// Messages taken at once.
 const BATCH: usize = 256;
@@ -31,6 +33,9 @@ const BATCH: usize = 256;
 /// Rows handed to the store in one piece, about: small enough that most have their outcomes soon, and
 /// are written with them.
 const PART: usize = 32;
+
+/// Names ([`unique`]) of messages on their way to the store.
+type Unacked = Mutex<HashSet<Arc<str>>>;
 
 /// What the intake needs.
 pub struct Reader {
@@ -46,6 +51,15 @@ pub struct Reader {
     /// Largest body that may travel, bytes.
     pub max_body: usize,
     pub(super) scopes: Scopes,
+    /// Whose messages are read here, where several instances share them.
+    pub serving: Option<Serving>,
+}
+
+/// A unit that this reader is for.
+#[derive(Clone)]
+pub struct Serving {
+    pub lease: Lease,
+    pub tenure: Tenure,
 }
 
 /// Which shard owns a lane.
@@ -58,7 +72,7 @@ pub fn shard_of(key: &LaneKey, shards: usize) -> usize {
 /// Messages that become durable together.
 #[derive(Default)]
 struct Part {
-    ids: HashSet<String>,
+    ids: Vec<Arc<str>>,
     acks: Vec<AckHandle>,
     made: Made,
 }
@@ -66,7 +80,7 @@ struct Part {
 impl Reader {
     /// Reads until `stop`; a lost consumer or stream is made again under a new epoch.
     pub async fn run(self, stop: CancellationToken) {
-        let unacked: Arc<Mutex<HashSet<String>>> = Arc::default();
+        let unacked: Arc<Unacked> = Arc::default();
         let mut pause = Duration::from_millis(100);
         while !stop.is_cancelled() {
             let ended = tokio::select! {
@@ -74,7 +88,7 @@ impl Reader {
                 ended = self.session(&unacked, &mut pause) => ended,
             };
             let Err(error) = ended else { continue };
-            self.health.set("intake", &error.to_string());
+            self.health.set(&self.part(), &error.to_string());
             tracing::warn!(%error, "outbound intake stopped; it is opened anew");
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -85,14 +99,10 @@ impl Reader {
     }
 
     /// One consumer's life.
-    async fn session(
-        &self,
-        unacked: &Arc<Mutex<HashSet<String>>>,
-        pause: &mut Duration,
-    ) -> Result<(), BusError> {
-        self.bus.apply_streams().await?;
+    async fn session(&self, unacked: &Arc<Unacked>, pause: &mut Duration) -> Result<(), BusError> {
+        self.bus.apply_stream("FED_OUT").await?;
         let mut intake = self.open().await?;
-        self.health.clear("intake");
+        self.health.clear(&self.part());
         *pause = Duration::from_millis(100);
         let every = self.health.look_every();
         loop {
@@ -104,7 +114,9 @@ impl Reader {
                 continue;
             };
             self.health.moving();
-            self.take(batch?, unacked).await.map_err(|e| BusError {
+            faults::crash_point("out_pulled");
+            let batch = self.send_on(batch?).await?;
+            self.take(batch, unacked).await.map_err(|e| BusError {
                 kind: BusErrorKind::Unavailable,
                 detail: format!("the {e}"),
             })?;
@@ -125,37 +137,70 @@ impl Reader {
             self.protocols.values().partition(|p| p.enabled());
         let names =
             |list: Vec<&Arc<dyn Protocol>>| list.into_iter().map(|p| p.id()).collect::<Vec<_>>();
-        self.bus
-            .open_intake(self.store.id(), epoch, &names(enabled), &names(held_back))
+        let (enabled, held_back) = (names(enabled), names(held_back));
+        let unit = self.serving.as_ref().map(|s| s.lease.unit.to_string());
+        let share = match (&self.serving, &unit) {
+            (Some(serving), Some(name)) => Share::Unit {
+                name,
+                lease: serving.lease.epoch,
+                subjects: subjects(self.bus.prefix(), serving.lease.unit),
+            },
+            _ => Share::All {
+                enabled: &enabled,
+                held_back: &held_back,
+            },
+        };
+        self.bus.open_share(self.store.id(), epoch, &share).await
+    }
+
+    /// The lease to write under.
+    pub(super) fn lease(&self) -> Option<Lease> {
+        self.serving.as_ref().map(|serving| serving.lease)
+    }
+
+    /// Its name in the bridge's health.
+    fn part(&self) -> String {
+        match self.lease() {
+            Some(lease) => format!("intake of {}", lease.unit),
+            None => "intake".to_owned(),
+        }
+    }
+
+    /// Sees to it that every message of a batch can have a number for each of its targets.
+    async fn numbers(&self, batch: &[OutMessage]) -> Result<(), StoreError> {
+        if self.serving.is_none() {
+            return Ok(());
+        }
+        let most = self.protocols.keys().map(|p| self.peers.accepted(p).len());
+        let most = most.max().unwrap_or(0).saturating_add(1);
+        self.store
+            .ensure_rows(batch.len().saturating_mul(most))
             .await
     }
 
     /// Makes a batch durable and hands it to the lanes; acknowledges in the background.
-    async fn take(
-        &self,
-        batch: Vec<OutMessage>,
-        unacked: &Arc<Mutex<HashSet<String>>>,
-    ) -> Result<(), StoreError> {
+    async fn take(&self, batch: Vec<OutMessage>, unacked: &Arc<Unacked>) -> Result<(), StoreError> {
         // Marked first and looked up second: a copy that another consumer brought is either still
         // marked, or its row is on disk by the time of the look-up.
-        let ids = mark(unacked, &batch);
+        let names: Vec<Arc<str>> = batch.iter().map(unique).collect();
+        let mine = mark(unacked, &names);
         let looked_up = async {
+            self.numbers(&batch).await?;
             let known = self.known(&batch).await?;
-            let sealing = self.sealing(&batch, &known).await?;
+            let sealing = self.sealing(&batch, &names, &known).await?;
             Ok((known, sealing))
         };
         let (known, mut sealing) = match looked_up.await {
             Ok(found) => found,
             Err(error) => {
-                forget(unacked, &ids);
+                forget(unacked, mine.iter());
                 return Err(error);
             }
         };
         let mut met = HashMap::new();
         let mut parts = vec![Part::default()];
-        for message in batch {
-            let id = unique(&message);
-            if !ids.contains(&id) {
+        for (message, id) in batch.into_iter().zip(names) {
+            if !mine.contains(&id) {
                 continue; // its first copy is on its way to the store; redelivery will find the row
             }
             if parts.last().is_none_or(|p| p.made.rows.len() >= PART) {
@@ -168,17 +213,19 @@ impl Reader {
             let Some(part) = parts.get_mut(at) else {
                 continue; // the number of one that is there
             };
-            if first && !known.contains(&id) {
+            if first && !known.contains(&*id) {
                 self.make(&id, &message, &mut sealing, &mut part.made);
             }
-            part.ids.insert(id);
+            if first {
+                part.ids.push(id);
+            }
             part.acks.push(message.ack);
         }
         let mut parts = parts.into_iter();
         while let Some(part) = parts.next() {
             if let Err(error) = self.take_part(part, unacked).await {
                 // Unacknowledged: the next consumer brings them again.
-                parts.for_each(|part| forget(unacked, &part.ids));
+                parts.for_each(|part| forget(unacked, part.ids.iter()));
                 return Err(error);
             }
         }
@@ -186,11 +233,7 @@ impl Reader {
     }
 
     /// Makes a part of a batch durable and hands it to the lanes; acknowledges in the background.
-    async fn take_part(
-        &self,
-        part: Part,
-        unacked: &Arc<Mutex<HashSet<String>>>,
-    ) -> Result<(), StoreError> {
+    async fn take_part(&self, part: Part, unacked: &Arc<Unacked>) -> Result<(), StoreError> {
         let Part {
             ids,
             mut acks,
@@ -203,21 +246,22 @@ impl Reader {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         let dead = made.rows.iter().any(|r| r.state == RowState::Failed);
-        let kept = made.rows.clone();
-        let commit = match self.enqueue(&made.rows).await {
+        let kept: Arc<[NewRow]> = made.rows.into();
+        let commit = match enqueue(&self.store, self.lease(), &kept).await {
             Ok(commit) => commit,
             Err(error) => {
-                forget(unacked, &ids);
+                forget(unacked, ids.iter());
                 return Err(error);
             }
         };
+        faults::crash_point("out_queued");
         self.hand_over(made.lanes).await;
         let (store, unacked, notify) = (
             self.store.clone(),
             unacked.clone(),
             dead.then(|| self.dead.clone()),
         );
-        let shards = self.shards.clone();
+        let (shards, lease) = (self.shards.clone(), self.lease());
         tokio::spawn(async move {
             let first_try = commit.await;
             let late = first_try.is_err();
@@ -226,8 +270,10 @@ impl Reader {
             } else {
                 HashMap::new()
             };
-            if durable(&store, first_try, kept).await {
+            if durable(&store, lease, first_try, kept).await {
+                faults::crash_point("out_committed");
                 acknowledge(acks).await;
+                faults::crash_point("out_acked");
                 // The lanes' readings may have passed these rows before they were on disk.
                 for (key, first) in lanes {
                     if let Some(shard) = shards.get(shard_of(&key, shards.len())) {
@@ -235,7 +281,7 @@ impl Reader {
                     }
                 }
             }
-            forget(&unacked, &ids);
+            forget(&unacked, ids.iter());
             if let Some(notify) = notify {
                 notify.notify_one();
             }
@@ -243,17 +289,10 @@ impl Reader {
         Ok(())
     }
 
-    async fn enqueue(&self, rows: &[NewRow]) -> Result<Commit, StoreError> {
-        if rows.is_empty() {
-            return Ok(Box::pin(std::future::ready(Ok(()))));
-        }
-        self.store.enqueue(rows.to_vec()).await
-    }
-
     /// Ids (protocol, newline, message id) of this batch that have a row.
     async fn known(&self, batch: &[OutMessage]) -> Result<HashSet<String>, StoreError> {
         let mut by_protocol: HashMap<ProtocolId, Vec<String>> = HashMap::new();
-        for message in batch {
+        for message in batch.iter().filter(|m| !m.forwarded) {
             let protocol = self
                 .protocols
                 .get(message.protocol.as_str())
@@ -265,8 +304,22 @@ impl Reader {
                 .push(event.msg_id.clone());
         }
         let mut known = HashSet::new();
+        // Copies of one message to several peers have one id: each is known by its own row.
+        for message in batch.iter().filter(|m| m.forwarded) {
+            let protocol = self.protocols.get(message.protocol.as_str());
+            let (Ok(event) | Err((_, event))) = &message.event;
+            if let Some(protocol) = protocol
+                && let Ok(peer) = PeerName::parse(&event.peer)
+                && self
+                    .store
+                    .has_row(protocol.id(), &event.msg_id, &peer)
+                    .await?
+            {
+                known.insert(unique(message).to_string());
+            }
+        }
         for (protocol, ids) in by_protocol {
-            for id in self.store.known_messages(protocol, &ids).await? {
+            for id in self.store.known_messages(protocol, ids).await? {
                 known.insert(format!("{protocol}\n{id}"));
             }
         }
@@ -277,18 +330,17 @@ impl Reader {
     async fn sealing(
         &self,
         batch: &[OutMessage],
+        names: &[Arc<str>],
         known: &HashSet<String>,
     ) -> Result<Batch, StoreError> {
         let mut wanted = Vec::new();
-        for message in batch {
+        for (message, id) in batch.iter().zip(names) {
             let protocol = self.protocols.get(message.protocol.as_str());
             if let (Some(protocol), Ok(event)) = (protocol, &message.event)
                 && let Some(scope) = protocol.scope(event)
+                && !known.contains(&**id)
             {
-                let id = unique(message);
-                if !known.contains(&id) {
-                    wanted.push((id, protocol.id(), scope));
-                }
+                wanted.push((id.to_string(), protocol.id(), scope));
             }
         }
         if wanted.is_empty() {
@@ -305,42 +357,69 @@ impl Reader {
             }
         }
         for (part, shard) in parts.into_iter().zip(&self.shards) {
-            if !part.is_empty() && shard.send(Work::Arrivals(part)).await.is_err() {
+            if !part.is_empty()
+                && shard
+                    .send(Work::Arrivals(self.lease(), part))
+                    .await
+                    .is_err()
+            {
                 tracing::debug!("a shard has stopped; its rows are in the store");
             }
         }
     }
 }
 
-/// Protocol and message id: what a row is unique by, for any number of peers.
-fn unique(message: &OutMessage) -> String {
+/// Protocol and message id: what a row is unique by, for any number of peers; of a copy for one of
+/// them, that one too.
+fn unique(message: &OutMessage) -> Arc<str> {
     let (Ok(event) | Err((_, event))) = &message.event;
-    format!("{}\n{}", message.protocol, event.msg_id)
+    match message.forwarded {
+        true => format!("{}\n{}\n{}", message.protocol, event.msg_id, event.peer),
+        false => format!("{}\n{}", message.protocol, event.msg_id),
+    }
+    .into()
 }
 
-/// Marks the messages of a batch as on their way; answers those that were not so already.
-fn mark(unacked: &Mutex<HashSet<String>>, batch: &[OutMessage]) -> HashSet<String> {
+/// Marks messages as on their way; answers those that were not so already.
+fn mark(unacked: &Unacked, names: &[Arc<str>]) -> HashSet<Arc<str>> {
     let mut set = unacked.lock().unwrap_or_else(PoisonError::into_inner);
-    let ids = batch.iter().map(unique);
-    ids.filter(|id| set.insert(id.clone())).collect()
+    let new = names.iter().filter(|name| set.insert(Arc::clone(name)));
+    new.cloned().collect()
 }
 
-fn forget(unacked: &Mutex<HashSet<String>>, ids: &HashSet<String>) {
+fn forget<'a>(unacked: &Unacked, ids: impl Iterator<Item = &'a Arc<str>>) {
     let mut set = unacked.lock().unwrap_or_else(PoisonError::into_inner);
     for id in ids {
         set.remove(id);
     }
 }
 
+async fn enqueue(
+    store: &Store,
+    lease: Option<Lease>,
+    rows: &Arc<[NewRow]>,
+) -> Result<Commit, StoreError> {
+    if rows.is_empty() {
+        return Ok(Box::pin(std::future::ready(Ok(()))));
+    }
+    store.enqueue_under(lease, Arc::clone(rows)).await
+}
+
 /// Waits for the commit, handing the rows over again while the store cannot take them.
-async fn durable(store: &Store, mut outcome: Result<(), StoreError>, rows: Vec<NewRow>) -> bool {
+/// Rows under a lease that was lost are another instance's to make, from the same messages.
+async fn durable(
+    store: &Store,
+    lease: Option<Lease>,
+    mut outcome: Result<(), StoreError>,
+    rows: Arc<[NewRow]>,
+) -> bool {
     while let Err(error) = outcome {
-        if error.kind == StoreErrorKind::Closed {
+        if matches!(error.kind, StoreErrorKind::Closed | StoreErrorKind::Fenced) {
             return false;
         }
         tracing::warn!(%error, rows = rows.len(), "messages stay unacknowledged until the store can take them");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        outcome = match store.enqueue(rows.clone()).await {
+        outcome = match enqueue(store, lease, &rows).await {
             Ok(commit) => commit.await,
             Err(e) => Err(e),
         };

@@ -114,6 +114,7 @@ impl Mailbox {
 
     /// The answer with these rows has left.
     pub async fn has_left(&self, handout: Handout) {
+        faults::crash_point("mailbox_left");
         let now = self.clock.now_ms();
         let (protocol, mut first) = (handout.protocol, Vec::new());
         for (row, turn) in handout.rows {
@@ -133,6 +134,7 @@ impl Mailbox {
             Ok(commit) => commit.await.map(drop),
             Err(error) => Err(error),
         };
+        faults::crash_point("mailbox_noted");
         if let Err(error) = noted {
             tracing::warn!(%error, "what was fetched could not be noted, so it is handed out twice more");
         }

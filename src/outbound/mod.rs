@@ -12,15 +12,18 @@ pub mod attempt;
 pub mod control;
 pub mod dead;
 mod ended;
+mod forward;
 pub mod intake;
 pub mod lane;
 pub mod mailbox;
+pub mod orders;
 pub mod outcome;
 pub mod peer_set;
 mod rows;
 pub mod schedule;
 mod scopes;
 pub mod shard;
+mod turns;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
 use crate::clock::{Clock, UnixMs};
+use crate::cluster::{Hold, Tenure, Turn};
 use crate::config::Config;
 use crate::http::client::Client;
 use crate::ops::health::Health;
@@ -52,6 +56,7 @@ const SHARD_QUEUE: usize = 64;
 const EXPIRY_SWEEP: Duration = Duration::from_secs(10);
 
 /// What outbound is made from.
+#[derive(Clone)]
 pub struct Parts {
     pub bus: Bus,
     pub store: Store,
@@ -60,12 +65,15 @@ pub struct Parts {
     pub clock: Clock,
     pub health: Health,
     pub protocols: Arc<HashMap<ProtocolId, Arc<dyn Protocol>>>,
+    /// Which lanes are ours, where several instances share the work.
+    pub tenure: Tenure,
 }
 
 /// Outbound at work.
 pub struct Outbound {
     threads: Vec<JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    units: Arc<turns::Turns>,
     control: Control,
     stop: CancellationToken,
     /// One a shard.
@@ -95,12 +103,14 @@ pub fn shard_count(configured: usize) -> usize {
 
 impl Outbound {
     /// Starts the shards, arms them from the store, and opens the intake.
+    /// Where several instances share the work nothing is read until [`Outbound::serve`].
     pub async fn start(config: &Config, parts: Parts) -> Result<Self, StartError> {
         let shards = shard_count(config.outbound.shards);
         let stop = CancellationToken::new();
         let dead = Arc::new(Notify::new());
         let shared = Shared {
             store: parts.store.clone(),
+            tenure: parts.tenure.clone(),
             ops: parts.ops.clone(),
             protocols: parts.protocols.clone(),
             dead: dead.clone(),
@@ -127,7 +137,10 @@ impl Outbound {
                 shared.paused.note(key);
             }
         }
-        let waiting = parts.store.lanes().await?;
+        let waiting = match parts.tenure.is_alone() {
+            true => parts.store.lanes().await?,
+            false => Vec::new(),
+        };
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
         let mut clients = Vec::new();
         for n in 0..shards {
@@ -163,24 +176,18 @@ impl Outbound {
             store: parts.store.clone(),
             clock: parts.clock.clone(),
             dead: dead.clone(),
+            tenure: parts.tenure.clone(),
+            others: (!parts.tenure.is_alone()).then(|| parts.bus.clone()),
         };
         let max_body = parts.bus.server().max_payload.saturating_sub(8 * 1024);
-        let reader = intake::Reader {
-            bus: parts.bus.clone(),
-            store: parts.store.clone(),
-            peers: parts.peers.clone(),
-            ops: parts.ops.clone(),
-            clock: parts.clock.clone(),
-            health: parts.health.clone(),
-            protocols: parts.protocols.clone(),
+        let units = Arc::new(turns::Turns {
+            parts: parts.clone(),
             shards: senders.clone(),
             dead: dead.clone(),
             max_body,
-            scopes: scopes::Scopes::default(),
-        };
+        });
         let mailboxes = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());
-        let tasks = vec![
-            tokio::spawn(reader.run(stop.clone())),
+        let mut tasks = vec![
             tokio::spawn(dead::run(
                 parts.bus.clone(),
                 parts.store.clone(),
@@ -194,13 +201,23 @@ impl Outbound {
             )),
             tokio::spawn(sweep(parts, senders, stop.clone())),
         ];
+        if units.parts.tenure.is_alone() {
+            tasks.push(tokio::spawn(units.reader(None).run(stop.clone())));
+        }
         Ok(Self {
             threads,
             tasks,
+            units,
             control,
             stop,
             clients,
         })
+    }
+
+    /// Serves what leases are for, as they come and go.
+    pub fn serve(&mut self, turns: mpsc::Receiver<Turn>) {
+        let serving = self.units.clone().run(turns, self.stop.clone());
+        self.tasks.push(tokio::spawn(serving));
     }
 
     /// The handle for operators' orders and for words heard of peers.
@@ -296,6 +313,7 @@ async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: Cancellation
                 let mut by_shard: HashMap<usize, Vec<(LaneKey, i64)>> = HashMap::new();
                 for row in rows {
                     match control::stranded(&parts.protocols, &row.protocol, &row.peer) {
+                        Ok(key) if !is_ours(&parts.tenure, &key) => {}
                         Ok(key) => {
                             let mine = by_shard.entry(intake::shard_of(&key, shards.len()));
                             mine.or_default().push((key, row.id));
@@ -312,6 +330,11 @@ async fn sweep(parts: Parts, shards: Vec<mpsc::Sender<Work>>, stop: Cancellation
             Err(error) => tracing::warn!(%error, "rows past their time could not be read"),
         }
     }
+}
+
+/// Whether this instance works that lane.
+fn is_ours(tenure: &Tenure, (protocol, peer): &LaneKey) -> bool {
+    !matches!(tenure.of_peer(protocol, peer), Hold::NotOurs)
 }
 
 /// A row past its time that no lane takes, because its protocol is off: nobody else decides on it.

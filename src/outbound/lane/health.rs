@@ -14,7 +14,7 @@
 //! Each is a real delivery when it succeeds. When it fails the row is as it was: no attempt of its
 //! schedule is used up and none of its time.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Cause, Item, Lane};
 use crate::clock::UnixMs;
@@ -34,7 +34,7 @@ pub enum Grant {
 const BACKGROUND_MS: i64 = 30_000;
 
 /// A lane as an operator sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outlook {
     /// Attempts in flight.
     pub in_flight: usize,

@@ -6,14 +6,19 @@ use std::time::Duration;
 use super::super::attempt;
 use super::super::lane::{Cause, Item};
 use super::super::outcome::{self, Terms};
+use super::delivered::is_plain;
 use super::done::Done;
 use super::queue::read_until;
 use super::room::Pace;
 use super::{Entry, LaneKey, Shard};
 use crate::clock::random_share;
+use crate::cluster::Hold;
+use crate::faults;
 use crate::ops::metrics;
 use crate::protocol::{Protocol, Refusal, Verdict};
-use crate::store::{AttemptRow, Commit, Outcome, RowState, Settle, StoreError, StoreErrorKind};
+use crate::store::{
+    AttemptRow, Commit, Lease, Outcome, RowState, Settle, StoreError, StoreErrorKind,
+};
 
 impl Shard {
     /// Begins an attempt.
@@ -25,12 +30,15 @@ impl Shard {
         cause: Cause,
     ) {
         let entry = self.lanes.get(&lane);
+        let hold = entry.map_or(Hold::NotOurs, |e| e.hold.clone());
         let pace = entry.map_or(Pace::Unknown, Entry::pace);
         let start = item.first_failed_ms.unwrap_or(item.created_ms);
         let paused_ms = entry.map_or(0, |e| {
             e.lane.facts.paused_ms(start, self.tools.clock.now_ms())
         });
         self.room.enter(pace);
+        let lease = hold.lease();
+        self.units.begins(lease);
         metrics::in_flight_add(1);
         if cause != Cause::Due {
             metrics::probe(lane.0);
@@ -43,24 +51,33 @@ impl Shard {
                 // Read after everything handed to the writer before, and again until the store answers.
                 None => match read_until(|| shared.store.row(item.id)).await {
                     Some(row) if row.state == RowState::Pending => row.body,
-                    _ => return Done::Gone { lane, item, pace },
+                    _ => {
+                        return Done::Gone {
+                            lane,
+                            lease,
+                            item,
+                            pace,
+                        };
+                    }
                 },
             };
-            if crate::faults::on("shuffle_keys") {
+            if lease.is_some() {
+                // Looked up first: what takes long comes before the last look at the lease.
+                let _ = tools.peers.resolve(&protocol, &lane.1).await;
+                if !hold.may_begin() {
+                    return Done::Unsure {
+                        lane,
+                        lease,
+                        item,
+                        pace,
+                    };
+                }
+            }
+            if faults::on("shuffle_keys") {
                 tokio::time::sleep(Duration::from_secs_f64(random_share() * 0.1)).await;
             }
             let finished = attempt::run(&tools, &protocol, &lane.1, &item, body).await;
             let now = tools.clock.now_ms();
-            // After a jump the first failure's time says nothing: attempts alone end the schedule.
-            let base = if tools.clock.steady() {
-                item.first_failed_ms
-            } else {
-                None
-            };
-            let judged = Item {
-                first_failed_ms: base,
-                ..item.clone()
-            };
             let terms = Terms {
                 schedule: protocol.schedule(),
                 // Only a row that goes on waiting needs it.
@@ -72,13 +89,27 @@ impl Shard {
                 paused_ms,
                 cause,
             };
-            let fate = Box::new(outcome::decide(&judged, &finished, now, &terms));
+            // After a jump the first failure's time says nothing: attempts alone end the schedule.
+            let fate = if tools.clock.steady() || item.first_failed_ms.is_none() {
+                outcome::decide(&item, &finished, now, &terms)
+            } else {
+                let judged = Item {
+                    first_failed_ms: None,
+                    ..item.clone()
+                };
+                outcome::decide(&judged, &finished, now, &terms)
+            };
+            let fate = Box::new(fate);
+            faults::crash_point("out_settling");
             let commit = match &fate.settle {
-                Some(settle) => Some(shared.store.settle(settle.clone()).await),
+                // It is handed in with others, later: nothing that is read of the row counts any more.
+                Some(settle) if is_plain(settle) => None,
+                Some(settle) => Some(shared.store.settle_under(lease, settle.clone()).await),
                 None => None,
             };
             Done::Attempted {
                 lane,
+                lease,
                 item,
                 pace,
                 cause,
@@ -119,14 +150,25 @@ impl Shard {
         };
         self.ended.add(item.id);
         self.report_dead(&lane, &item, item.attempts, &Refusal::new(code, why));
-        if counted && let Some(entry) = self.lanes.get_mut(&lane) {
-            entry.lane.finished(&item);
+        let mut lease = None;
+        if let Some(entry) = self.lanes.get_mut(&lane) {
+            lease = entry.hold.lease();
+            if counted {
+                entry.lane.finished(&item);
+            }
         }
-        self.settled(settle, None);
+        self.settled(settle, lease, None);
     }
 
     /// Watches an outcome's commit; while the store cannot take it, it is tried again each second.
-    pub(super) fn settled(&mut self, settle: Settle, commit: Option<Result<Commit, StoreError>>) {
+    /// One under a lease that was lost is not tried again: the row is another's.
+    pub(super) fn settled(
+        &mut self,
+        settle: Settle,
+        lease: Option<Lease>,
+        commit: Option<Result<Commit, StoreError>>,
+    ) {
+        self.units.begins(lease);
         let (store, dead) = (self.shared.store.clone(), self.shared.dead.clone());
         let is_dead = matches!(settle.outcome, Outcome::Dead { .. });
         self.tasks.spawn(async move {
@@ -134,16 +176,20 @@ impl Shard {
             loop {
                 let queued = match commit.take() {
                     Some(queued) => queued,
-                    None => store.settle(settle.clone()).await,
+                    None => store.settle_under(lease, settle.clone()).await,
                 };
                 let error = match queued {
                     Ok(commit) => match commit.await {
-                        Ok(()) => break,
+                        Ok(()) => {
+                            faults::crash_point("out_settled");
+                            break;
+                        }
                         Err(e) => e,
                     },
                     Err(e) => e,
                 };
-                if error.kind == StoreErrorKind::Closed {
+                if matches!(error.kind, StoreErrorKind::Closed | StoreErrorKind::Fenced) {
+                    tracing::debug!(%error, queue_id = settle.row, "an outcome is not written");
                     break;
                 }
                 tracing::warn!(%error, queue_id = settle.row, "an outcome waits for the store");
@@ -152,7 +198,7 @@ impl Shard {
             if is_dead {
                 dead.notify_one();
             }
-            Done::Settled(settle.row)
+            Done::Settled(settle.row, lease)
         });
     }
 }

@@ -5,16 +5,21 @@ use std::sync::Arc;
 use super::super::attempt::Finished;
 use super::super::lane::{Cause, Item};
 use super::super::outcome::{Fate, HealthNews};
+use super::delivered::is_plain;
 use super::room::Pace;
 use super::{LaneKey, Shard};
 use crate::ops::metrics;
 use crate::peers::health::Change;
-use crate::store::{Commit, QueueRow, StoreError};
+use crate::store::{Commit, Lease, QueueRow, StoreError};
+
+/// A row whose lease was not surely ours is looked at again after so long, milliseconds.
+const UNSURE_MS: i64 = 500;
 
 /// What came of a task.
 pub(super) enum Done {
     Attempted {
         lane: LaneKey,
+        lease: Option<Lease>,
         item: Item,
         pace: Pace,
         cause: Cause,
@@ -26,18 +31,28 @@ pub(super) enum Done {
     /// The row could not be read back or is no longer pending.
     Gone {
         lane: LaneKey,
+        lease: Option<Lease>,
+        item: Item,
+        pace: Pace,
+    },
+    /// Nothing was attempted: the lease was not surely ours any more.
+    Unsure {
+        lane: LaneKey,
+        lease: Option<Lease>,
         item: Item,
         pace: Pace,
     },
     Page {
         read: u64,
         lane: LaneKey,
+        lease: Option<Lease>,
         rows: Vec<QueueRow>,
         asked: usize,
     },
     KeyPage {
         read: u64,
         lane: LaneKey,
+        lease: Option<Lease>,
         key: Arc<str>,
         rows: Vec<QueueRow>,
         asked: usize,
@@ -47,7 +62,9 @@ pub(super) enum Done {
         read: u64,
         rows: Vec<(LaneKey, Item)>,
     },
-    Settled(i64),
+    Settled(i64, Option<Lease>),
+    /// Many deliveries are on record, or never will be.
+    Delivered(Vec<i64>, Option<Lease>),
     Saved(LaneKey),
 }
 
@@ -56,6 +73,7 @@ impl Shard {
         match done {
             Some(Done::Attempted {
                 lane,
+                lease,
                 item,
                 pace,
                 cause,
@@ -64,18 +82,41 @@ impl Shard {
                 commit,
             }) => {
                 self.left_flight(pace);
-                self.attempted(&lane, item, cause, &finished, *fate, commit);
+                self.attempted((&lane, lease), item, cause, &finished, *fate, commit);
+                self.units.ends(lease);
             }
-            Some(Done::Gone { lane, item, pace }) => {
+            Some(Done::Gone {
+                lane,
+                lease,
+                item,
+                pace,
+            }) => {
                 self.left_flight(pace);
-                if let Some(entry) = self.lanes.get_mut(&lane) {
+                self.units.ends(lease);
+                if let Some(entry) = self.same(&lane, lease) {
                     entry.lane.finished(&item);
+                }
+                self.poke(&lane);
+            }
+            Some(Done::Unsure {
+                lane,
+                lease,
+                mut item,
+                pace,
+            }) => {
+                self.left_flight(pace);
+                self.units.ends(lease);
+                let (policy, now) = (self.shared.policy, self.tools.clock.now_ms());
+                if let Some(entry) = self.same(&lane, lease) {
+                    item.next_at_ms = item.next_at_ms.max(now.saturating_add(UNSURE_MS));
+                    entry.lane.waits(item, &policy);
                 }
                 self.poke(&lane);
             }
             Some(Done::Page {
                 read,
                 lane,
+                lease,
                 mut rows,
                 asked,
             }) => {
@@ -83,7 +124,7 @@ impl Shard {
                 let last = rows.last().map(|r| r.id);
                 rows.retain(|r| !self.ended.has(r.id));
                 self.ended.read_ends(read);
-                if let Some(entry) = self.lanes.get_mut(&lane) {
+                if let Some(entry) = self.same(&lane, lease) {
                     entry.lane.loaded(rows, full, last);
                 }
                 self.poke(&lane);
@@ -91,6 +132,7 @@ impl Shard {
             Some(Done::KeyPage {
                 read,
                 lane,
+                lease,
                 key,
                 mut rows,
                 asked,
@@ -99,13 +141,23 @@ impl Shard {
                 let last = rows.last().map(|r| r.id);
                 rows.retain(|r| !self.ended.has(r.id));
                 self.ended.read_ends(read);
-                if let Some(entry) = self.lanes.get_mut(&lane) {
+                if let Some(entry) = self.same(&lane, lease) {
                     entry.lane.loaded_key(&key, rows, asked, full, last);
                 }
                 self.poke(&lane);
             }
             Some(Done::Expired { read, rows }) => self.expired(read, rows),
-            Some(Done::Settled(id)) => self.ended.committed(id),
+            Some(Done::Delivered(rows, lease)) => {
+                self.units.ends(lease);
+                self.deliveries.recorded(rows.len());
+                for row in rows {
+                    self.ended.committed(row);
+                }
+            }
+            Some(Done::Settled(id, lease)) => {
+                self.units.ends(lease);
+                self.ended.committed(id);
+            }
             Some(Done::Saved(key)) => self.saved(&key),
             None => tracing::error!("a delivery task ended abnormally"),
         }
@@ -124,6 +176,9 @@ impl Shard {
             return; // they may not be old at all; the next sweep finds them again
         }
         for (key, item) in rows {
+            if !self.is_ours(&key) {
+                continue; // its owner finds them
+            }
             if !self.entry(&key).lane.forget(item.id) {
                 let why = "the time given in Fed-Expires is over".to_owned();
                 self.bury(key.clone(), item, "expired", why, false);
@@ -134,7 +189,7 @@ impl Shard {
 
     fn attempted(
         &mut self,
-        lane: &LaneKey,
+        (lane, lease): (&LaneKey, Option<Lease>),
         item: Item,
         cause: Cause,
         finished: &Finished,
@@ -146,12 +201,14 @@ impl Shard {
             self.ended.add(item.id);
         }
         self.report(lane, &item, finished, &fate);
-        if let Some(settle) = fate.settle {
-            self.settled(settle, commit);
+        match fate.settle {
+            Some(settle) if is_plain(&settle) => self.delivered(settle, lease),
+            Some(settle) => self.settled(settle, lease, commit),
+            None => {}
         }
         let policy = self.shared.policy;
         let (mut change, mut throttled) = (Change::None, false);
-        if let Some(entry) = self.lanes.get_mut(lane) {
+        if let Some(entry) = self.same(lane, lease) {
             let average = entry.average_ms.unwrap_or(0.0);
             entry.average_ms = Some(average * 0.8 + finished.elapsed.as_secs_f64() * 200.0);
             match fate.health {

@@ -8,6 +8,7 @@
 //! | `work` | what the rest of the bridge tells a shard, and what it does about it |
 //! | `queue` | asking a lane what to do; who waits for a place in the window |
 //! | `attempts` | the tasks: attempts, rows buried without one, outcomes on their way to the store |
+//! | `units` | lanes that come and go with leases, where instances share the work |
 //! | `done` | what came of a task |
 //! | `ask` | an operator's questions and orders |
 //! | `saving` | health facts on their way to the store |
@@ -17,12 +18,14 @@
 
 mod ask;
 mod attempts;
+mod delivered;
 mod done;
 mod meter;
 mod queue;
 mod report;
 pub mod room;
 mod saving;
+mod units;
 mod work;
 pub use work::{Ask, Replied, Reply, Work};
 
@@ -38,10 +41,12 @@ use super::attempt::Tools;
 use super::ended::Ended;
 use super::lane::{Lane, Limits};
 use super::peer_set::PeerSet;
+use crate::cluster::{Hold, Tenure};
 use crate::ops::{Ops, metrics};
 use crate::peers::health::{Facts, Policy};
 use crate::protocol::{PeerName, Protocol, ProtocolId};
 use crate::store::Store;
+use delivered::Deliveries;
 use done::Done;
 use meter::Meter;
 use room::{Pace, Room};
@@ -54,6 +59,8 @@ pub type LaneKey = (ProtocolId, PeerName);
 #[derive(Clone)]
 pub struct Shared {
     pub store: Store,
+    /// Which lanes are ours to work.
+    pub tenure: Tenure,
     pub ops: Ops,
     pub protocols: Arc<HashMap<ProtocolId, Arc<dyn Protocol>>>,
     /// Wakes the publisher of dead letters.
@@ -76,6 +83,8 @@ const SLOW_MS: f64 = 1_000.0;
 
 struct Entry {
     lane: Lane,
+    /// Why it is ours.
+    hold: Hold,
     /// Exponential average of attempt times, milliseconds; `None`: no attempt has ended yet.
     average_ms: Option<f64>,
     armed: Option<i64>,
@@ -135,9 +144,11 @@ pub struct Shard {
     tasks: JoinSet<Done>,
     /// Rows that came to their end, which a page read before the commit still shows as pending.
     ended: Ended,
+    deliveries: Deliveries,
     /// Highest number whose arrival was taken (they come ascending). A lane that read further from
     /// disk must stay to know those rows when they arrive.
     arrived_to: i64,
+    units: units::Serving,
     room: Room,
 }
 
@@ -146,6 +157,7 @@ impl Shard {
     pub fn new(shared: Shared, tools: Tools, known: HashMap<LaneKey, Known>) -> Self {
         Self {
             arrived_to: shared.store.reserve_rows(0).start - 1,
+            units: units::Serving::default(),
             room: Room::new(shared.window),
             shared,
             tools,
@@ -157,6 +169,7 @@ impl Shard {
             resting: VecDeque::new(),
             tasks: JoinSet::new(),
             ended: Ended::default(),
+            deliveries: Deliveries::default(),
         }
     }
 
@@ -169,19 +182,40 @@ impl Shard {
                 () = stop.cancelled() => break,
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.done(done.ok()),
                 Some(w) = work.recv() => self.take(w),
+                // Nothing else is ready: what came about meanwhile goes together.
+                () = std::future::ready(()), if self.deliveries.any() => self.hand_in(),
                 () = tokio::time::sleep(wake.unwrap_or(Duration::MAX)), if wake.is_some() => self.wake(),
             }
         }
         drop(work); // whoever asks something now is told that we stop
         let drained = tokio::time::timeout(self.shared.drain, async {
-            while let Some(done) = self.tasks.join_next().await {
-                if let Ok(Done::Attempted {
-                    commit: Some(Ok(commit)),
+            loop {
+                self.hand_in();
+                let Some(done) = self.tasks.join_next().await else {
+                    break;
+                };
+                let Ok(Done::Attempted {
+                    lease,
+                    fate,
+                    commit,
                     ..
                 }) = done
-                    && let Err(error) = commit.await
-                {
-                    tracing::warn!(%error, "an outcome could not be recorded while stopping");
+                else {
+                    continue;
+                };
+                match commit {
+                    Some(Ok(commit)) => {
+                        if let Err(error) = commit.await {
+                            tracing::warn!(%error, "an outcome could not be recorded while stopping");
+                        }
+                    }
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "an outcome could not be recorded while stopping");
+                    }
+                    None => fate
+                        .settle
+                        .into_iter()
+                        .for_each(|settle| self.delivered(settle, lease)),
                 }
             }
         });
@@ -215,13 +249,16 @@ impl Shard {
         }
     }
 
+    /// The lane of a peer that is ours to work.
     fn entry(&mut self, key: &LaneKey) -> &mut Entry {
         let (limits, known, lanes) = (self.shared.limits, &mut self.known, &mut self.lanes);
+        let tenure = &self.shared.tenure;
         lanes.entry(key.clone()).or_insert_with(|| {
             let known = known.remove(key).unwrap_or_default();
             metrics::lane_state(None, Some(metrics::LaneState::Healthy));
             Entry {
                 lane: Lane::new(limits, known.facts),
+                hold: tenure.of_peer(key.0, &key.1),
                 average_ms: known.average_ms,
                 armed: None,
                 starved: false,

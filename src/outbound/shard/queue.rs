@@ -11,6 +11,8 @@ use crate::store::{StoreError, StoreErrorKind};
 
 /// Lanes asked in vain for each place that becomes free, while other attempts are in flight.
 const TRIES: usize = 16;
+/// A lane whose lease is not surely ours is looked at again after so long.
+const UNSURE: Duration = Duration::from_millis(500);
 /// Lanes without work that are kept.
 const MAX_RESTING: usize = 128;
 
@@ -31,8 +33,16 @@ impl Shard {
             entry.lane.leaves_by(protocol.via(&key.1));
             resumed |= entry.lane.pause_ran_out(now);
             let (per_minute, instant) = (protocol.pace(&key.1), Instant::now());
-            let metered = per_minute.and_then(|limit| entry.meter.wait(limit, instant));
-            let room = metered.is_none() && self.room.admits(entry.pace(), entry.lane.in_flight());
+            let mut metered = per_minute.and_then(|limit| entry.meter.wait(limit, instant));
+            if !entry.hold.may_begin() {
+                // It is known soon whether the lane is still ours.
+                metered = Some(UNSURE);
+            }
+            let lease = entry.hold.lease();
+            let full = self.deliveries.too_many();
+            let room = metered.is_none()
+                && !full
+                && self.room.admits(entry.pace(), entry.lane.in_flight());
             match entry
                 .lane
                 .next(&self.shared.policy, protocol.schedule(), now, room)
@@ -53,6 +63,7 @@ impl Shard {
                         Done::Page {
                             read,
                             lane,
+                            lease,
                             rows,
                             asked: limit,
                         }
@@ -73,6 +84,7 @@ impl Shard {
                         Done::KeyPage {
                             read,
                             lane,
+                            lease,
                             key: name,
                             rows,
                             asked: limit,
@@ -128,7 +140,13 @@ impl Shard {
             entry.resting = false;
             // One that is busy now comes here again when it rests.
             let over = entry.lane.is_idle() && entry.saving.is_idle();
-            if over && entry.lane.met_to() <= self.arrived_to {
+            let met_to = entry.lane.met_to();
+            if over
+                && self
+                    .lanes
+                    .get(&key)
+                    .is_some_and(|e| met_to <= self.arrived_for(e))
+            {
                 self.retire(&key);
             }
         }
@@ -143,7 +161,7 @@ impl Shard {
         let pace = entry.pace();
         if entry.lane.has_runnable()
             && !entry.starved
-            && !self.room.admits(pace, entry.lane.in_flight())
+            && (self.deliveries.too_many() || !self.room.admits(pace, entry.lane.in_flight()))
             && entry.lane.in_flight() < entry.lane.window()
         {
             entry.starved = true;
@@ -181,7 +199,8 @@ impl Shard {
                 self.starved.len()
             };
             for _ in 0..waiting {
-                if self.room.is_full() || slow && self.room.slow_is_full() {
+                let full = self.room.is_full() || self.deliveries.too_many();
+                if full || slow && self.room.slow_is_full() {
                     break;
                 }
                 // While attempts are in flight, their ends bring further tries.

@@ -33,7 +33,9 @@ impl Shard {
             (Some(Outcome::Retry { next_at_ms, .. }), Some(reason)) => {
                 metrics::retry(lane.0);
                 let mut body = said(fate.attempts, reason);
-                body["next_at_ms"] = json!(next_at_ms);
+                if let Some(members) = body.as_object_mut() {
+                    members.insert("next_at_ms".to_owned(), json!(next_at_ms));
+                }
                 ops.event("delivery", "retrying", lane.0, peer, body);
             }
             (Some(Outcome::Dead { .. }), Some(reason)) => {

@@ -1,19 +1,26 @@
 //! What the rest of the bridge tells a shard, and what it does about it.
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::super::control::{ControlError, PeerOutlook, Probed};
 use super::super::lane::Item;
 use super::done::Done;
-use super::{LaneKey, Shard};
+use super::{Known, LaneKey, Shard};
 use crate::ops::metrics;
-use crate::store::RowState;
+use crate::store::{Lease, RowState};
 
 /// What the rest of the bridge tells a shard.
 #[derive(Debug)]
 pub enum Work {
-    /// New rows, already handed to the store.
-    Arrivals(Vec<(LaneKey, Item)>),
+    /// New rows, already handed to the store, under this lease.
+    Arrivals(Option<Lease>, Vec<(LaneKey, Item)>),
+    /// A unit is ours, and how its peers were when that was last written down.
+    Gained(Lease, Vec<(LaneKey, Known)>),
+    /// A unit is another's.
+    Lost(Lease),
+    /// A unit is to be another's: the sender is dropped once nothing of it is in hand.
+    Drain(Lease, oneshot::Sender<()>),
     /// A lane has rows on disk from this number on.
     Tail(LaneKey, i64),
     /// Rows of this lane were changed on disk, the first of them with this number: what is in memory
@@ -28,7 +35,7 @@ pub enum Work {
 }
 
 /// An operator's question or order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ask {
     Pause {
         reason: Option<String>,
@@ -56,16 +63,30 @@ pub type Reply = Result<Replied, ControlError>;
 impl Shard {
     pub(super) fn take(&mut self, work: Work) {
         match work {
-            Work::Arrivals(items) => {
+            Work::Arrivals(lease, items) => {
                 let mut keys = Vec::new();
+                let last = items.last().map_or(0, |(_, item)| item.id);
                 for (key, item) in items {
-                    self.arrived_to = self.arrived_to.max(item.id);
+                    // Under a lease that was lost: the rows are refused, and another's to make.
+                    if lease.is_some() && !self.is_under(&key, lease) {
+                        continue;
+                    }
                     self.entry(&key).lane.arrive(item);
                     if keys.last() != Some(&key) {
                         keys.push(key);
                     }
                 }
+                self.arrived(lease, last);
                 keys.iter().for_each(|key| self.poke(key));
+            }
+            Work::Gained(lease, known) => self.gained(lease, known),
+            Work::Lost(lease) => self.lost(lease),
+            Work::Drain(lease, done) => self.drain(lease, done),
+            Work::Tail(key, _) | Work::Changed(key, _) if !self.is_ours(&key) => {
+                tracing::debug!(peer = %key.1, "rows of a peer that another instance serves");
+            }
+            Work::Ask(key, _, reply) if !self.is_ours(&key) => {
+                let _ = reply.send(Err(ControlError::Elsewhere)); // who asked may have gone
             }
             Work::Tail(key, first) => {
                 self.entry(&key).lane.has_tail(first);
