@@ -49,7 +49,7 @@ impl SharedSecret {
 
     /// HMAC-SHA256 of these bytes.
     pub fn mac(&self, bytes: &[u8]) -> [u8; 32] {
-        self.keyed(bytes).map_or([0; 32], |mac| {
+        keyed(self.0.as_bytes(), bytes).map_or([0; 32], |mac| {
             let mut out = [0; 32];
             out.copy_from_slice(&mac.finalize().into_bytes());
             out
@@ -58,14 +58,7 @@ impl SharedSecret {
 
     /// Whether `mac` is the HMAC-SHA256 of these bytes, in constant time.
     pub fn verify(&self, bytes: &[u8], mac: &[u8]) -> Result<Proof, KeyError> {
-        if mac.len() != 32 {
-            return Err(KeyError::BadMac);
-        }
-        let keyed = self.keyed(bytes).ok_or(KeyError::BadMac)?;
-        keyed
-            .verify_slice(mac)
-            .map(|()| Proof(()))
-            .map_err(|_| KeyError::Mismatch)
+        verify(self.0.as_bytes(), bytes, mac)
     }
 
     /// Whether the other text is this secret, in constant time: their MACs under this one are
@@ -74,13 +67,25 @@ impl SharedSecret {
         self.verify(self.as_text().as_bytes(), &self.mac(other.as_bytes()))
             .is_ok()
     }
+}
 
-    /// HMAC takes a key of any length, so there is always one.
-    fn keyed(&self, bytes: &[u8]) -> Option<Hmac<Sha256>> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).ok()?;
-        mac.update(bytes);
-        Some(mac)
+/// HMAC takes a key of any length, so there is always one.
+fn keyed(key: &[u8], bytes: &[u8]) -> Option<Hmac<Sha256>> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
+    mac.update(bytes);
+    Some(mac)
+}
+
+/// Whether `mac` is the whole HMAC-SHA256 of these bytes under this key, in constant time.
+pub fn verify(key: &[u8], bytes: &[u8], mac: &[u8]) -> Result<Proof, KeyError> {
+    if mac.len() != 32 {
+        return Err(KeyError::BadMac);
     }
+    let keyed = keyed(key, bytes).ok_or(KeyError::BadMac)?;
+    keyed
+        .verify_slice(mac)
+        .map(|()| Proof(()))
+        .map_err(|_| KeyError::Mismatch)
 }
 
 impl fmt::Debug for SharedSecret {
@@ -96,13 +101,7 @@ pub fn same(given: &[u8], wanted: &[u8]) -> bool {
     if getrandom::fill(&mut key).is_err() {
         return false;
     }
-    let tag = |text: &[u8]| {
-        Hmac::<Sha256>::new_from_slice(&key).ok().map(|mut mac| {
-            mac.update(text);
-            mac
-        })
-    };
-    match (tag(given), tag(wanted)) {
+    match (keyed(&key, given), keyed(&key, wanted)) {
         (Some(given), Some(wanted)) => given.verify(&wanted.finalize().into_bytes()).is_ok(),
         _ => false,
     }

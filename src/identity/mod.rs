@@ -2,10 +2,8 @@
 //!
 //! Verification is strict: a scalar not below the group order, a small-order point and a key in
 //! non-canonical form are refused, so that every verifier agrees on what a signature proves.
-//! [`Proof`] can be made by [`PublicKey::verify`] and [`SharedSecret::verify`] alone; what demands one
+//! [`Proof`] can be made by [`PublicKey::verify`] and [`hmac::verify`] alone; what demands one
 //! cannot be reached by an event that nobody checked.
-//!
-//! [`SharedSecret::verify`]: hmac::SharedSecret::verify
 
 pub mod b64;
 pub mod hmac;
@@ -25,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::protocol::Answer;
 
 /// Evidence that an Ed25519 signature or an HMAC was verified, or that a server we asked by its name
-/// answered. Only [`PublicKey::verify`], [`hmac::SharedSecret::verify`] and [`Proof::of_server`] make
+/// answered. Only [`PublicKey::verify`], [`hmac::verify`] and [`Proof::of_server`] make
 /// one.
 #[derive(Debug)]
 pub struct Proof(());
@@ -200,9 +198,14 @@ impl SigningKey {
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(bytes.len() * 2);
+    let digit = |four: u8| {
+        DIGITS
+            .get(usize::from(four))
+            .map_or('0', |d| char::from(*d))
+    };
     for b in bytes {
-        text.push(char::from(DIGITS[usize::from(b >> 4)]));
-        text.push(char::from(DIGITS[usize::from(b & 15)]));
+        text.push(digit(b >> 4));
+        text.push(digit(b & 15));
     }
     text
 }
@@ -220,8 +223,8 @@ pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
         _ => None,
     };
     let mut bytes = [0u8; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    for (byte, [high, low]) in bytes.iter_mut().zip(digits.as_chunks().0) {
+        *byte = digit(*high)? << 4 | digit(*low)?;
     }
     Some(bytes)
 }

@@ -38,12 +38,13 @@ pub fn cut(text: &str, limit: usize) -> String {
     let text = trim(text);
     let mut left = limit;
     for (at, c) in text.char_indices() {
+        let kept = text.get(..at).unwrap_or(text);
         if left == 0 {
-            return text[..at].to_owned();
+            return kept.to_owned();
         }
         match left.checked_sub(c.len_utf16()) {
             Some(rest) => left = rest,
-            None => return format!("{}\u{fffd}", &text[..at]),
+            None => return format!("{kept}\u{fffd}"),
         }
     }
     text.to_owned()

@@ -66,7 +66,7 @@ impl Vault {
         );
         Ok(Self {
             key: Arc::new(LessSafeKey::new(key)),
-            id: hex(&tag.as_ref()[..4]),
+            id: hex(tag.as_ref().get(..4).unwrap_or_default()),
             path: path.to_path_buf(),
         })
     }

@@ -23,6 +23,8 @@ use super::{Door, Inner};
 const BATCH: usize = 64;
 /// How often it is looked whether a quarantine is over.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Several instances: whoever looks does so for all, for so long.
+const LEAD: Duration = Duration::from_secs(10);
 /// Held this long, an event is dropped: what is on `fed.held` is gone by then as well.
 const HELD_AT_MOST_MS: i64 = 30 * 86_400_000;
 
@@ -126,6 +128,10 @@ impl Door {
         let now = self.inner.clock.now_ms();
         let held = self.held().await?;
         metrics::held(held.iter().map(|h| h.events).sum());
+        // Two that release the same peer's events at once would mix their order.
+        if held.is_empty() || !self.inner.store.lead("held", LEAD).await? {
+            return Ok(());
+        }
         for h in held {
             match trust.standing(h.protocol, &h.peer) {
                 Standing::Quarantined | Standing::Blocked => {

@@ -5,12 +5,15 @@
 //! released from quarantine gets its new numbers by the same way, and so its place among the others.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
+use crate::faults;
 use crate::ops::Ops;
 use crate::protocol::{PeerName, ProtocolId};
 use crate::store::{Accepted, HeldBatch, NewInbound, Released, Store, StoreError, Way};
@@ -19,9 +22,16 @@ use super::flights::Reply;
 use super::marks::Acknowledged;
 use super::message::bus_message;
 use super::outlet::Outlet;
-use super::publisher::ToPublish;
+use super::publisher::{ToPublish, sleep_until};
+use super::together::Late;
 use super::{Entry, conflict, state::State};
 
+/// How long events wait for others that come at the same time …
+const GATHER: Duration = Duration::from_millis(1);
+/// … while so many are on their way already …
+const BUSY: usize = 8;
+/// … and how many go together at most.
+const TOGETHER: usize = 256;
 /// Commits awaited at once at most.
 const MAX_COMMITS: usize = 8192;
 /// How long a sender waits whose peer has as much held as may be.
@@ -45,17 +55,22 @@ pub struct Entering {
 
 /// What outlives the hand-over of the row to the writer.
 struct Waiting {
+    since: Instant,
     reply: Reply,
-    event: NewInbound,
+    event: Arc<NewInbound>,
 }
 
 enum Commit {
-    Entered(Box<Waiting>, Result<Accepted, StoreError>),
+    Entered(Waiting, Result<Accepted, StoreError>),
     Released(
+        Instant,
         oneshot::Sender<Result<u64, StoreError>>,
         Result<Released, StoreError>,
     ),
 }
+
+/// Commits on their way, in the order of their events.
+type Commits = FuturesOrdered<BoxFuture<'static, Commit>>;
 
 /// The ledger's task.
 pub struct Ledger {
@@ -65,45 +80,96 @@ pub struct Ledger {
     pub state: State,
     pub acknowledged: Acknowledged,
     pub publisher: mpsc::Sender<ToPublish>,
+    /// Several instances: who waits for what another one has on its way.
+    pub late: Option<mpsc::Sender<Late>>,
 }
 
 impl Ledger {
     /// Runs until every sender of `jobs` is gone and all commits are answered.
     pub async fn run(self, mut jobs: mpsc::Receiver<Job>) {
-        let mut commits: FuturesOrdered<BoxFuture<'static, Commit>> = FuturesOrdered::new();
+        let mut commits = Commits::new();
         let mut open = true;
-        while open || !commits.is_empty() {
+        // While many come they are handed over together, or each would wake the store's thread.
+        let (mut first, mut gathering) = (Vec::new(), None);
+        while open || gathering.is_some() || !commits.is_empty() {
             tokio::select! {
                 biased;
                 Some(commit) = commits.next(), if !commits.is_empty() => match commit {
-                    Commit::Entered(waiting, found) => self.entered(*waiting, found).await,
-                    Commit::Released(done, found) => {
-                        let _ = done.send(self.released(found).await);
+                    Commit::Entered(waiting, found) => self.entered(waiting, found).await,
+                    Commit::Released(since, done, found) => {
+                        let _ = done.send(self.released(since, found).await);
                     }
                 },
-                job = jobs.recv(), if open && commits.len() < MAX_COMMITS => match job {
-                    None => open = false,
-                    Some(Job::Enter(entering)) => {
-                        let Entering { event, reply } = *entering;
-                        let waiting = Box::new(Waiting { reply, event });
-                        match self.store.accept(waiting.event.clone()).await {
-                            Ok(commit) => commits.push_back(Box::pin(async move {
-                                Commit::Entered(waiting, commit.await)
-                            })),
-                            Err(error) => refuse(*waiting, &error),
-                        }
+                () = sleep_until(gathering), if gathering.is_some() => {
+                    gathering = None;
+                    while first.len() < TOGETHER && let Ok(job) = jobs.try_recv() {
+                        first.push(job);
                     }
-                    Some(Job::Release(batch, done)) => {
-                        match self.store.release_held(batch).await {
-                            Ok(commit) => commits.push_back(Box::pin(async move {
-                                Commit::Released(done, commit.await)
-                            })),
-                            Err(error) => {
-                                let _ = done.send(Err(error));
-                            }
-                        }
+                    self.take(&mut first, &mut commits).await;
+                }
+                job = jobs.recv(), if open && gathering.is_none() && commits.len() < MAX_COMMITS => {
+                    match job {
+                        None => open = false,
+                        Some(job) => first.push(job),
+                    }
+                    if commits.len() >= BUSY && !first.is_empty() {
+                        gathering = Some(Instant::now() + GATHER);
+                    } else {
+                        self.take(&mut first, &mut commits).await;
                     }
                 },
+            }
+        }
+    }
+
+    /// Hands jobs to the store's writer, in their order.
+    async fn take(&self, jobs: &mut Vec<Job>, commits: &mut Commits) {
+        let mut entering = Vec::new();
+        for job in jobs.drain(..) {
+            match job {
+                Job::Enter(new) => {
+                    let Entering { event, reply } = *new;
+                    let event = Arc::new(event);
+                    entering.push(Waiting {
+                        since: Instant::now(),
+                        reply,
+                        event,
+                    });
+                }
+                Job::Release(batch, done) => {
+                    self.enter(std::mem::take(&mut entering), commits).await;
+                    let since = Instant::now();
+                    match self.store.release_held(batch).await {
+                        Ok(commit) => commits.push_back(Box::pin(async move {
+                            Commit::Released(since, done, commit.await)
+                        })),
+                        Err(error) => {
+                            let _ = done.send(Err(error));
+                        }
+                    }
+                }
+            }
+        }
+        self.enter(entering, commits).await;
+    }
+
+    async fn enter(&self, entering: Vec<Waiting>, commits: &mut Commits) {
+        if entering.is_empty() {
+            return;
+        }
+        let events = entering.iter().map(|waiting| Arc::clone(&waiting.event));
+        match self.store.accept_all(events).await {
+            Ok(answers) => {
+                for (waiting, commit) in entering.into_iter().zip(answers) {
+                    commits.push_back(Box::pin(
+                        async move { Commit::Entered(waiting, commit.await) },
+                    ));
+                }
+            }
+            Err(error) => {
+                for waiting in entering {
+                    refuse(waiting, &error);
+                }
             }
         }
     }
@@ -132,6 +198,17 @@ impl Ledger {
                         &event.event_id,
                     );
                 }
+                if !published
+                    && !self.acknowledged.has(id)
+                    && let Some(late) = &self.late
+                {
+                    // Dropped when too many wait: the sender is told to come again.
+                    let _ = late.try_send(Late {
+                        id,
+                        reply: waiting.reply,
+                    });
+                    return;
+                }
                 let done = published || self.acknowledged.has(id) || self.marked(id).await;
                 if !done {
                     // It is being republished, or a repair is owed: success would promise too much.
@@ -144,12 +221,22 @@ impl Ledger {
                 });
             }
             Ok(Accepted::Replayed) => waiting.reply.send(Entry::Replayed),
+            Ok(Accepted::Shut) => {
+                self.state.ask_for_repair();
+                waiting.reply.send(Entry::Unavailable { retry_after_s: 2 });
+            }
             Err(error) => refuse(waiting, &error),
         }
     }
 
     async fn hand_over(&self, id: i64, way: Way, waiting: Waiting) {
-        let Waiting { reply, event } = waiting;
+        faults::crash_point("in_committed");
+        let Waiting {
+            since,
+            reply,
+            event,
+        } = waiting;
+        let event = Arc::unwrap_or_clone(event);
         let item = ToPublish {
             id,
             way,
@@ -161,6 +248,7 @@ impl Ledger {
                 event.payload,
                 None,
             ),
+            since,
             reply: Some(reply),
         };
         // Only a publisher that has stopped refuses it; the row is republished at the next start.
@@ -172,7 +260,11 @@ impl Ledger {
     }
 
     /// Hands released events to the publisher, before anything that was committed after them.
-    async fn released(&self, found: Result<Released, StoreError>) -> Result<u64, StoreError> {
+    async fn released(
+        &self,
+        since: Instant,
+        found: Result<Released, StoreError>,
+    ) -> Result<u64, StoreError> {
         let Released { first, count } = found?;
         let mut next = first;
         let end = first.saturating_add(count);
@@ -199,6 +291,7 @@ impl Ledger {
                         row.payload,
                         None,
                     ),
+                    since,
                     reply: None,
                 };
                 if self.publisher.send(item).await.is_err() {

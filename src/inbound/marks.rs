@@ -11,6 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::faults;
 use crate::store::{Acked, Store, StoreError, Tip, Way};
 
 /// Acknowledged rows are marked together: after this long at the latest …
@@ -77,6 +78,8 @@ pub(super) struct Marks {
     last_checkpoint: Option<Instant>,
     since_checkpoint: usize,
     ways: [Known; 2],
+    /// Several instances: the history of the streams that PubAcks are of.
+    series: Option<i64>,
     /// PubAcks went backwards: nothing they say of the stream is noted until it is repaired.
     tripped: bool,
 }
@@ -94,6 +97,7 @@ impl Marks {
             last_checkpoint: None,
             since_checkpoint: 0,
             ways: [Known::default(), Known::default()],
+            series: None,
             tripped: false,
         }
     }
@@ -149,6 +153,23 @@ impl Marks {
     /// The streams are repaired: PubAcks tell of them again.
     pub fn untrip(&mut self) {
         self.tripped = false;
+    }
+
+    /// Several instances: the history of the streams that PubAcks are of.
+    pub fn series(&self) -> Option<i64> {
+        self.series
+    }
+
+    /// PubAcks are of this history from now on; what an earlier one said of the streams is void.
+    pub fn begin_series(&mut self, series: i64) {
+        if self.series.replace(series) != Some(series) {
+            self.ways = [Known::default(), Known::default()];
+        }
+    }
+
+    /// The same; what is known of the streams was found to be true in it.
+    pub fn go_on_in(&mut self, series: i64) {
+        self.series = Some(series);
     }
 
     /// A stream is known to be this one, come this far; the store has been told.
@@ -214,6 +235,7 @@ impl Marks {
             ids: ids.clone(),
             tips,
             checkpoint_ms: due.then(|| self.clock.now_ms()),
+            series: self.series,
         };
         match self.store.acknowledged(acked).await {
             Ok(commit) => self
@@ -231,7 +253,10 @@ impl Marks {
     /// A commit of marks ended.
     pub fn marked(&mut self, (ids, result): Marked) {
         match result {
-            Ok(()) => self.acknowledged.forget(&ids),
+            Ok(()) => {
+                faults::crash_point("in_marked");
+                self.acknowledged.forget(&ids);
+            }
             Err(error) => {
                 // They stay in `acknowledged`, so no repair publishes them again in this life.
                 tracing::warn!(%error, rows = ids.len(), "acknowledged events are not marked yet");

@@ -12,6 +12,8 @@
 //!
 //! What a quarantined peer sends goes the same way to `fed.held` ([`Door::hold`], [`held`]). What the
 //! broker acknowledged and then lost is published again ([`repair`], [`guard`], [`series`]).
+//!
+//! Several instances may share the ledger; what that changes is in [`together`].
 
 mod flights;
 mod guard;
@@ -28,6 +30,7 @@ mod series;
 mod state;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +42,7 @@ use tokio::time::timeout;
 
 use crate::bus::{Bus, BusError, BusErrorKind};
 use crate::clock::Clock;
+use crate::faults;
 use crate::ops::health::Health;
 use crate::ops::{Ops, metrics, trace};
 use crate::protocol::{ProtocolId, Verified};
@@ -53,6 +57,7 @@ use marks::Acknowledged;
 pub use outlet::{Held, Outlet, PubAck};
 use publisher::{Publisher, RepairError};
 use state::State;
+use together::Watch;
 
 /// Whoever waits longer is told to come again; the event goes on its way regardless.
 const ANSWER_WITHIN: Duration = Duration::from_secs(12);
@@ -155,6 +160,12 @@ impl Door {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "published what an earlier run left in the ledger"),
             Err(RepairError::Bus(error)) => return Err(error),
+            Err(RepairError::NotOurTurn) => {
+                return Err(BusError {
+                    kind: BusErrorKind::Unavailable,
+                    detail: RepairError::NotOurTurn.to_string(),
+                });
+            }
             Err(RepairError::Store(error)) => {
                 return Err(BusError {
                     kind: BusErrorKind::Unavailable,
@@ -163,6 +174,21 @@ impl Door {
             }
         }
         state.open();
+        let mut watchers = Vec::new();
+        let mut handles = Vec::new();
+        let mut late = None;
+        if store.shared() {
+            watchers.push(tokio::spawn(together::watch(Watch {
+                store: store.clone(),
+                outlet: Arc::clone(&outlet),
+                state: state.clone(),
+                acknowledged: acknowledged.clone(),
+                publisher: to_publisher.clone(),
+            })));
+            let (to_others, others) = mpsc::channel(together::WAITING);
+            handles.push(tokio::spawn(together::await_others(store.clone(), others)));
+            late = Some(to_others);
+        }
         let ledger = Ledger {
             store: store.clone(),
             outlet: Arc::clone(&outlet),
@@ -170,6 +196,7 @@ impl Door {
             state: state.clone(),
             acknowledged,
             publisher: to_publisher,
+            late,
         };
         let guard = Guard {
             store: store.clone(),
@@ -178,11 +205,9 @@ impl Door {
             clock: clock.clone(),
             losses,
         };
-        let handles = vec![
-            tokio::spawn(ledger.run(jobs)),
-            tokio::spawn(publisher.run()),
-        ];
-        let watchers = vec![tokio::spawn(guard.run())];
+        handles.push(tokio::spawn(ledger.run(jobs)));
+        handles.push(tokio::spawn(publisher.run()));
+        watchers.push(tokio::spawn(guard.run()));
         Ok(Self {
             inner: Arc::new(Inner {
                 store,
@@ -247,7 +272,9 @@ impl Door {
         let peer = event.peer.clone();
         let event_id = event.event_id.clone();
         let traceparent = event.traceparent.clone();
+        faults::crash_point("in_verified");
         let entry = self.pass(event, hold).await;
+        faults::crash_point("in_answered");
         match entry {
             // Refusals are counted by the route, which makes them for other reasons as well.
             Entry::New | Entry::Held | Entry::Duplicate => {
@@ -271,7 +298,7 @@ impl Door {
         if event.payload.len() > inner.outlet.max_body() {
             return Entry::TooLarge;
         }
-        if crate::faults::on("dedup_off") {
+        if faults::on("dedup_off") {
             let n = inner.unlike.fetch_add(1, Ordering::Relaxed);
             event.dedupe_key = format!("{}#{}.{n}", event.dedupe_key, inner.clock.now_ms());
         }
@@ -285,6 +312,14 @@ impl Door {
                 Boarding::First(reply, outcome) => {
                     let row = message::ledger_row(event, inner.outlet.prefix(), hold);
                     let entering = Box::new(Entering { event: row, reply });
+                    if faults::on("answer_before_commit") {
+                        let door = self.clone();
+                        tokio::spawn(async move {
+                            tokio::time::sleep(Duration::from_millis(300)).await;
+                            door.start(Job::Enter(entering), outcome).await
+                        });
+                        return Entry::New;
+                    }
                     return self.start(Job::Enter(entering), outcome).await;
                 }
                 Boarding::Joined { outcome, same } => {

@@ -5,6 +5,11 @@
 //! queue; ledger and streams are compared and what a stream lacks is published in order (see
 //! `repair`). A row that failed stays in the store either way, so nothing is lost by answering 503.
 //!
+//! With several instances (see `together`) each publishes its own; an id the broker knows already may
+//! be another's work, so the message in its place decides. A connection that was lost since the last
+//! repair may lead to a broker that was rolled back, to a place below what another instance knows:
+//! what it acknowledges is noted by that repair.
+//!
 //! A PubAck whose sequence is not above every earlier one tells of a stream that was rolled back or
 //! made again behind our back: nothing is noted from there on, and repair follows.
 
@@ -20,6 +25,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::bus::{BusError, BusErrorKind, BusMessage};
 use crate::clock::Clock;
+use crate::faults;
 use crate::ops::Ops;
 use crate::store::{Store, StoreError, Way};
 
@@ -29,25 +35,35 @@ use super::marks::{Acknowledged, Marks};
 use super::message::msg_id_of;
 use super::outlet::Outlet;
 use super::state::State;
+use super::together::Turn;
 
 /// A publish or its PubAck that takes longer has failed.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(10);
 /// PubAcks awaited at once at most (the bus has its own, usually smaller window).
 const MAX_IN_FLIGHT: usize = 4096;
-/// Pauses between attempts to repair.
-const REPAIR_PAUSE: [Duration; 5] = [
+/// Pauses between attempts to repair, ...
+const REPAIR_PAUSE: [Duration; 4] = [
     Duration::from_millis(100),
     Duration::from_millis(250),
     Duration::from_millis(500),
     Duration::from_secs(1),
-    Duration::from_secs(2),
 ];
+/// ... and from then on.
+const REPAIR_PAUSE_LATER: Duration = Duration::from_secs(2);
+
+/// Several instances: an event that was handed to the ledger longer ago is not simply published. Well
+/// within the two minutes in which the broker knows an id again.
+const STILL_OURS: Duration = Duration::from_secs(45);
+/// Pause before it is asked again whether the turn to repair is ours.
+const OTHERS_TURN: Duration = Duration::from_millis(250);
 
 /// A committed event to publish.
 pub struct ToPublish {
     pub id: i64,
     pub way: Way,
     pub message: BusMessage,
+    /// When it was handed to the ledger, or read from it.
+    pub since: Instant,
     /// `None`: nobody waits for it (it was released).
     pub reply: Option<Reply>,
 }
@@ -59,6 +75,8 @@ struct Flight {
     msg_id: String,
     /// The stream had acknowledged this sequence before the event was handed over.
     floor: u64,
+    /// Another instance has published it already: it is in the stream, at the sequence answered.
+    there: bool,
     reply: Option<Reply>,
 }
 
@@ -73,6 +91,9 @@ pub enum RepairError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// Several instances: another one compares the streams with the ledger, or has since.
+    #[error("another instance compares the streams with the ledger")]
+    NotOurTurn,
 }
 
 /// The publisher's state between events.
@@ -91,6 +112,10 @@ pub struct Publisher {
     pub(super) repaired: HashSet<i64>,
     /// Rows that this broker can never take, complained about once.
     pub(super) too_large: HashSet<i64>,
+    /// How often the connection had been lost when the last repair began.
+    pub(super) losses: u64,
+    /// Several instances: the turn to repair, while it is ours.
+    pub(super) turn: Option<Turn>,
 }
 
 impl Publisher {
@@ -116,6 +141,8 @@ impl Publisher {
             given_again: HashMap::new(),
             repaired: HashSet::new(),
             too_large: HashSet::new(),
+            losses: 0,
+            turn: None,
         }
     }
 
@@ -171,8 +198,15 @@ impl Publisher {
             id,
             way,
             message,
+            since,
             reply,
         } = item;
+        if self.store.shared() && since.elapsed() > STILL_OURS {
+            // This process may have been frozen, and another may have published it so long ago that
+            // the broker has forgotten its id: the stream itself is asked.
+            answer(reply, Entry::Unavailable { retry_after_s: 1 });
+            return false;
+        }
         if self.repaired.contains(&id) {
             answer(reply, taken(way));
             return true;
@@ -186,6 +220,7 @@ impl Publisher {
             way,
             msg_id: msg_id_of(&message.headers).unwrap_or_default().to_owned(),
             floor: self.marks.known(way).best.as_ref().map_or(0, |tip| tip.seq),
+            there: false,
             reply,
         };
         // PubAcks are awaited meanwhile: they are what makes room in the bus's window.
@@ -201,8 +236,14 @@ impl Publisher {
         };
         match handed {
             Ok(ack) => {
-                self.in_flight
-                    .push(Box::pin(async move { (flight, ack.await) }));
+                faults::crash_point("in_published");
+                self.in_flight.push(match self.store.shared() {
+                    true => {
+                        let outlet = Arc::clone(&self.outlet);
+                        Box::pin(land_among_others(flight, ack, outlet))
+                    }
+                    false => Box::pin(async move { (flight, ack.await) }),
+                });
                 well
             }
             Err(error) => {
@@ -215,8 +256,21 @@ impl Publisher {
 
     /// A PubAck, or its absence; false: a repair is needed.
     fn landed(&mut self, (flight, result): (Flight, Result<(u64, bool), BusError>)) -> bool {
+        let elsewhere = self.store.shared() && self.outlet.losses() != self.losses;
         match result {
+            // In the ledger and in the stream; where that one stands, the repair finds out.
+            Ok((_, false)) if elsewhere => {
+                answer(flight.reply, taken(flight.way));
+                false
+            }
+            Ok((seq, false)) if flight.there => {
+                self.marks.add(flight.id);
+                self.marks.advance(flight.way, seq, flight.msg_id);
+                answer(flight.reply, taken(flight.way));
+                true
+            }
             Ok((seq, false)) => {
+                faults::crash_point("in_acked");
                 self.marks.add(flight.id);
                 if seq <= flight.floor {
                     tracing::warn!(
@@ -266,14 +320,23 @@ impl Publisher {
                     }
                     return;
                 }
+                Err(RepairError::NotOurTurn) => {
+                    self.state
+                        .shut("another instance compares fed.in with the ledger; events wait");
+                    self.turn_away();
+                    self.pause(OTHERS_TURN).await;
+                    if self.queue.is_closed() && self.queue.is_empty() {
+                        return;
+                    }
+                }
                 Err(error) => {
-                    let step = failures.min(REPAIR_PAUSE.len() - 1);
+                    let pause = REPAIR_PAUSE.get(failures).unwrap_or(&REPAIR_PAUSE_LATER);
                     failures = failures.saturating_add(1);
                     tracing::warn!(%error, failures, "inbound events cannot be published yet");
                     self.state
                         .shut(&format!("inbound events cannot be published: {error}"));
                     self.turn_away();
-                    self.pause(REPAIR_PAUSE[step]).await;
+                    self.pause(*pause).await;
                     if self.queue.is_closed() && self.queue.is_empty() {
                         return;
                     }
@@ -348,6 +411,24 @@ pub(super) fn hand_over(outlet: Arc<dyn Outlet>, message: BusMessage) -> HandOve
     })
 }
 
+/// The PubAck of an event that another instance may have published as well.
+async fn land_among_others(
+    mut flight: Flight,
+    ack: Ack,
+    outlet: Arc<dyn Outlet>,
+) -> (Flight, Result<(u64, bool), BusError>) {
+    let mut result = ack.await;
+    if let Ok((seq, true)) = result {
+        let found = timeout(PUBLISH_LIMIT, outlet.id_at(flight.way, seq)).await;
+        let found = found.unwrap_or_else(|_| Err(late()));
+        if found.is_ok_and(|id| id.as_deref() == Some(flight.msg_id.as_str())) {
+            flight.there = true;
+            result = Ok((seq, false));
+        }
+    }
+    (flight, result)
+}
+
 pub(super) fn late() -> BusError {
     BusError {
         kind: BusErrorKind::Unavailable,
@@ -355,7 +436,8 @@ pub(super) fn late() -> BusError {
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
+/// Never, without a time, is at once: the branch that waits for it is off then.
+pub(super) async fn sleep_until(at: Option<Instant>) {
     if let Some(at) = at {
         tokio::time::sleep_until(at).await;
     }

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::bus::{BusError, BusErrorKind, ScanFrom, StreamFacts};
 use crate::clock::UnixMs;
+use crate::faults;
 use crate::ops::metrics;
 use crate::store::{Checkpoint, LedgerEntry, Tip, Way};
 
@@ -24,6 +25,7 @@ use super::message::{bus_message, message_id};
 use super::outlet::Held;
 use super::publisher::{Publisher, RepairError, hand_over, late};
 use super::series::{Standing, created_ns, first_sequence, is_same, standing, vanished};
+use super::together::Turn;
 
 /// Ledger entries looked at together.
 const LOOK: usize = 1_024;
@@ -63,6 +65,25 @@ impl Publisher {
         if !self.outlet.connected() {
             return Err(late().into());
         }
+        self.losses = self.outlet.losses();
+        if !self.store.shared() {
+            return self.mend_all().await;
+        }
+        // Whoever mends for others does it alone.
+        let (turn, series) = Turn::take(&self.store)
+            .await?
+            .ok_or(RepairError::NotOurTurn)?;
+        self.turn = Some(turn);
+        self.state.set_series(series);
+        self.marks.begin_series(series);
+        let done = self.mend_all().await;
+        if let Some(turn) = self.turn.take() {
+            turn.end().await;
+        }
+        done
+    }
+
+    async fn mend_all(&mut self) -> Result<usize, RepairError> {
         self.repaired.clear();
         let mut count = 0;
         for way in [Way::In, Way::Held] {
@@ -77,12 +98,17 @@ impl Publisher {
     }
 
     async fn mend(&mut self, way: Way) -> Result<Report, RepairError> {
+        let blind = faults::on("no_repair");
+        let known_tip = match self.marks.known(way).best.clone() {
+            _ if blind => None,
+            // Others may know of more.
+            Some(tip) if !self.marks.tripped() && !self.store.shared() => Some(tip),
+            _ => self.store.tip(way).await?,
+        };
+        let mut series = self.store.checkpoints(way).await?;
+        // After what is known of it, which others may add to.
         let Some(facts) = self.facts(way).await? else {
             return Ok(Report::default());
-        };
-        let known_tip = match self.marks.known(way).best.clone() {
-            Some(tip) if !self.marks.tripped() => Some(tip),
-            _ => self.store.tip(way).await?,
         };
         let lost = match &known_tip {
             Some(tip) => !self.stands(way, tip, &facts).await?,
@@ -98,7 +124,9 @@ impl Publisher {
                 "the broker lost events it had acknowledged; publishing again what it lacks"
             );
         }
-        let series = self.store.checkpoints(way).await?;
+        if blind {
+            series.clear();
+        }
         let mut standing = None;
         for (n, checkpoint) in series.iter().enumerate() {
             if self.stands(way, &checkpoint.tip, &facts).await? {
@@ -106,7 +134,7 @@ impl Publisher {
                 break;
             }
         }
-        let rebase = lost || known_tip.is_none() || standing != Some(0);
+        let mut rebase = lost || known_tip.is_none() || standing != Some(0);
         let (base, below) = match standing {
             Some(n) => (series.get(n), series.get(n..).unwrap_or_default()),
             None => (None, &[] as &[Checkpoint]),
@@ -128,13 +156,21 @@ impl Publisher {
             },
             newest: None,
         };
+        if rebase {
+            self.begin_series().await?;
+        }
+        // What others take in from here on they publish themselves.
+        let top = match self.store.shared() {
+            true => self.store.ledger_top().await?,
+            false => i64::MAX,
+        };
         self.marks.known_mut(way).created_ns = Some(created_ns(&ground.facts));
         let limit = u64::try_from(self.outlet.max_body()).unwrap_or(u64::MAX);
         let mut looked = false;
         let mut after = 0;
         loop {
             self.turn_away();
-            let entries = if after < from.saturating_sub(1) {
+            let mut entries = if after < from.saturating_sub(1) {
                 let owed = self.store.unacknowledged(way, after, from, LOOK).await?;
                 if owed.is_empty() {
                     after = from.saturating_sub(1);
@@ -151,6 +187,10 @@ impl Publisher {
                 break;
             };
             after = last.id;
+            entries.retain(|entry| entry.id < top);
+            if entries.is_empty() {
+                break;
+            }
             // Events that the broker cannot take need no look at what it has.
             let first = entries
                 .iter()
@@ -170,18 +210,38 @@ impl Publisher {
             self.walk(way, entries, limit, &mut ground).await?;
         }
         let tip = self.verify(way, &ground).await?;
-        if rebase || ground.report.republished > 0 {
+        if ground.report.republished > 0 && !rebase {
+            rebase = true;
+            self.begin_series().await?;
+        }
+        if rebase {
             let now = self.clock.now_ms();
             self.marks.hand_in().await;
-            self.store
-                .rebase(way, above, tip.clone(), now)
-                .await?
+            let series = self.marks.series();
+            let written = self
+                .store
+                .rebase(way, series, above, tip.clone(), now)
                 .await?;
+            if !written.await? {
+                return Err(RepairError::NotOurTurn);
+            }
             self.marks.settled_on(way, tip);
         } else if tip.seq > 0 {
             self.marks.advance(way, tip.seq, tip.msg_id);
         }
         Ok(ground.report)
+    }
+
+    /// Several instances: the streams have another history from here on, and whoever knew the old one
+    /// looks again before it notes anything.
+    async fn begin_series(&mut self) -> Result<(), RepairError> {
+        let Some(turn) = &self.turn else {
+            return Ok(());
+        };
+        let series = turn.new_series().await?.ok_or(RepairError::NotOurTurn)?;
+        self.state.set_series(series);
+        self.marks.go_on_in(series);
+        Ok(())
     }
 
     /// The stream's state; one that is missing is made, if policy says so. `None`: it is missing, and
@@ -311,8 +371,12 @@ impl Publisher {
         let prefix = self.outlet.prefix().to_owned();
         let mut acks = FuturesOrdered::new();
         let mut landed = Vec::new();
-        let mut failed = None;
+        let (mut failed, mut lost_turn) = (None, false);
         for row in rows {
+            if self.turn.as_ref().is_some_and(|turn| !turn.is_sure()) {
+                lost_turn = true;
+                break;
+            }
             let id = row.id;
             let republished = again.contains(&id).then_some(now);
             let message = bus_message(
@@ -352,7 +416,9 @@ impl Publisher {
                         continue;
                     }
                     let report = &mut ground.report;
-                    if again.contains(&id) {
+                    if duplicate && self.turn.is_some() && again.contains(&id) {
+                        // Another instance published it since we looked: it was not lost.
+                    } else if again.contains(&id) {
                         report.republished += 1;
                         *self.given_again.entry(way).or_default() += 1;
                     } else {
@@ -369,7 +435,11 @@ impl Publisher {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        failed.map_or(Ok(()), |error| Err(error.into()))
+        match failed {
+            Some(error) => Err(error.into()),
+            None if lost_turn => Err(RepairError::NotOurTurn),
+            None => Ok(()),
+        }
     }
 
     /// The broker says it has seen this id, at that sequence, though the stream was found without it:

@@ -61,7 +61,8 @@ pub fn first_sequence(series: &[Checkpoint], ledger: i64) -> Option<u64> {
 
 /// How many sequences above `above` up to the last one the stream has given away and holds no more.
 pub fn vanished(facts: &StreamFacts, above: u64, held: &[u64]) -> u64 {
-    let there = held.iter().filter(|seq| **seq > above).count();
+    let between = |seq: &&u64| **seq > above && **seq <= facts.last_seq;
+    let there = held.iter().filter(between).count();
     facts
         .last_seq
         .saturating_sub(above)

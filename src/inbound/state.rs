@@ -1,6 +1,6 @@
 //! Whether the way to JetStream is open, shared by the door and its tasks.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
@@ -19,6 +19,8 @@ struct Inner {
     down: AtomicBool,
     reason: Mutex<String>,
     repair: Notify,
+    /// Several instances: the history of the streams that the last repair found in force.
+    series: AtomicI64,
     health: OnceLock<Health>,
 }
 
@@ -57,6 +59,18 @@ impl State {
     /// Wakes the publisher to compare ledger and streams.
     pub fn ask_for_repair(&self) {
         self.0.repair.notify_one();
+    }
+
+    /// The repair that begins knows of this history.
+    pub fn set_series(&self, series: i64) {
+        self.0.series.store(series, Ordering::Release);
+    }
+
+    /// A later history than the one we know: another instance mended the streams.
+    pub fn note_series(&self, series: i64) {
+        if series > self.0.series.load(Ordering::Acquire) {
+            self.ask_for_repair();
+        }
     }
 
     /// Resolves when somebody asked.

@@ -4,16 +4,15 @@
 //! never overlap, and no more peers are in hand at once than the protocol allows.
 
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::random_share;
+use crate::ops::defect;
 use crate::protocol::{Beats, PeerName, Protocol};
 
 /// How often it is looked who is due; shorter where the interval is.
@@ -47,7 +46,7 @@ pub async fn run(protocol: Arc<dyn Protocol>, stop: CancellationToken) {
         for peer in rota.due(Instant::now(), room) {
             let protocol = protocol.clone();
             running.spawn(async move {
-                let beat = AssertUnwindSafe(protocol.beat(&peer)).catch_unwind();
+                let beat = defect::contained(protocol.beat(&peer));
                 match tokio::time::timeout(LIMIT, beat).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => {

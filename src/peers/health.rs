@@ -218,10 +218,12 @@ impl Facts {
             }
         }
         if self.pauses.len() > MAX_PAUSES {
-            let between = |i: &usize| self.pauses[i + 1].0.saturating_sub(self.pauses[*i].1);
-            if let Some(i) = (0..self.pauses.len() - 1).min_by_key(between) {
-                self.pauses[i].1 = self.pauses[i + 1].1;
-                self.pauses.remove(i + 1);
+            // The two that are nearest to each other become one.
+            let pairs = self.pauses.array_windows().enumerate();
+            let nearest = pairs.min_by_key(|(_, [one, next])| next.0.saturating_sub(one.1));
+            if let Some((at, [(from, _), (_, to)])) = nearest {
+                let both = (*from, *to);
+                self.pauses.splice(at..at.saturating_add(2), [both]);
             }
         }
         true

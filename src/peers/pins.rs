@@ -59,8 +59,6 @@ impl Pins {
             if config.accepted {
                 let names = accepted.entry(config.protocol.clone()).or_default();
                 names.push(name.clone());
-                names.sort();
-                names.dedup();
             }
             by_protocol
                 .entry(config.protocol.clone())
@@ -72,6 +70,10 @@ impl Pins {
                         public_key,
                     },
                 );
+        }
+        for names in accepted.values_mut() {
+            names.sort();
+            names.dedup();
         }
         Self {
             by_protocol,

@@ -157,7 +157,11 @@ impl Registry {
     fn shard(&self, name: &PeerName) -> &RwLock<Shard> {
         // The low bits; the maps inside use their own keys.
         let hash = self.hasher.hash_one(name.as_str());
-        &self.shards[(hash % SHARDS as u64) as usize]
+        let [first, others @ ..] = &self.shards;
+        let at = (hash % SHARDS as u64) as usize;
+        at.checked_sub(1)
+            .and_then(|at| others.get(at))
+            .unwrap_or(first)
     }
 
     fn read(&self, name: &PeerName) -> RwLockReadGuard<'_, Shard> {

@@ -108,7 +108,7 @@ impl Rules {
             _ => name,
         };
         host.match_indices('.')
-            .find_map(|(dot, _)| lasting(&format!("*{}", &host[dot..])))
+            .find_map(|(dot, _)| lasting(&format!("*{}", host.get(dot..)?)))
     }
 }
 
