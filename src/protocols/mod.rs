@@ -3,6 +3,7 @@
 mod examine;
 pub mod net;
 pub mod paracord;
+mod plain;
 mod room;
 mod turns;
 pub mod uam;

@@ -9,11 +9,17 @@ use tokio::sync::{Mutex, MutexGuard};
 pub(super) const AT_ONCE: usize = 64;
 
 /// Whose turn it is: names that share a place wait for one another too.
-pub(super) struct Turns(Vec<Mutex<()>>);
+pub(super) struct Turns {
+    first: Mutex<()>,
+    others: Vec<Mutex<()>>,
+}
 
 impl Default for Turns {
     fn default() -> Self {
-        Self((0..AT_ONCE).map(|_| Mutex::new(())).collect())
+        Self {
+            first: Mutex::default(),
+            others: (1..AT_ONCE).map(|_| Mutex::default()).collect(),
+        }
     }
 }
 
@@ -23,8 +29,8 @@ impl Turns {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
         let at = usize::try_from(hasher.finish() % AT_ONCE as u64).unwrap_or(0);
-        // There are as many as the remainder can be.
-        self.0[at].lock().await
+        let place = at.checked_sub(1).and_then(|at| self.others.get(at));
+        place.unwrap_or(&self.first).lock().await
     }
 }
 

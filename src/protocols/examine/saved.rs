@@ -71,12 +71,11 @@ fn request_line(input: &[u8]) -> Option<(String, String)> {
 
 /// The lines before the first empty one, and what follows it. Line ends may have lost their CR.
 fn split_head(input: &[u8]) -> Option<(&[u8], &[u8])> {
-    let mut start = 0;
-    while let Some(length) = input[start..].iter().position(|b| *b == b'\n') {
-        let line = &input[start..start + length];
-        let next = start + length + 1;
-        if line.is_empty() || line == b"\r" {
-            return Some((&input[..start], &input[next..]));
+    let mut start = 0usize;
+    for line in input.split_inclusive(|b| *b == b'\n') {
+        let next = start.saturating_add(line.len());
+        if matches!(line, b"\n" | b"\r\n") {
+            return Some((input.get(..start)?, input.get(next..)?));
         }
         start = next;
     }
@@ -101,10 +100,11 @@ pub(in crate::protocols) fn dechunk(body: &[u8]) -> Option<Bytes> {
     let mut whole = Vec::new();
     loop {
         let end = rest.iter().position(|b| *b == b'\n')?;
-        let size = std::str::from_utf8(&rest[..end]).ok()?.trim();
+        let (line, behind) = rest.split_at_checked(end)?;
+        let size = std::str::from_utf8(line).ok()?.trim();
         let size = size.split(';').next().unwrap_or_default();
         let size = usize::from_str_radix(size, 16).ok()?;
-        rest = &rest[end + 1..];
+        rest = behind.get(1..)?;
         if size == 0 {
             return Some(whole.into());
         }

@@ -1,7 +1,7 @@
 //! What a server says of itself: its description and its keys, read (sheet, 2). Pure.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use url::Url;
 
 use super::record::{MAX_KEYS, Peer, PeerKey, public};
@@ -9,6 +9,7 @@ use super::{BASE, WELL_KNOWN};
 use crate::clock::UnixMs;
 use crate::identity::PublicKey;
 use crate::protocol::PeerName;
+use crate::protocols::plain;
 
 /// Longest id of a key, bytes.
 const MAX_KEY_ID: usize = 128;
@@ -106,8 +107,9 @@ pub fn base_url(text: &str) -> Option<String> {
 }
 
 #[derive(Deserialize)]
-struct Document {
-    keys: Vec<Value>,
+struct Document<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -126,12 +128,12 @@ pub fn keys(
     ours: &[PublicKey],
     now: UnixMs,
 ) -> Result<Vec<PeerKey>, String> {
-    let document: Document = serde_json::from_slice(body)
+    let document: Document<'_> = serde_json::from_slice(body)
         .map_err(|_| format!("what {name} shows as its keys is no JSON object with \"keys\""))?;
     let listed = document.keys.len();
     let mut keys: Vec<PeerKey> = Vec::new();
     for entry in document.keys {
-        let Ok(entry) = serde_json::from_value::<Entry>(entry) else {
+        let Ok(entry) = serde_json::from_str::<Entry>(entry.get()) else {
             continue;
         };
         let named = !entry.key_id.is_empty()
@@ -168,8 +170,9 @@ pub fn keys(
 
 /// The first key of a document, whoever it says it is of.
 pub fn first_key(body: &[u8]) -> Option<PublicKey> {
-    let document: Document = serde_json::from_slice(body).ok()?;
-    public(document.keys.first()?.get("public_key")?.as_str()?)
+    let document: Document<'_> = serde_json::from_slice(body).ok()?;
+    let first = plain::json(document.keys.first()?.get().as_bytes()).ok()?;
+    public(first.get("public_key")?.as_str()?)
 }
 
 /// The record with the keys that its server lists now. Its word is the last one: a key that it lists no
@@ -201,7 +204,7 @@ pub fn shown(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::identity::{SigningKey, hex};

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-pub use decode::{Undecoded, any_json, decode_body};
+pub use decode::{Undecoded, decode_body};
+
+use crate::protocols::plain::any_json;
 
 use super::hexes;
 use crate::clock::UnixMs;

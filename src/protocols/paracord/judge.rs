@@ -6,12 +6,13 @@
 
 use ::http::HeaderMap;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::answer::POLICY;
 use crate::protocol::{
     Answer, Fault, Judgement, Learned, PeerRecord, Refusal, TransportError, Try, Verdict,
 };
+use crate::protocols::plain;
 use crate::protocols::wire;
 
 /// Fact: events a minute that the server takes, as its answers say.
@@ -148,7 +149,7 @@ fn policy(text: &str) -> Option<u64> {
 
 /// The message of an answer in the protocol's shape, cut for a sentence.
 pub(super) fn said(answer: &Answer) -> Option<String> {
-    let body: Value = serde_json::from_slice(&answer.body).ok()?;
+    let body = plain::json(&answer.body).ok()?;
     let words = body
         .get("message")
         .or_else(|| body.get("error"))?

@@ -30,6 +30,8 @@ pub mod discover;
 pub mod envelope;
 pub mod event;
 pub mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 #[cfg(test)]
 mod gate_tests;
 pub mod hexes;

@@ -263,7 +263,7 @@ fn id_of(key: &PublicKey, ids: &mut HashMap<String, String>, wanted: Option<&str
         return id.clone();
     }
     let print = key.fingerprint();
-    let made = |length: usize| format!("ed25519:{}", &print[..length.min(print.len())]);
+    let made = |length: usize| format!("ed25519:{}", print.get(..length).unwrap_or(&print));
     let lengths = (SHORT..=print.len()).step_by(SHORT).map(made);
     let mut free = wanted.map(str::to_owned).into_iter().chain(lengths);
     let id = free.find(|id| !ids.values().any(|taken| taken == id));

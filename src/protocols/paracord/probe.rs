@@ -22,6 +22,7 @@ use crate::http::client::Client;
 use crate::identity::PublicKey;
 use crate::protocol::{Answer, PeerName, Refusal, Tell, TransportError};
 use crate::protocols::examine::{Found, Reach, Report, clocks, skew};
+use crate::protocols::plain;
 use crate::trust::Standing;
 
 /// A server is waited for as long as published ones wait.
@@ -306,8 +307,8 @@ fn read(name: &PeerName, answer: &Result<Answer, TransportError>) -> Result<Stri
             return Err(Found::blocks(error.kind.code(), why));
         }
     };
-    let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
-    let code = body["code"].as_str().unwrap_or_default();
+    let body = plain::json(&answer.body).unwrap_or_default();
+    let code = body.get("code").and_then(Value::as_str).unwrap_or_default();
     match (answer.status, code) {
         (200, _) | (404, "NOT_FOUND") => {
             Ok("taken: it trusts us, and our signature holds there".to_owned())

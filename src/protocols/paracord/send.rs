@@ -33,7 +33,7 @@ const MAX_TYPE: usize = 255;
 struct Message {
     room_id: String,
     sender: String,
-    #[serde(deserialize_with = "super::envelope::any_json")]
+    #[serde(deserialize_with = "crate::protocols::plain::any_json")]
     content: Value,
     #[serde(default)]
     state_key: Option<String>,

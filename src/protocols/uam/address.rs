@@ -6,7 +6,6 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     full: String,
-    split: usize,
 }
 
 /// Why a text is no address.
@@ -33,18 +32,21 @@ impl Address {
         {
             return Err(bad());
         }
-        let split = agent.len();
-        Ok(Self { full, split })
+        Ok(Self { full })
     }
 
     /// The name before `::`.
     pub fn agent(&self) -> &str {
-        &self.full[..self.split]
+        self.parts().0
     }
 
     /// The domain after `::`.
     pub fn domain(&self) -> &str {
-        &self.full[self.split + 2..]
+        self.parts().1
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        self.full.split_once("::").unwrap_or((&self.full, ""))
     }
 
     /// The whole address.

@@ -72,6 +72,13 @@ impl Agents {
 
     // ------------------------------------------------------------------------- our own
 
+    /// Reads our own anew: another instance may have changed them.
+    pub async fn reload(&self) -> Result<(), StoreError> {
+        let own = self.store.records(ID, KIND).await?.into_iter().collect();
+        *self.own.write().unwrap_or_else(PoisonError::into_inner) = own;
+        Ok(())
+    }
+
     /// How many of our own there are.
     pub fn count(&self) -> usize {
         self.read().len()
@@ -149,7 +156,7 @@ impl Agents {
             key: address.to_owned(),
             value: value.map(str::to_owned),
         };
-        let done = match self.store.put_records(ID, vec![record]).await {
+        let done = match self.store.put_known(ID, record).await {
             Ok(commit) => commit.await,
             Err(error) => Err(error),
         };

@@ -83,8 +83,8 @@ pub(super) fn write_string(text: &str, out: &mut String) {
         if matches!(c, ' '..='~') && c != '"' && c != '\\' {
             continue;
         }
-        out.push_str(&text[plain..at]);
-        plain = at + c.len_utf8();
+        out.push_str(text.get(plain..at).unwrap_or_default());
+        plain = at.saturating_add(c.len_utf8());
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -100,7 +100,7 @@ pub(super) fn write_string(text: &str, out: &mut String) {
             }
         }
     }
-    out.push_str(&text[plain..]);
+    out.push_str(text.get(plain..).unwrap_or_default());
     out.push('"');
 }
 

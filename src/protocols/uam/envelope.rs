@@ -43,6 +43,9 @@ const SIGNED: [&str; 13] = [
 
 /// Largest envelope of the form with nonce, bytes of compact ASCII JSON.
 pub const MAX_SIZE: usize = 65_536;
+/// Bytes that one byte of text becomes at most as compact ASCII JSON: three for a character beyond
+/// ASCII (two bytes become six, four twelve), under five for a number (`1e15`).
+const GROWTH: usize = 6;
 
 /// An envelope as received: an object with its own text. Which fields it has is checked by
 /// [`super::verify`].
@@ -157,6 +160,15 @@ impl Envelope {
     pub fn size(&self) -> usize {
         canonical::compact_len(&self.tree)
     }
+
+    /// Its size if that is more than [`MAX_SIZE`]. Only one that may be so large is written out to
+    /// be measured: no byte of JSON becomes more than [`GROWTH`] in that form.
+    pub fn excess(&self) -> Option<usize> {
+        if self.text.len().saturating_mul(GROWTH) <= MAX_SIZE {
+            return None;
+        }
+        Some(self.size()).filter(|size| *size > MAX_SIZE)
+    }
 }
 
 /// An envelope to be made.
@@ -211,20 +223,17 @@ pub fn build(draft: &Draft<'_>, key: &SigningKey) -> String {
 
 /// A UUIDv7: 48 bits of time, then random bits.
 pub fn message_id(now_ms: crate::clock::UnixMs, random: &[u8; 10]) -> String {
-    let time = now_ms.max(0).to_be_bytes();
-    let mut id = [0u8; 16];
-    id[..6].copy_from_slice(&time[2..]);
-    id[6..].copy_from_slice(random);
-    id[6] = (id[6] & 0x0f) | 0x70;
-    id[8] = (id[8] & 0x3f) | 0x80;
-    let hex = crate::identity::hex(&id);
+    let [_, _, t0, t1, t2, t3, t4, t5] = now_ms.max(0).to_be_bytes();
+    let [r0, r1, r2, node @ ..] = *random;
+    let hex = |bytes: &[u8]| crate::identity::hex(bytes);
     format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
+        "{}-{}-{}-{}{}-{}",
+        hex(&[t0, t1, t2, t3]),
+        hex(&[t4, t5]),
+        hex(&[(r0 & 0x0f) | 0x70, r1]),
+        hex(&[(r2 & 0x3f) | 0x80]),
+        hex(node.get(..1).unwrap_or_default()),
+        hex(node.get(1..).unwrap_or_default()),
     )
 }
 

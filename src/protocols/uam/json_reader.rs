@@ -44,6 +44,16 @@ impl<'a> Reader<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
+    /// What is not read yet. The reading stops at ASCII bytes or the end alone, so this is text.
+    fn rest(&self) -> &'a str {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
+    /// What was read since `start`, which stood where the reading stopped before.
+    fn since(&self, start: usize) -> &'a str {
+        self.text.get(start..self.at).unwrap_or_default()
+    }
+
     /// What is wrong where another character was expected.
     fn unexpected(&self) -> JsonError {
         self.error(if self.at >= self.text.len() {
@@ -92,7 +102,7 @@ impl<'a> Reader<'a> {
             Some(b'f') => self.word("false", Json::Bool(false)),
             Some(b'n') => self.word("null", Json::Null),
             Some(b'N' | b'I') => {
-                let rest = &self.text[self.at..];
+                let rest = self.rest();
                 if rest.starts_with("NaN") || rest.starts_with("Infinity") {
                     Err(self.error(JsonErrorKind::NotANumber))
                 } else {
@@ -104,7 +114,7 @@ impl<'a> Reader<'a> {
     }
 
     fn word(&mut self, word: &str, value: Json) -> Result<Json, JsonError> {
-        let rest = &self.text.as_bytes()[self.at..];
+        let rest = self.rest().as_bytes();
         if rest.starts_with(word.as_bytes()) {
             self.at += word.len();
             Ok(value)
@@ -187,7 +197,7 @@ impl<'a> Reader<'a> {
         let start = self.at;
         if self.peek() == Some(b'-') {
             self.at += 1;
-            if self.text[self.at..].starts_with("Infinity") {
+            if self.rest().starts_with("Infinity") {
                 return Err(self.error_at(JsonErrorKind::NotANumber, start));
             }
         }
@@ -207,7 +217,7 @@ impl<'a> Reader<'a> {
             }
             self.digits()?;
         }
-        let text = &self.text[start..self.at];
+        let text = self.since(start);
         match number::check(text) {
             Ok(()) => Ok(Json::Number(text.into())),
             Err(NumberError::NotFinite) => Err(self.error_at(JsonErrorKind::NotFinite, start)),
@@ -233,8 +243,7 @@ impl<'a> Reader<'a> {
             while !matches!(self.peek(), None | Some(b'"' | b'\\' | 0..=0x1f)) {
                 self.at += 1;
             }
-            // Stops only at ASCII bytes or the end, so this is a character boundary.
-            out.push_str(&self.text[start..self.at]);
+            out.push_str(self.since(start));
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
@@ -278,7 +287,7 @@ impl<'a> Reader<'a> {
         let lone = self.error_at(JsonErrorKind::LoneSurrogate, at);
         let code = match first {
             0xd800..=0xdbff => {
-                if !self.text.as_bytes()[self.at..].starts_with(b"\\u") {
+                if !self.rest().starts_with("\\u") {
                     return Err(lone);
                 }
                 self.at += 2;

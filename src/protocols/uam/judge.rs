@@ -11,6 +11,7 @@ use crate::protocol::{
     Answer, Fault, Judgement, Learned, PeerRecord, Refusal, TransportError, TransportKind, Try,
     Verdict,
 };
+use crate::protocols::plain;
 use crate::protocols::wire;
 
 use super::keys::InForce;
@@ -147,7 +148,7 @@ pub(super) fn judge(
 
 /// 200 means something only in the relay's own words: a parked domain answers 200 as well.
 fn success(answer: &Answer, noticed: Option<Learned>) -> Judgement {
-    let body = serde_json::from_slice::<serde_json::Value>(&answer.body).ok();
+    let body = plain::json(&answer.body).ok();
     let status = body
         .as_ref()
         .and_then(|body| body.get("status"))
@@ -256,12 +257,12 @@ fn plain(verdict: Verdict) -> Judgement {
 
 /// Whether the body is a JSON object, as all of a relay's own answers are.
 fn is_object(answer: &Answer) -> bool {
-    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&answer.body).is_ok()
+    plain::json(&answer.body).is_ok_and(|said| said.is_object())
 }
 
 /// The relay's own explanation, printable and bounded.
 fn words(answer: &Answer) -> String {
-    let Ok(body) = serde_json::from_slice::<serde_json::Value>(&answer.body) else {
+    let Ok(body) = plain::json(&answer.body) else {
         return String::new();
     };
     let text = match body.get("detail") {

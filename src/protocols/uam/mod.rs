@@ -27,6 +27,8 @@ pub mod deliver;
 pub mod discover;
 pub mod envelope;
 pub mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod json;
 mod json_reader;
 pub mod judge;
@@ -346,6 +348,11 @@ impl Protocol for Uam {
         judged
     }
 
+    /// An envelope is sealed by itself; keys and agents stand in files and the store.
+    fn divisible(&self) -> bool {
+        true
+    }
+
     fn schedule(&self) -> &Schedule {
         &self.schedule
     }
@@ -398,6 +405,14 @@ impl Protocol for Uam {
 
     fn reload(&self) -> Result<(), Refusal> {
         self.reread_keys()
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async move {
+            let agents = self.agents.reload().await;
+            agents.map_err(|e| Refusal::new("store_unavailable", e.to_string()))?;
+            self.reread_keys()
+        })
     }
 
     fn probe<'a>(

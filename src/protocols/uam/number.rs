@@ -63,10 +63,11 @@ fn write_double(value: f64, out: &mut String) {
     let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
     // value = 0.DIGITS × 10^point
     if !(-3..=16).contains(&point) {
-        out.push_str(&digits[..1]);
+        let (first, more) = digits.split_at_checked(1).unwrap_or((&digits, ""));
+        out.push_str(first);
         if count > 1 {
             out.push('.');
-            out.push_str(&digits[1..]);
+            out.push_str(more);
         }
         let exponent = point - 1;
         out.push('e');
@@ -90,9 +91,10 @@ fn write_double(value: f64, out: &mut String) {
         out.push_str(".0");
     } else {
         let split = usize::try_from(point).unwrap_or(0);
-        out.push_str(&digits[..split]);
+        let (whole, fraction) = digits.split_at_checked(split).unwrap_or((&digits, ""));
+        out.push_str(whole);
         out.push('.');
-        out.push_str(&digits[split..]);
+        out.push_str(fraction);
     }
 }
 

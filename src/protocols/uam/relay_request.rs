@@ -187,8 +187,7 @@ impl RelayRequest {
         if !(22..=64).contains(&nonce.chars().count()) {
             return too("nonce", "22 to 64 characters".into());
         }
-        let size = self.envelope.size();
-        if size > envelope::MAX_SIZE {
+        if let Some(size) = self.envelope.excess() {
             return too(
                 "envelope",
                 format!("{size} bytes, at most {}", envelope::MAX_SIZE),

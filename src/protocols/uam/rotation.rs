@@ -114,6 +114,9 @@ impl Uam {
         if changed {
             self.key_changed(wanted == Rotation::Replace);
             self.remember_active().await;
+            if let Err(error) = self.store.changed(ID).await {
+                tracing::warn!(%error, "other instances take the new key up at SIGHUP only");
+            }
         }
         let page = self.own_page().await;
         let peers: Vec<_> = self

@@ -15,33 +15,47 @@ pub enum TimeError {
 
 /// Reads a timestamp; answers microseconds since the Unix epoch (finer digits are cut off).
 pub fn parse_micros(text: &str) -> Result<i64, TimeError> {
-    let b = text.as_bytes();
-    if b.len() < 19
-        || b[4] != b'-'
-        || b[7] != b'-'
-        || b[10] != b'T'
-        || b[13] != b':'
-        || b[16] != b':'
-    {
+    let [
+        y @ ..,
+        b'-',
+        mo1,
+        mo2,
+        b'-',
+        d1,
+        d2,
+        b'T',
+        h1,
+        h2,
+        b':',
+        mi1,
+        mi2,
+        b':',
+        s1,
+        s2,
+    ] = text
+        .as_bytes()
+        .first_chunk::<19>()
+        .ok_or(TimeError::Shape)?
+    else {
         return Err(TimeError::Shape);
-    }
-    let number = |from: usize, to: usize| -> Result<i64, TimeError> {
-        digits(&b[from..to]).ok_or(TimeError::Shape)
     };
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    let mut rest = &b[19..];
+    let number = |part: &[u8]| digits(part).ok_or(TimeError::Shape);
+    let (year, month, day) = (number(y)?, number(&[*mo1, *mo2])?, number(&[*d1, *d2])?);
+    let hour = number(&[*h1, *h2])?;
+    let (minute, second) = (number(&[*mi1, *mi2])?, number(&[*s1, *s2])?);
+    let mut rest = text.as_bytes().get(19..).unwrap_or_default();
     let mut micros = 0;
     if let Some(after) = rest.strip_prefix(b".") {
         let count = after.iter().take_while(|d| d.is_ascii_digit()).count();
         if count == 0 {
             return Err(TimeError::Shape);
         }
+        let (fraction, behind) = after.split_at_checked(count).unwrap_or((after, &[]));
         for i in 0..6 {
-            let digit = after[..count].get(i).map_or(0, |d| i64::from(d - b'0'));
+            let digit = fraction.get(i).map_or(0, |d| i64::from(d - b'0'));
             micros = micros * 10 + digit;
         }
-        rest = &after[count..];
+        rest = behind;
     }
     let offset = match rest {
         [] => return Err(TimeError::NoOffset),

@@ -273,8 +273,7 @@ pub fn check_outbound(envelope: &Envelope) -> Result<(), String> {
             return Err(format!("the envelope's {field:?} is not NAME::DOMAIN"));
         }
     }
-    let size = envelope.size();
-    if size > super::envelope::MAX_SIZE {
+    if let Some(size) = envelope.excess() {
         return Err(format!(
             "the envelope has {size} bytes as compact ASCII JSON, relays take at most {}",
             super::envelope::MAX_SIZE

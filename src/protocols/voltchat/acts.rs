@@ -15,6 +15,7 @@ use super::state::{self, Ask};
 use super::{ID, Limits, VoltChat, fetch, heartbeat, host, ids, judge, text};
 use crate::identity::hmac::SharedSecret;
 use crate::protocol::{PeerName, Refusal};
+use crate::protocols::plain;
 use crate::store::StoreErrorKind;
 use crate::trust::Standing;
 
@@ -283,7 +284,7 @@ pub async fn inspect(v: &VoltChat, peer: &Peer) -> Value {
         limits,
     );
     let info: Result<Value, String> = match asked.await {
-        Ok(answer) if answer.status == 200 => serde_json::from_slice(&answer.body)
+        Ok(answer) if answer.status == 200 => plain::json(&answer.body)
             .map_err(|_| "GET /info answers something that is no JSON".to_owned()),
         Ok(answer) => Err(format!("GET /info answers status {}", answer.status)),
         Err(error) => Err(format!("GET /info has no answer: {error}")),

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use crate::protocols::plain;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -65,9 +66,9 @@ fn shallow(raw: &str, nested: &mut usize) -> Value {
             if *nested > MAX_NESTED {
                 return Value::Null;
             }
-            serde_json::from_str(raw).unwrap_or_default()
+            plain::json(raw.as_bytes()).unwrap_or_default()
         }
-        _ => serde_json::from_str(raw).unwrap_or_default(),
+        _ => plain::json(raw.as_bytes()).unwrap_or_default(),
     }
 }
 

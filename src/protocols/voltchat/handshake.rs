@@ -17,7 +17,8 @@ use super::request::{self, Received};
 use super::state::{self, Answered, Offer, Offered};
 use super::{ID, VoltChat, heartbeat, host, ids, text};
 use crate::identity::hmac::SharedSecret;
-use crate::protocol::{PeerName, TransportKind};
+use crate::protocol::{Answer, PeerName, TransportKind};
+use crate::protocols::plain;
 use crate::trust::Standing;
 
 /// How long the other side has for its answer.
@@ -158,7 +159,10 @@ fn offer(v: &VoltChat, r: &Received) -> Result<Offer, Fail> {
 
 /// A host in its strict form, if it can be the name of a peer.
 pub fn named(said: &str) -> Option<PeerName> {
-    PeerName::parse(&host::strict(said)?).ok()
+    let host = host::strict(said)?;
+    // `http://h.example:443` is `h.example:443`, and that is read as `h.example`, who is another.
+    let lasts = host::strict(&host).is_some_and(|again| again == host);
+    lasts.then(|| PeerName::parse(&host).ok()).flatten()
 }
 
 /// Whether policy lets this host peer with us: the allow list, trust rules, and never ourselves.
@@ -241,7 +245,12 @@ async fn ask(v: &VoltChat, peer: &Peer) -> Answered {
             });
         }
     };
-    let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    meaning(&answer)
+}
+
+/// What an answer to a handshake means.
+pub(super) fn meaning(answer: &Answer) -> Answered {
+    let said = plain::json(&answer.body).unwrap_or_default();
     let text = |name: &str| said.get(name).and_then(Value::as_str);
     match answer.status {
         200..=299 if said.get("accepted").is_some_and(request::is_truthy) => Answered::Received {
@@ -284,6 +293,14 @@ fn refusal(status: u16, error: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_reads_as_anothers_the_next_time_is_nobodys() {
+        let name = |said| named(said).map(|name| name.to_string());
+        assert_eq!(name("https://H.example:443"), Some("h.example".into()));
+        assert_eq!(name("h.example:8443"), Some("h.example:8443".into()));
+        assert_eq!(name("http://h.example:443"), None);
+    }
 
     #[test]
     fn every_refusal_is_a_sentence_of_ours() {

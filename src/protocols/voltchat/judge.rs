@@ -9,6 +9,7 @@ use crate::clock::UnixMs;
 use crate::protocol::{
     Answer, Fault, Judgement, Learned, PeerRecord, Refusal, TransportError, Try, Verdict, Via,
 };
+use crate::protocols::plain;
 use crate::protocols::wire;
 
 /// Fact: until when the peer is taken to fetch (milliseconds since the epoch).
@@ -179,12 +180,12 @@ pub fn judge(
 
 /// `{"success":true}`: a page of something else is not taken for it.
 fn succeeded(answer: &Answer) -> bool {
-    serde_json::from_slice::<Value>(&answer.body).is_ok_and(|body| body["success"] == true)
+    plain::json(&answer.body).is_ok_and(|body| body.get("success") == Some(&Value::Bool(true)))
 }
 
 /// The `error` of an answer in the protocol's shape, cut for a sentence.
 pub(super) fn said(answer: &Answer) -> Option<String> {
-    let body: Value = serde_json::from_slice(&answer.body).ok()?;
+    let body = plain::json(&answer.body).ok()?;
     let words = body.get("error")?.as_str()?;
     Some(
         words

@@ -29,6 +29,8 @@ pub mod book;
 pub mod calls;
 pub mod explain;
 pub mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod handshake;
 pub mod heartbeat;
 pub mod host;

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::answer::{Fail, ok};
 use super::request::{self, Received};
 use super::{ID, VoltChat, ids};
+use crate::protocols::plain;
 
 /// Which description of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ async fn ask(v: &VoltChat, what: Description, id: &str, peer: &str) -> Option<Ma
 
 /// A backend's answer as a peer may see it; `None`: it knows no such server.
 fn described(answer: &[u8], id: &str, host: &str) -> Option<Map<String, Value>> {
-    let Ok(Value::Object(mut server)) = serde_json::from_slice(answer) else {
+    let Ok(Value::Object(mut server)) = plain::json(answer) else {
         return None;
     };
     if server.is_empty() || server.contains_key("error") {

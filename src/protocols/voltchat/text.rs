@@ -43,7 +43,7 @@ fn leading_digits(text: &str) -> Option<i64> {
     if end == 0 {
         return None;
     }
-    let size = digits[..end].bytes().fold(0i64, |sum, digit| {
+    let size = digits.bytes().take(end).fold(0i64, |sum, digit| {
         sum.saturating_mul(10)
             .saturating_add(i64::from(digit - b'0'))
     });

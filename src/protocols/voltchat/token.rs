@@ -258,10 +258,9 @@ fn apart(text: &str) -> Result<(String, [u8; 32]), Why> {
     let open = rest.strip_suffix(SIGNATURE).ok_or(Why::NoSignature)?;
     let mut signature = [0u8; 32];
     let nibble = |digit: u8| char::from(digit).to_digit(16);
-    for (byte, pair) in signature.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
-        let (high, low) = nibble(pair[0])
-            .zip(nibble(pair[1]))
-            .ok_or(Why::NoSignature)?;
+    let pairs = digits.as_bytes().as_chunks().0;
+    for (byte, [high, low]) in signature.iter_mut().zip(pairs) {
+        let (high, low) = nibble(*high).zip(nibble(*low)).ok_or(Why::NoSignature)?;
         *byte = u8::try_from(high * 16 + low).map_err(|_| Why::NoSignature)?;
     }
     Ok((format!("{open}}}"), signature))

@@ -8,6 +8,7 @@ use super::super::envelope::Envelope;
 use super::super::transport::Claim;
 use super::proof::Request;
 use crate::identity::{PublicKey, hex};
+use crate::protocols::plain;
 
 /// The sentence when nothing is found.
 const NONE: &str = "none of the usual mistakes: another key made it, or the bytes were changed on \
@@ -142,15 +143,16 @@ fn holds(keys: &[PublicKey], text: &[u8], signature: &[u8; 64]) -> bool {
 
 /// A body with its members sorted at every level.
 fn sorted(body: &[u8]) -> Vec<u8> {
-    let value = serde_json::from_slice::<Value>(body);
+    let value = plain::json(body);
     value.map_or_else(|_| body.to_vec(), |value| compact(&value))
 }
 
 /// Nine members in the order in which they travel.
 fn wire_order(envelope: &Envelope) -> Vec<u8> {
     let wire = String::from_utf8(envelope.wire()).unwrap_or_default();
-    let cut = wire.rfind(",\"signatures\":").unwrap_or(wire.len());
-    format!("{}}}", &wire[..cut]).into_bytes()
+    let cut = wire.rsplit_once(",\"signatures\":");
+    let kept = cut.map_or(wire.as_str(), |(kept, _)| kept);
+    format!("{kept}}}").into_bytes()
 }
 
 /// Compact JSON with its members sorted.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::super::answer::Fail;
 use super::super::{ID, Paracord};
+use crate::protocols::plain;
 
 /// Questions to backends at once at most.
 const PLACES: usize = 64;
@@ -110,7 +111,7 @@ pub(super) async fn ask(
 
 /// Reads an answer; `yes`: the member that is false in a refusal.
 fn word(answer: &[u8], yes: Option<&str>) -> Word {
-    let said = match serde_json::from_slice(answer) {
+    let said = match plain::json(answer) {
         Ok(Value::Object(said)) => said,
         _ => {
             tracing::warn!("a backend's answer is no JSON object; the bridge decides");

@@ -19,6 +19,7 @@ use super::super::rooms::{RoomsError, user_key};
 use super::super::{ID, Paracord};
 use super::{Invite, Membership};
 use crate::protocol::{Answer, Refusal};
+use crate::protocols::plain;
 use crate::trust::Standing;
 
 /// How long a server has for its answer.
@@ -180,7 +181,7 @@ async fn post(
     }
     p.book.seen(&peer.name, p.clock.now_ms());
     p.peers.heard_from(ID, &peer.name);
-    match serde_json::from_slice(&answer.body) {
+    match plain::json(&answer.body) {
         Ok(answer @ Value::Object(_)) => Ok(answer),
         _ => {
             let why = format!(
@@ -223,7 +224,7 @@ fn refused(peer: &Peer, answer: &Answer) -> Refusal {
 
 /// What a refusal says, fit to be shown.
 fn words(body: &[u8]) -> String {
-    let said: Option<Value> = serde_json::from_slice(body).ok();
+    let said = plain::json(body).ok();
     let said = said.as_ref().and_then(|said| {
         let message = said.get("message").or_else(|| said.get("error"));
         message.and_then(Value::as_str).map(str::to_owned)

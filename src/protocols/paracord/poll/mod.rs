@@ -8,7 +8,7 @@
 //!
 //! What a server can cost us in one beat is bounded: pages, bytes of a page, and time.
 
-mod page;
+pub(super) mod page;
 mod state;
 mod walk;
 

@@ -311,10 +311,11 @@ async fn large_events_come_in_smaller_pages() {
             e.content["pad"] = "x".repeat(900 * 1024).into();
         })
     };
-    let events: Vec<_> = (1..=12).map(large).collect();
+    // More than one answer may hold.
+    let events: Vec<_> = (1..=8).map(large).collect();
     world.answers(move |request| Ok(served(&events, request)));
     beaten(&world, &b).await;
-    assert_eq!(world.bodies(), bodies(1..=12));
+    assert_eq!(world.bodies(), bodies(1..=8));
     world.stop().await;
 }
 

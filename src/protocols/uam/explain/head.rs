@@ -59,7 +59,7 @@ pub(super) fn check(report: &mut Findings, context: &Context, head: &Head, body:
             body
         }
         Some(Ok(length)) if length < body.len() => {
-            let rest = &body[length..];
+            let rest = body.get(length..).unwrap_or_default();
             if rest.trim_ascii().is_empty() {
                 report.pass(
                     "content length",
@@ -98,7 +98,7 @@ pub(super) fn check(report: &mut Findings, context: &Context, head: &Head, body:
 fn route(method: &str, target: &str) -> Result<(), String> {
     let path = target.split('?').next().unwrap_or_default();
     let path = match path.split_once("://") {
-        Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]),
+        Some((_, rest)) => rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/"),
         None => path,
     };
     if path == DELIVER_PATH {

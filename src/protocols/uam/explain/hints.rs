@@ -199,16 +199,15 @@ pub(super) fn agent(
 fn unescaped(canonical: &str) -> String {
     let mut out = String::with_capacity(canonical.len());
     let mut rest = canonical;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let tail = &rest[at..];
+    while let Some((before, tail)) = rest.find('\\').map(|at| rest.split_at(at)) {
+        out.push_str(before);
         let (text, length) = match escape_run(tail) {
             Some((text, length)) => (text, length),
             // A short escape, or one below U+0080, stays: a backslash and the next character.
             None => (tail.chars().take(2).collect(), tail.len().min(2)),
         };
         out.push_str(&text);
-        rest = &tail[length..];
+        rest = tail.get(length..).unwrap_or_default();
     }
     out.push_str(rest);
     out

@@ -147,7 +147,7 @@ fn signature_bytes(report: &mut Findings, name: &str, text: &str) -> Option<Vec<
 
 /// Where a text stops being readable, with what stands there.
 fn place(text: &[u8], error: &JsonError) -> String {
-    let before = &text[..error.at.min(text.len())];
+    let (before, rest) = text.split_at_checked(error.at).unwrap_or((text, &[]));
     let line = before.iter().filter(|b| **b == b'\n').count() + 1;
     let column = before.len()
         - before
@@ -155,7 +155,7 @@ fn place(text: &[u8], error: &JsonError) -> String {
             .rposition(|b| *b == b'\n')
             .map_or(0, |n| n + 1)
         + 1;
-    let after = &text[before.len()..text.len().min(before.len() + 24)];
+    let after = rest.get(..24).unwrap_or(rest);
     format!(
         "{} at line {line}, byte {column}: {:?}",
         error.kind,

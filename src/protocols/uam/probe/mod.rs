@@ -276,6 +276,13 @@ impl Probe {
     }
 }
 
+/// Every reading of this answer.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn readings(name: &PeerName, answer: &Answer) {
+    let _ = page::read("https://relay", name, answer, crate::fuzzing::NOW);
+    let _ = page::form(answer);
+}
+
 /// The key that the well-known file below a base URL shows; the error is a sentence.
 pub(super) async fn shown_key(
     net: &dyn Net,

@@ -10,6 +10,7 @@ use crate::protocol::{Answer, PeerName};
 
 use super::super::relay_request::Form;
 use crate::protocols::examine::skew;
+use crate::protocols::plain;
 
 /// A relay's description of itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub(super) fn read(
         }
         _ => return Err(("no_well_known", format!("{url} answers {seen}"))),
     }
-    let Ok(Value::Object(file)) = serde_json::from_slice::<Value>(&answer.body) else {
+    let Ok(Value::Object(file)) = plain::json(&answer.body) else {
         let html =
             kind.starts_with("text/html") || answer.body.trim_ascii_start().first() == Some(&b'<');
         return Err(if html {
@@ -103,9 +104,10 @@ pub(super) fn read(
 pub(super) fn form(answer: &Answer) -> (Option<Form>, String) {
     match answer.status {
         200 => {
-            let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
-            let majors: Vec<&str> = body["supported_major_versions"]
-                .as_array()
+            let body = plain::json(&answer.body).unwrap_or_default();
+            let majors: Vec<&str> = body
+                .get("supported_major_versions")
+                .and_then(Value::as_array)
                 .into_iter()
                 .flatten()
                 .filter_map(Value::as_str)

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::identity::b64;
 use crate::protocol::{Answer, PeerName, Request};
+use crate::protocols::plain;
 
 use super::super::discover::WELL_KNOWN_PATH;
 use super::super::envelope::Envelope;
@@ -180,10 +181,10 @@ fn request(own: &Own, to: &str, endpoint: &str, form: Form, now_ms: i64) -> Opti
 
 /// Reads the answer by the receiver's order of checks.
 fn read(answer: &Answer) -> Reading {
-    let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
-    let error = body["error"].as_str().unwrap_or_default();
-    let detail: String = body["detail"]
-        .as_str()
+    let body = plain::json(&answer.body).unwrap_or_default();
+    let text = |member: &str| body.get(member).and_then(Value::as_str);
+    let error = text("error").unwrap_or_default();
+    let detail: String = text("detail")
         .unwrap_or_default()
         .chars()
         .filter(|c| !c.is_control())
@@ -227,7 +228,7 @@ fn read(answer: &Answer) -> Reading {
             "the relay failed; one of 1.0 on SQLite does so after it believed the signature (a wrong \
              one is answered 401)",
         ),
-        200 | 201 if body["status"].is_string() => hurts(
+        200 | 201 if text("status").is_some() => hurts(
             "too_lax",
             "the relay took an envelope without payload and signature",
         ),

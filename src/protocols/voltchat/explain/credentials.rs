@@ -8,6 +8,7 @@ use super::{Context, Findings};
 use crate::clock::UnixMs;
 use crate::identity::b64;
 use crate::protocol::PeerName;
+use crate::protocols::plain;
 
 /// What every wrong credential is answered with.
 const WRONG: &str = "Missing or invalid federation credentials";
@@ -83,7 +84,7 @@ fn shown(report: &mut Findings, token: &str) -> Option<Value> {
             return None;
         }
     };
-    let Ok(mut claims @ Value::Object(_)) = serde_json::from_str::<Value>(&text) else {
+    let Ok(mut claims @ Value::Object(_)) = plain::json(text.as_bytes()) else {
         // Half a surrogate pair in a name is no fault, and nothing we can show.
         report.info("token", "its members cannot be shown");
         return None;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::{host, text};
+use super::super::{handshake, host, text};
 use super::{Context, Findings};
 use crate::identity::hmac::SharedSecret;
 
@@ -49,10 +49,10 @@ pub(super) fn check(report: &mut Findings, context: &Context, body: &Value) {
         ),
     }
     let said = member("host", MAX_HOST).unwrap_or_default();
-    let Some(claimed) = host::strict(&said) else {
+    let Some(claimed) = handshake::named(&said).map(|name| name.to_string()) else {
         report.deny_for(
             "host",
-            &format!("{said:?} is no host name"),
+            &format!("{said:?} is no host name that reads back as itself"),
             400,
             "Invalid host",
         );

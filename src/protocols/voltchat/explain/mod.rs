@@ -20,6 +20,7 @@ use crate::identity::hmac::SharedSecret;
 use crate::protocol::Step;
 use crate::protocols::examine::Findings;
 use crate::protocols::examine::saved::{self, Head, Saved, dechunk};
+use crate::protocols::plain;
 
 /// What the checks need to know.
 #[derive(Clone, Debug)]
@@ -54,7 +55,7 @@ pub fn explain(input: &[u8], context: &Context) -> Vec<Step> {
             report.info("input", format!("{} {}", head.method, head.target));
             request(&mut report, context, &head, body);
         }
-        Saved::Other(text) => match serde_json::from_slice::<Value>(&text) {
+        Saved::Other(text) => match plain::json(&text) {
             Ok(body @ Value::Object(_)) => {
                 report.info("input", "the body of a request, without its headers");
                 judge(&mut report, context, None, &body);
@@ -99,7 +100,7 @@ fn request(report: &mut Findings, context: &Context, head: &Head, body: Bytes) {
     let value = if body.trim_ascii().is_empty() {
         Value::Null
     } else {
-        match serde_json::from_slice(&body) {
+        match plain::json(&body) {
             Ok(value @ (Value::Object(_) | Value::Array(_))) => {
                 report.pass("body", format!("JSON, {} bytes", body.len()));
                 value
@@ -155,11 +156,11 @@ pub fn claimed_host(input: &[u8]) -> Option<String> {
         Saved::Other(text) => (None, text),
         Saved::Empty | Saved::Cut => return None,
     };
-    let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let value = plain::json(&body).unwrap_or_default();
     let in_head = head.as_ref().and_then(|head| head.one(HOST_HEADER));
     let said = in_head
-        .or_else(|| value["host"].as_str())
-        .or_else(|| value["fromHost"].as_str());
+        .or_else(|| value.get("host").and_then(Value::as_str))
+        .or_else(|| value.get("fromHost").and_then(Value::as_str));
     match said.filter(|host| !host.is_empty()) {
         Some(host) => Some(super::host::normal(host)),
         None => super::token::claimed_host(std::str::from_utf8(&body).ok()?.trim()),

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::clock::UnixMs;
 use crate::protocol::Record;
+use crate::protocols::plain;
 use crate::protocols::voltchat::{ID, ids, text};
 use crate::store::{Store, StoreError};
 
@@ -48,7 +49,7 @@ pub struct Listing {
 impl Listing {
     /// Reads an answer. The error is a sentence about what the peer sent.
     pub fn read(body: &[u8], now: UnixMs) -> Result<Self, String> {
-        let Ok(Value::Array(entries)) = serde_json::from_slice::<Value>(body) else {
+        let Ok(Value::Array(entries)) = plain::json(body) else {
             return Err("its answer is no list of invites".into());
         };
         let total = entries.len();

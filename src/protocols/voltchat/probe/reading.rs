@@ -8,6 +8,7 @@ use super::super::token::{MAX_AGE_MS, MAX_AHEAD_MS};
 use super::super::{host, text};
 use crate::protocol::{Answer, PeerName, TransportError};
 use crate::protocols::examine::Found;
+use crate::protocols::plain;
 
 /// How a mainline as published answers every push.
 const NO_PUSH: &str = "Access token required";
@@ -69,7 +70,7 @@ pub(super) fn info(
             return found("no_server", &format!("answers {status} {}", error(answer)));
         }
     }
-    let Ok(Value::Object(said)) = serde_json::from_slice::<Value>(&answer.body) else {
+    let Ok(Value::Object(said)) = plain::json(&answer.body) else {
         return found(
             "no_server",
             "answers something that is no JSON object: another program stands there",
@@ -202,7 +203,7 @@ pub(super) fn push(answer: &Result<Answer, TransportError>) -> Reading {
 
 /// The error text of an answer, fit to be shown.
 fn error(answer: &Answer) -> String {
-    let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
+    let body = plain::json(&answer.body).unwrap_or_default();
     match text::field(body.get("error"), MAX_SHOWN) {
         Some(said) => format!("{:?}", shown(&said)),
         None => String::new(),
