@@ -25,7 +25,7 @@ async fn list(State(state): Shared) -> Reply {
 /// What is asked for.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Turn {
+pub(super) struct Turn {
     protocol: Option<String>,
     #[serde(default)]
     mode: Mode,

@@ -56,7 +56,7 @@ async fn outcome(
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Pause {
+pub(super) struct Pause {
     reason: Option<String>,
     /// RFC 3339.
     until: Option<String>,

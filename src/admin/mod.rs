@@ -23,6 +23,8 @@ mod bulk;
 mod calls;
 mod end;
 mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod inbound;
 mod keys;
 mod lanes;
@@ -182,6 +184,8 @@ impl From<ControlError> for Fail {
             ControlError::Paused(_) => (StatusCode::CONFLICT, "paused"),
             ControlError::PauseIsOver => (StatusCode::BAD_REQUEST, "bad_end"),
             ControlError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            ControlError::Owner(_) => (StatusCode::CONFLICT, "refused_there"),
+            ControlError::Elsewhere => (StatusCode::SERVICE_UNAVAILABLE, "elsewhere"),
             ControlError::NotWritten(_) | ControlError::Store(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable")
             }

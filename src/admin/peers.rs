@@ -67,10 +67,9 @@ async fn list(State(state): Shared, RawQuery(query): RawQuery) -> Reply {
             continue;
         }
         let shown = summary(&state, &key, &known);
-        if standing
-            .as_ref()
-            .is_some_and(|wanted| shown["standing"] != wanted.as_str())
-        {
+        if standing.as_ref().is_some_and(|wanted| {
+            shown.get("standing").and_then(Value::as_str) != Some(wanted.as_str())
+        }) {
             continue;
         }
         if peers.len() == limit {

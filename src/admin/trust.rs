@@ -56,7 +56,7 @@ async fn list(State(state): Shared, RawQuery(query): RawQuery) -> Reply {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NewRule {
+pub(super) struct NewRule {
     protocol: Option<String>,
     rule: String,
     pattern: String,
@@ -98,7 +98,7 @@ async fn add(State(state): Shared, bytes: Bytes) -> Reply {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Release {
+pub(super) struct Release {
     protocol: Option<String>,
     pattern: String,
     /// Which list; left out: quarantine and block.

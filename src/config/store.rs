@@ -13,6 +13,8 @@ const FILE: &str = "drawbridge.db";
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
     pub place: StorePlace,
+    /// PostgreSQL: several instances work on this database together.
+    pub shared: bool,
     /// PostgreSQL: the longest that one transaction, or connecting, may take.
     pub timeout: Duration,
     /// How long the start tries to reach the database.
@@ -70,6 +72,7 @@ impl StoreConfig {
     pub fn at(place: StorePlace) -> Self {
         Self {
             place,
+            shared: false,
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(30),
             retention: Retention::default(),
@@ -160,8 +163,17 @@ pub(super) fn read(s: &Section<'_>, data_dir: &Path) -> Result<StoreConfig, Conf
             )
         })?,
     };
+    let shared = s.flag("shared")?;
+    if shared && matches!(place, StorePlace::Sqlite(_)) {
+        return Err(s.wrong(
+            "shared",
+            "wants PostgreSQL: an SQLite file is for one instance; set store.url to a \
+             postgres:// address that all instances share, or leave store.shared out",
+        ));
+    }
     Ok(StoreConfig {
         place,
+        shared,
         timeout: s.duration("timeout", "100ms", "5m")?,
         connect_timeout: s.duration("connect_timeout", "100ms", "1h")?,
         retention: Retention {

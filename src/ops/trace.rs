@@ -22,8 +22,7 @@ impl TraceParent {
     /// Reads a header's value. A later version than 00 may have more behind its first four fields,
     /// which is left out; ids of zeros, upper case and version ff are malformed.
     pub fn parse(text: &str) -> Option<Self> {
-        let head = text.get(..LENGTH)?;
-        let rest = &text[LENGTH..];
+        let (head, rest) = text.split_at_checked(LENGTH)?;
         let mut parts = head.split('-');
         let (version, trace, parent, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

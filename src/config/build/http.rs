@@ -1,5 +1,6 @@
 //! `[http]`: what may be dialled, and how.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use toml::Value;
@@ -87,13 +88,13 @@ fn static_hosts(layers: &Layers) -> Result<Vec<(String, Vec<IpAddr>)>, ConfigErr
 pub(super) fn name_plain_hosts(http: &mut HttpConfig, peers: &[PeerPin]) {
     let plain = peers
         .iter()
-        .filter_map(|p| p.endpoint.as_deref()?.strip_prefix("http://"));
-    for rest in plain {
-        let host = rest.split('/').next().unwrap_or(rest).to_ascii_lowercase();
-        for list in [&mut http.plain_hosts, &mut http.allow_hosts] {
-            if !list.contains(&host) {
-                list.push(host.clone());
-            }
-        }
+        .filter_map(|p| p.endpoint.as_deref()?.strip_prefix("http://"))
+        .map(|rest| rest.split('/').next().unwrap_or(rest).to_ascii_lowercase());
+    let plain: Vec<String> = plain.collect();
+    for list in [&mut http.plain_hosts, &mut http.allow_hosts] {
+        // Ten thousand peers are looked up, not compared with one another.
+        let mut named: HashSet<String> = list.iter().cloned().collect();
+        let new = plain.iter().filter(|host| named.insert((*host).clone()));
+        list.extend(new.cloned());
     }
 }

@@ -1,5 +1,7 @@
 //! `[[peers]]`: what is pinned of each.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 use toml::{Table, Value};
 
@@ -20,12 +22,10 @@ pub(super) fn peers(layers: &Layers) -> Result<Vec<PeerPin>, ConfigError> {
         return Ok(Vec::new());
     };
     let mut pins: Vec<PeerPin> = Vec::with_capacity(blocks.len());
+    let mut met = HashSet::with_capacity(blocks.len());
     for (index, block) in blocks.iter().filter_map(Value::as_table).enumerate() {
         let pin = peer(layers, index + 1, block)?;
-        if pins
-            .iter()
-            .any(|p| p.protocol == pin.protocol && p.name == pin.name)
-        {
+        if !met.insert((pin.protocol.clone(), pin.name.clone())) {
             return Err(layers.wrong(
                 PEERS,
                 &format!("names {} twice for {}", pin.name, pin.protocol),

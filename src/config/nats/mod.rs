@@ -32,6 +32,8 @@ pub struct NatsConfig {
     /// ensure | verify | off
     pub streams: StreamPolicy,
     pub partitions: u8,
+    /// Servers of a cluster that keep each stream that the bridge makes.
+    pub replicas: u8,
     /// Messages pulled but not yet acknowledged at most.
     pub max_ack_pending: u32,
     /// Inbound publishes in flight at most.
@@ -120,6 +122,7 @@ impl std::fmt::Debug for NatsConfig {
             .field("request_timeout", &self.request_timeout)
             .field("streams", &self.streams)
             .field("partitions", &self.partitions)
+            .field("replicas", &self.replicas)
             .field("max_ack_pending", &self.max_ack_pending)
             .field("publish_window", &self.publish_window)
             .field("stuck_after", &self.stuck_after)

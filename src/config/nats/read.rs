@@ -70,6 +70,7 @@ pub(in crate::config) fn nats(
             }
         },
         partitions: s.int("partitions", 1, 64)?,
+        replicas: s.int("replicas", 1, 5)?,
         max_ack_pending: s.int("max_ack_pending", 1, 100_000)?,
         publish_window: s.int("publish_window", 1, 10_000)?,
         stuck_after: s.duration("stuck_after", "1s", "1h")?,
@@ -227,6 +228,12 @@ fn needs_no_url(s: &Section<'_>) -> Result<(), ConfigError> {
             return Err(s.wrong(key, "is for the server under nats.url, which is not set"));
         }
     }
+    if s.int::<u8>("replicas", 1, 5)? > 1 {
+        return Err(s.wrong(
+            "replicas",
+            "is for a cluster of servers under nats.url, which is not set",
+        ));
+    }
     Ok(())
 }
 
@@ -334,8 +341,10 @@ mod tests {
         assert!(said.contains("two ways to log in"), "{said}");
         let said = nats(&format!("{url}\nuser = \"u\"")).expect_err("half");
         assert!(said.contains("password_file"), "{said}");
-        let said = nats("token = \"t\"").expect_err("no server");
-        assert!(said.contains("nats.url, which is not set"), "{said}");
+        for own in ["token = \"t\"", "replicas = 3"] {
+            let said = nats(own).expect_err("no server");
+            assert!(said.contains("nats.url, which is not set"), "{said}");
+        }
     }
 
     #[test]
