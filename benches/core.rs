@@ -216,6 +216,6 @@ async fn commit(store: &Store, body: &Bytes) -> Result<(), Fault> {
         records: Vec::new(),
         room_event: None,
     });
-    store.enqueue(rows.collect()).await?.await?;
+    store.enqueue(rows.collect::<Vec<_>>()).await?.await?;
     Ok(())
 }

@@ -6,9 +6,8 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::AdminClient;
-use super::table::{printable, show, show_one, text};
+use super::table::{printable, rows, say, show, show_one, text};
 use super::{ConfigArgs, Outcome};
-use crate::admin::params::encode;
 
 /// `drawbridge invites …`
 #[derive(Debug, Subcommand)]
@@ -229,20 +228,11 @@ async fn servers(command: ServersCommand) -> Outcome {
 /// Asks the bridge; the answer of `fed.do.voltchat.<method>`.
 async fn call(config: &ConfigArgs, method: &str, body: &Value) -> Result<Value, String> {
     let admin = AdminClient::from_config(&config.load()?)?;
-    let path = format!("/api/v1/protocols/voltchat/call/{}", encode(method));
-    let mut answer = admin.post(&path, Some(body)).await?;
-    Ok(answer["result"].take())
+    Ok(admin.call("voltchat", method, body).await?)
 }
 
 async fn list(config: &ConfigArgs, method: &str, body: &Value) -> Result<Vec<Value>, String> {
     Ok(rows(call(config, method, body).await?))
-}
-
-fn rows(answer: Value) -> Vec<Value> {
-    match answer {
-        Value::Array(rows) => rows,
-        _ => Vec::new(),
-    }
 }
 
 fn show_ours(rows: &[Value], as_json: bool) {
@@ -301,14 +291,6 @@ fn uses(invite: &Value) -> String {
     match invite["maxUses"].as_u64() {
         None | Some(0) => text(&invite["uses"]),
         Some(most) => format!("{} of {most}", invite["uses"]),
-    }
-}
-
-fn say(answer: &Value, as_json: bool, sentence: &str) {
-    if as_json {
-        println!("{answer}");
-    } else {
-        println!("{}", printable(sentence));
     }
 }
 

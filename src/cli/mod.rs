@@ -134,6 +134,7 @@ impl ConfigArgs {
 
 /// Runs the command of this process.
 pub fn main() -> ExitCode {
+    crate::ops::defect::install();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -6,9 +6,8 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::client::AdminClient;
-use super::table::{printable, show, show_one, text};
+use super::table::{rows, say, show, show_one, text};
 use super::{ConfigArgs, Outcome};
-use crate::admin::params::encode;
 
 /// `drawbridge rooms …`
 #[derive(Debug, Subcommand)]
@@ -223,16 +222,7 @@ fn put(body: &mut Map<String, Value>, member: &str, value: Option<impl Into<Valu
 /// Asks the bridge; the answer of `fed.do.paracord.<method>`.
 async fn call(config: &ConfigArgs, method: &str, body: &Value) -> Result<Value, String> {
     let admin = AdminClient::from_config(&config.load()?)?;
-    let path = format!("/api/v1/protocols/paracord/call/{}", encode(method));
-    let mut answer = admin.post(&path, Some(body)).await?;
-    Ok(answer["result"].take())
-}
-
-fn rows(answer: Value) -> Vec<Value> {
-    match answer {
-        Value::Array(rows) => rows,
-        _ => Vec::new(),
-    }
+    Ok(admin.call("paracord", method, body).await?)
 }
 
 fn show_rooms(rows: &[Value], as_json: bool) {
@@ -289,14 +279,6 @@ fn show_invite(invite: &Value, as_json: bool) {
             ("holds, seconds", text(&invite["expires_in_seconds"])),
         ],
     );
-}
-
-fn say(answer: &Value, as_json: bool, sentence: &str) {
-    if as_json {
-        println!("{answer}");
-    } else {
-        println!("{}", printable(sentence));
-    }
 }
 
 #[cfg(test)]

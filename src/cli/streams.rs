@@ -108,13 +108,9 @@ fn word(report: &StreamReport) -> &'static str {
 async fn show(args: ShowArgs) -> Outcome {
     if args.definition {
         let config = args.config.load()?;
-        let definition = crate::bus::stream_definition(
-            &args.stream,
-            &config.nats.prefix,
-            config.nats.partitions,
-        )
-        .map_err(|e| e.to_string())?
-        .ok_or_else(|| unknown(&args.stream))?;
+        let definition = crate::bus::stream_definition(&args.stream, &config.nats)
+            .map_err(|e| e.to_string())?
+            .ok_or_else(|| unknown(&args.stream))?;
         println!("{definition:#}");
         return Ok(ExitCode::SUCCESS);
     }

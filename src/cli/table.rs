@@ -65,6 +65,23 @@ pub fn text(value: &Value) -> String {
     }
 }
 
+/// Says what was done: a sentence, or the answer as it came.
+pub fn say(answer: &Value, as_json: bool, sentence: &str) {
+    if as_json {
+        println!("{answer}");
+    } else {
+        println!("{}", printable(sentence));
+    }
+}
+
+/// The rows of an answer that is a list.
+pub fn rows(answer: Value) -> Vec<Value> {
+    match answer {
+        Value::Array(rows) => rows,
+        _ => Vec::new(),
+    }
+}
+
 /// Control characters of a stranger's text must not reach the terminal.
 pub fn printable(text: &str) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };

@@ -3,7 +3,8 @@
 //!
 //! One shard a core, each a thread with its own runtime, listener (SO_REUSEPORT) and NATS connection.
 //! A request is read, what the protocol asks for is verified (UAM: relay and agent, strictly),
-//! the event is published with `Nats-Msg-Id`, and the answer is given once JetStream acknowledged it. No ledger, no replay check, no trust, no limits, no log.
+//! the event is published with `Nats-Msg-Id`, and the answer is given once JetStream acknowledged it.
+//! What is not proven is refused at once: for `bench forged` this is verification without a publish. No ledger, no replay check, no trust, no limits, no log.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,8 +20,9 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use super::args::WorldArgs;
 use super::speech::{Reply, Speech};
-use super::{WorldArgs, reuse_port, shard_thread, shards, wait_for_the_end};
+use super::{reuse_port, shard_thread, shards, wait_for_the_end};
 use crate::bus::subject::token;
 use crate::cli::Outcome;
 
@@ -88,8 +90,8 @@ async fn answer(
     let (status, text) = match taken {
         Some(said) => said,
         None => (
-            StatusCode::BAD_REQUEST,
-            Bytes::from_static(br#"{"error":"bad_request","detail":"refused"}"#),
+            StatusCode::UNAUTHORIZED,
+            Bytes::from_static(br#"{"error":"unauthorized","detail":"refused"}"#),
         ),
     };
     let mut response = Response::new(Full::new(text));

@@ -24,8 +24,9 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::args::WorldArgs;
 use super::speech::Speech;
-use super::{WorldArgs, shard_thread, wait_for_the_end};
+use super::{shard_thread, wait_for_the_end};
 use crate::bus::subject::untoken;
 use crate::cli::Outcome;
 

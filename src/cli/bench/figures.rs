@@ -15,7 +15,7 @@ pub struct Round {
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// All rounds of a scenario.
+/// All rounds of a scenario that has a bare program beside it.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     pub scenario: String,
@@ -37,6 +37,16 @@ impl Figures {
     /// The document of `--json`.
     pub fn json(&self) -> Value {
         let of = |f: fn(&Round) -> f64| median(self.ours.iter().map(f));
+        let bare =
+            |f: fn(&Round) -> f64| (!self.bare.is_empty()).then(|| median(self.bare.iter().map(f)));
+        let times =
+            |ours: f64, bare: Option<f64>| bare.filter(|b| *b > 0.0).map(|b| rounded(ours / b, 3));
+        let bridge = |rounds: &[Round]| {
+            let each = rounds
+                .iter()
+                .filter_map(|r| r.cpu_us.get("bridge").copied());
+            median(each)
+        };
         let peak = self.ours.iter().filter_map(|r| r.peak_rss_bytes).max();
         json!({
             "scenario": self.scenario,
@@ -46,7 +56,14 @@ impl Figures {
             "cpu_us_per_message": cpu(&self.ours),
             "peak_rss_bytes": peak,
             "bare_messages_per_s": self.bare_rate().map(|rate| rounded(rate, 1)),
+            "bare_p99_ms": bare(|r| r.p99_ms).map(|ms| rounded(ms, 3)),
+            "bare_cpu_us_per_message": (!self.bare.is_empty()).then(|| cpu(&self.bare)),
             "ratio": self.ratio().map(|ratio| rounded(ratio, 3)),
+            "p99_ratio": times(of(|r| r.p99_ms), bare(|r| r.p99_ms)),
+            "cpu_ratio": times(
+                bridge(&self.ours),
+                (!self.bare.is_empty()).then(|| bridge(&self.bare)),
+            ),
         })
     }
 
@@ -59,7 +76,13 @@ impl Figures {
             }
         }
         if let Some(ratio) = self.ratio() {
-            lines.push(format!("  ratio of the medians: {ratio:.2}"));
+            let said = self.json();
+            let of = |key: &str| said[key].as_f64().unwrap_or_default();
+            lines.push(format!(
+                "  ratios of the medians: messages a second {ratio:.2}, p99 {:.2}, CPU of the program {:.2}",
+                of("p99_ratio"),
+                of("cpu_ratio")
+            ));
         }
         lines.join("\n")
     }
@@ -121,7 +144,8 @@ pub fn approximate(n: u64) -> f64 {
     n as f64
 }
 
-fn rounded(value: f64, digits: i32) -> f64 {
+/// Rounded to so many digits behind the point.
+pub fn rounded(value: f64, digits: i32) -> f64 {
     let unit = 10f64.powi(digits);
     (value * unit).round() / unit
 }

@@ -1,38 +1,47 @@
-//! One round of `bench in`: signed requests are posted over connections that have one in hand each,
-//! first as a warm-up, then measured from request to answer.
+//! `bench in` and `bench forged`: requests are posted over connections that have one in hand each,
+//! first as a warm-up, then measured from request to answer. All proven, and every event must be on
+//! FED_IN; or all forged, and every one must be refused for its proof.
 
+use super::args::{BenchArgs, Turn, count};
 use super::figures::{Round, approximate};
-use super::load::{Done, Load};
-use super::pipeline::{Bridge, Pipeline};
+use super::load::{Done, Load, Prepare};
+use super::pipeline::{Bridge, Pipeline, Setup};
 use super::rig::{Broker, Process, Rig};
-use super::{BenchArgs, Turn};
 
-/// Runs it.
-pub async fn round(rig: &Rig, args: &BenchArgs, turn: Turn) -> Result<Round, String> {
-    let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
-    let measured = size(args.messages);
+/// Runs a round.
+pub async fn round(rig: &Rig, args: &BenchArgs, forged: bool, turn: Turn) -> Result<Round, String> {
+    let measured = count(args.messages);
     let warm = (measured / 5).max(1);
     let broker = rig.broker().await?;
     let (mut pipeline, to) = start(rig, args, &broker, turn).await?;
-    rig.far.prepare(warm + measured).await?;
+    let all = warm + measured;
+    rig.far
+        .prepare(Prepare {
+            first: 0,
+            count: all,
+            forged,
+        })
+        .await?;
     let load = |first, count| Load {
         to,
         first,
         count,
-        connections: size(args.connections),
+        connections: super::args::count(args.connections),
+        rate: None,
+        stubborn: false,
     };
-    taken(&rig.far.load(&load(0, warm)).await?, warm)?;
+    answered(&rig.far.load(&load(0, warm)).await?, warm, forged)?;
     let pid = pipeline.id()?;
     let begun = rig.cpu(&broker, pid);
     let done = rig.far.load(&load(warm, measured)).await?;
     let ended = rig.cpu(&broker, pid);
-    taken(&done, measured)?;
+    answered(&done, measured, forged)?;
     pipeline.alive()?;
     let stored = broker.messages("FED_IN").await?;
-    if stored != (warm + measured) as u64 {
+    let wanted = if forged { 0 } else { all as u64 };
+    if stored != wanted {
         return Err(format!(
-            "{} events were accepted, {stored} are on FED_IN",
-            warm + measured
+            "{wanted} events were accepted, {stored} are on FED_IN"
         ));
     }
     let peak_rss_bytes = pipeline.peak_rss();
@@ -48,16 +57,30 @@ pub async fn round(rig: &Rig, args: &BenchArgs, turn: Turn) -> Result<Round, Str
     })
 }
 
-fn taken(done: &Done, wanted: usize) -> Result<(), String> {
-    if done.delivered == wanted {
+/// Fails unless every request was answered as it must be.
+pub fn answered(done: &Done, wanted: usize, forged: bool) -> Result<(), String> {
+    let (right, word) = match forged {
+        false => (done.delivered, "delivered"),
+        true => (done.unproven, "refused for their proof"),
+    };
+    if right == wanted {
         return Ok(());
     }
     Err(format!(
-        "{} of {wanted} were delivered, {} were duplicates; first refusal: {}",
-        done.delivered,
+        "{right} of {wanted} were {word}, {} were duplicates; first refusal: {}",
         done.duplicates,
         done.refused.as_deref().unwrap_or("none")
     ))
+}
+
+/// A bridge that takes as much from one address and one peer as it can: the limits are not what is
+/// measured.
+pub fn setup(args: &super::args::RunArgs) -> Setup {
+    ["UAM", "VOLTCHAT", "PARACORD"]
+        .iter()
+        .fold(Setup::of(args), |setup, protocol| {
+            setup.with(&format!("{protocol}__UNPROVEN_PER_MINUTE"), 1_000_000)
+        })
 }
 
 async fn start(
@@ -69,7 +92,8 @@ async fn start(
     let dir = rig.fresh_dir("pipeline")?;
     match turn {
         Turn::Ours => {
-            let configured = Bridge::configure(&dir, &broker.url(), rig, true, &args.log)?;
+            let setup = setup(&args.run);
+            let configured = Bridge::configure(&dir, &broker.url(), rig, &setup)?;
             let mut bridge = configured.spawn()?;
             bridge.ready().await?;
             rig.speech.introduce(&bridge, broker).await?;
@@ -81,7 +105,7 @@ async fn start(
             let arguments = [rig.arguments.clone(), more.to_vec()].concat();
             let process =
                 Process::start(&["bench", "bare-in"], &arguments, &dir.join("bare.log")).await?;
-            let to = process.address()?;
+            let to = process.address("address")?;
             Ok((Pipeline::Bare(process), to))
         }
     }

@@ -1,5 +1,6 @@
-//! The load of `bench in`: requests of many peers, signed beforehand, posted over kept-alive
-//! connections, each with one request in hand.
+//! The load of `bench in` and its relatives: requests of many peers, signed beforehand, posted over
+//! kept-alive connections, each with one request in hand; as fast as they are answered, or at a
+//! steady rate. At a rate a request's time begins when it was due, not when a connection was free.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,14 +26,41 @@ pub struct Load {
     pub first: usize,
     pub count: usize,
     pub connections: usize,
+    /// Requests a second; none: as fast as they are answered.
+    #[serde(default)]
+    pub rate: Option<f64>,
+    /// What is not taken, or not answered, is sent again with another proof until it is, as real
+    /// senders do.
+    #[serde(default)]
+    pub stubborn: bool,
 }
 
-/// What came of it. Times in nanoseconds, of requests that were taken.
+/// Pause before a stubborn request is sent again.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
+/// How long a request is repeated at most.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// What to sign.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Prepare {
+    /// Number of the first message.
+    #[serde(default)]
+    pub first: usize,
+    pub count: usize,
+    /// Every one with a bit of its proof changed.
+    pub forged: bool,
+}
+
+/// What came of it. Times in nanoseconds, of all that were answered.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Done {
     pub delivered: usize,
     /// Taken, but known already.
     pub duplicates: usize,
+    /// Refused because of their proof.
+    pub unproven: usize,
+    /// How often one was sent again.
+    pub again: usize,
     /// First answer that refused one, if there was one.
     pub refused: Option<String>,
     pub elapsed_ns: u64,
@@ -40,18 +68,26 @@ pub struct Done {
     pub p99_ns: u64,
 }
 
-/// Signs requests 0 to `count`, on two threads.
-pub fn prepare(speech: &dyn Speech, count: usize) -> Result<Vec<Post>, String> {
-    let half = count / 2;
+/// Signs them, on two threads.
+pub fn prepare(speech: &dyn Speech, what: Prepare) -> Result<Vec<Post>, String> {
+    let Prepare {
+        first,
+        count,
+        forged,
+    } = what;
+    let (half, end) = (first + count / 2, first + count);
     std::thread::scope(|scope| {
-        let part = |range: std::ops::Range<usize>| {
-            scope.spawn(move || {
-                range
-                    .map(|n| speech.post(n, Clock::system().now_ms()))
-                    .collect::<Result<Vec<_>, String>>()
-            })
+        let make = move |n| {
+            let mut post = speech.post(n, Clock::system().now_ms())?;
+            if forged {
+                speech.forge(&mut post)?;
+            }
+            Ok(post)
         };
-        let (first, second) = (part(0..half), part(half..count));
+        let part = |range: std::ops::Range<usize>| {
+            scope.spawn(move || range.map(make).collect::<Result<Vec<_>, String>>())
+        };
+        let (first, second) = (part(first..half), part(half..end));
         let ended = || "a thread that signs ended abnormally".to_owned();
         let mut all = first.join().map_err(|_| ended())??;
         all.extend(second.join().map_err(|_| ended())??);
@@ -77,6 +113,8 @@ pub async fn run(
 struct Tally {
     delivered: usize,
     duplicates: usize,
+    unproven: usize,
+    again: usize,
     refused: Option<String>,
     times: Vec<u64>,
 }
@@ -89,6 +127,11 @@ async fn send_all(
     let next = Arc::new(AtomicUsize::new(load.first));
     let end = (load.first + load.count).min(requests.len());
     let begun = Instant::now();
+    let pace = Pace {
+        begun,
+        first: load.first,
+        rate: load.rate,
+    };
     let connections: Vec<_> = (0..load.connections.max(1))
         .map(|_| {
             tokio::spawn(connection(
@@ -96,7 +139,7 @@ async fn send_all(
                 speech.clone(),
                 requests.clone(),
                 next.clone(),
-                end,
+                (end, pace, load.stubborn),
             ))
         })
         .collect();
@@ -105,17 +148,42 @@ async fn send_all(
         let tally = connection.await.map_err(|e| e.to_string())??;
         all.delivered += tally.delivered;
         all.duplicates += tally.duplicates;
+        all.unproven += tally.unproven;
+        all.again += tally.again;
         all.refused = all.refused.or(tally.refused);
         all.times.extend(tally.times);
     }
     Ok(Done {
         delivered: all.delivered,
         duplicates: all.duplicates,
+        unproven: all.unproven,
+        again: all.again,
         refused: all.refused,
         elapsed_ns: nanos(begun),
         p50_ns: percentile(&mut all.times, 0.50),
         p99_ns: percentile(&mut all.times, 0.99),
     })
+}
+
+/// When each request is due.
+#[derive(Clone, Copy)]
+struct Pace {
+    begun: Instant,
+    first: usize,
+    rate: Option<f64>,
+}
+
+impl Pace {
+    /// Waits for a request's turn; answers when it was.
+    async fn turn(&self, index: usize) -> Instant {
+        let Some(rate) = self.rate.filter(|rate| *rate > 0.0) else {
+            return Instant::now();
+        };
+        let before = super::figures::approximate((index - self.first) as u64);
+        let due = self.begun + std::time::Duration::from_secs_f64(before / rate);
+        tokio::time::sleep_until(due.into()).await;
+        due
+    }
 }
 
 /// One connection, one request in hand.
@@ -124,54 +192,93 @@ async fn connection(
     speech: Arc<dyn Speech>,
     requests: Arc<Vec<Post>>,
     next: Arc<AtomicUsize>,
-    end: usize,
+    (end, pace, stubborn): (usize, Pace, bool),
 ) -> Result<Tally, String> {
     let told = |e: &dyn std::fmt::Display| format!("posting to {to}: {e}");
-    let stream = TcpStream::connect(to).await.map_err(|e| told(&e))?;
-    stream.set_nodelay(true).map_err(|e| told(&e))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| told(&e))?;
-    tokio::spawn(connection);
     let host = http::HeaderValue::from_str(&to.to_string()).map_err(|e| told(&e))?;
+    let mut sender = None;
     let mut tally = Tally::default();
     loop {
         let index = next.fetch_add(1, Ordering::Relaxed);
         let Some(prepared) = requests.get(index).filter(|_| index < end) else {
             return Ok(tally);
         };
-        let mut request = http::Request::new(Full::new(prepared.body.clone()));
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = http::Uri::from_static(speech.path());
-        let headers = request.headers_mut();
-        headers.clone_from(&prepared.headers);
-        headers.insert(HOST, host.clone());
-        headers.insert(
-            CONTENT_TYPE,
-            http::HeaderValue::from_static("application/json"),
-        );
-        let begun = Instant::now();
-        let answer = sender.send_request(request).await.map_err(|e| told(&e))?;
-        let status = answer.status();
-        let body = answer
-            .into_body()
-            .collect()
-            .await
-            .map_err(|e| told(&e))?
-            .to_bytes();
-        let Some(new) = speech.took(status.as_u16(), &body) else {
-            tally
-                .refused
-                .get_or_insert_with(|| format!("{status} {}", String::from_utf8_lossy(&body)));
-            continue;
+        let begun = pace.turn(index).await;
+        let first_sent = Instant::now();
+        let mut once_more = None;
+        let (status, new, body) = loop {
+            let post = once_more.as_ref().unwrap_or(prepared);
+            let asked = exchange(&mut sender, to, &host, &*speech, post).await;
+            let why = match asked {
+                Ok((status, body)) => match speech.took(status, &body) {
+                    None if stubborn => String::from_utf8_lossy(&body).into_owned(),
+                    took => break (status, took, body),
+                },
+                Err(why) => {
+                    sender = None;
+                    why
+                }
+            };
+            if !stubborn || first_sent.elapsed() > PATIENCE {
+                return Err(told(&why));
+            }
+            tally.again += 1;
+            tokio::time::sleep(AGAIN).await;
+            once_more = Some(speech.again(prepared, Clock::system().now_ms())?);
         };
         tally.times.push(nanos(begun));
-        if new {
-            tally.delivered += 1;
-        } else {
-            tally.duplicates += 1;
+        match new {
+            Some(true) => tally.delivered += 1,
+            Some(false) => tally.duplicates += 1,
+            None => {
+                if matches!(status, 401 | 403) {
+                    tally.unproven += 1;
+                }
+                tally
+                    .refused
+                    .get_or_insert_with(|| format!("{status} {}", String::from_utf8_lossy(&body)));
+            }
         }
     }
+}
+
+type Sender = http1::SendRequest<Full<bytes::Bytes>>;
+
+/// Sends one request on the connection, which is made if there is none.
+async fn exchange(
+    sender: &mut Option<Sender>,
+    to: SocketAddr,
+    host: &http::HeaderValue,
+    speech: &dyn Speech,
+    prepared: &Post,
+) -> Result<(u16, bytes::Bytes), String> {
+    let told = |e: &dyn std::fmt::Display| e.to_string();
+    let sender = match sender {
+        Some(sender) => sender,
+        None => {
+            let stream = TcpStream::connect(to).await.map_err(|e| told(&e))?;
+            stream.set_nodelay(true).map_err(|e| told(&e))?;
+            let (made, connection) = http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|e| told(&e))?;
+            tokio::spawn(connection);
+            sender.insert(made)
+        }
+    };
+    let mut request = http::Request::new(Full::new(prepared.body.clone()));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = http::Uri::from_static(speech.path());
+    let headers = request.headers_mut();
+    headers.clone_from(&prepared.headers);
+    headers.insert(HOST, host.clone());
+    headers.insert(
+        CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
+    let answer = sender.send_request(request).await.map_err(|e| told(&e))?;
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.map_err(|e| told(&e))?;
+    Ok((status, body.to_bytes()))
 }
 
 fn nanos(since: Instant) -> u64 {

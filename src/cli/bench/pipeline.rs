@@ -1,7 +1,7 @@
 //! The program under test: the bridge as `drawbridge run`, or a bare one.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -12,8 +12,9 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use super::args::RunArgs;
 use super::ask::ask;
-use super::far::FarSide;
+use super::far::{Ill, ill};
 use super::rig::{Process, Rig, last_words, own_binary};
 use super::usage;
 use super::world::World;
@@ -25,6 +26,9 @@ const END: Duration = Duration::from_secs(30);
 /// How often readiness is asked for: it is one of the things measured.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// Nobody listens there.
+const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
 /// A running bridge.
 pub struct Bridge {
     child: Child,
@@ -33,14 +37,64 @@ pub struct Bridge {
     admin: SocketAddr,
 }
 
+/// Which peers nobody listens for.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Sick {
+    #[default]
+    Nobody,
+    /// Of those from this number on, the ones that refuse connections ([`ill`]).
+    Mixed(usize),
+    /// All from this number on.
+    Refusing(usize),
+}
+
+impl Sick {
+    fn refuses(self, n: usize) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Mixed(from) => n >= from && ill(n) == Ill::Refuses,
+            Self::Refusing(from) => n >= from,
+        }
+    }
+}
+
+/// How a bridge is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// It knows every peer of the rig; else none.
+    pub knows_peers: bool,
+    /// Who is reached at an address where nobody listens.
+    pub sick: Sick,
+    pub log: String,
+    /// Further settings as the environment has them: `OUTBOUND__SHARDS`, `1`.
+    pub set: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// A bridge that knows every peer, and whatever a person set.
+    pub fn of(run: &RunArgs) -> Self {
+        Self {
+            knows_peers: true,
+            sick: Sick::Nobody,
+            log: run.log.clone(),
+            set: run.set.clone(),
+        }
+    }
+
+    /// With one more setting; those that a person set win.
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.set.insert(0, (name.to_owned(), value.to_string()));
+        self
+    }
+}
+
 impl Bridge {
-    /// Writes the configuration of a bridge that knows every peer of the rig, or none.
+    /// Writes the configuration of a bridge.
     pub fn configure(
         dir: &Path,
         nats: &str,
         rig: &Rig,
-        knows_peers: bool,
-        log: &str,
+        setup: &Setup,
     ) -> Result<Configured, String> {
         let [public, admin] = [free_address()?, free_address()?];
         let mut text = format!(
@@ -48,27 +102,32 @@ impl Bridge {
              [admin]\naddress = \"{admin}\"\n[log]\nlevel = {log}\n",
             dir = json!(dir),
             nats = json!(nats),
-            log = json!(log),
+            log = json!(setup.log),
         );
-        let FarSide(far) = rig.far;
+        let far = rig.far.peers;
         text.push_str(
             &rig.speech
-                .settings(dir, public, knows_peers.then_some(far))?,
+                .settings(dir, public, setup.knows_peers.then_some(far))?,
         );
-        if knows_peers {
+        if setup.knows_peers {
             text.push_str("[http.hosts]\n");
-            for n in 0..rig.peers {
-                let _ = writeln!(text, "{:?} = [\"{}\"]", World::host_of(n), far.ip());
+            // Nobody asks for those that are only known.
+            let reached = match setup.sick {
+                Sick::Nobody => rig.active,
+                Sick::Mixed(_) | Sick::Refusing(_) => rig.peers,
+            };
+            for n in 0..reached {
+                let ip = if setup.sick.refuses(n) {
+                    NOBODY
+                } else {
+                    far.ip()
+                };
+                let _ = writeln!(text, "{:?} = [\"{ip}\"]", World::host_of(n));
             }
         }
         let file = dir.join("bridge.toml");
         std::fs::write(&file, text).map_err(|e| format!("{}: {e}", file.display()))?;
-        Ok(Configured {
-            file,
-            log: dir.join("bridge.log"),
-            public,
-            admin,
-        })
+        Ok(Configured::of(file, public, admin, &setup.set))
     }
 
     /// Its process id.
@@ -109,6 +168,24 @@ impl Bridge {
         ))
     }
 
+    /// A number of its metrics page: the sum over all labels.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let asked = ask(self.admin, Method::GET, "/metrics", &[], Bytes::new()).await;
+        let (_, page) = asked.ok()?;
+        let page = String::from_utf8_lossy(&page);
+        let of = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with(['{', ' '])
+                .then(|| rest.rsplit_once(' ')?.1.parse::<f64>().ok())?
+        };
+        Some(page.lines().filter_map(of).sum())
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(mut self) -> Result<(), String> {
+        self.child.kill().await.map_err(|e| e.to_string())
+    }
+
     /// SIGTERM, and waits for the end.
     pub async fn stop(mut self) -> Result<(), String> {
         let pid = self.id()?.to_string();
@@ -128,6 +205,7 @@ impl Bridge {
 
 /// A bridge that can be started, again and again.
 pub struct Configured {
+    set: Vec<(String, String)>,
     file: PathBuf,
     log: PathBuf,
     public: SocketAddr,
@@ -135,6 +213,34 @@ pub struct Configured {
 }
 
 impl Configured {
+    /// One whose configuration is written; its ledger and log are beside it.
+    pub fn of(
+        file: PathBuf,
+        public: SocketAddr,
+        admin: SocketAddr,
+        set: &[(String, String)],
+    ) -> Self {
+        let named =
+            |(name, value): &(String, String)| (format!("DRAWBRIDGE_{name}"), value.clone());
+        Self {
+            set: set.iter().map(named).collect(),
+            log: file.with_file_name("bridge.log"),
+            file,
+            public,
+            admin,
+        }
+    }
+
+    /// The configuration.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Its ledger.
+    pub fn database(&self) -> PathBuf {
+        self.file.with_file_name("drawbridge.db")
+    }
+
     /// Starts it and returns at once.
     pub fn spawn(&self) -> Result<Bridge, String> {
         let told = |e: &dyn std::fmt::Display| format!("the bridge cannot be started: {e}");
@@ -148,6 +254,7 @@ impl Configured {
             // Settings of the person's own environment are not what is measured.
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| name == "PATH" || name == "HOME"))
+            .envs(self.set.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.map_err(|e| told(&e))?)
@@ -163,17 +270,23 @@ impl Configured {
     }
 }
 
-/// Either program.
+/// The program that is measured.
 pub enum Pipeline {
     Ours(Bridge),
+    /// Instances of one bridge, at least one.
+    Several(Vec<Bridge>),
     Bare(Process),
 }
 
 impl Pipeline {
-    /// Its process id.
+    /// Its process id; of several, the first one's.
     pub fn id(&self) -> Result<u32, String> {
         match self {
             Self::Ours(bridge) => bridge.id(),
+            Self::Several(all) => match all.first() {
+                Some(bridge) => bridge.id(),
+                None => Err("no instance runs".into()),
+            },
             Self::Bare(process) => process.id().ok_or_else(|| "bare has ended".into()),
         }
     }
@@ -182,6 +295,7 @@ impl Pipeline {
     pub fn alive(&mut self) -> Result<(), String> {
         let ended = match self {
             Self::Ours(bridge) => bridge.ended(),
+            Self::Several(all) => all.iter_mut().find_map(Bridge::ended),
             Self::Bare(process) => process.ended(),
         };
         ended.map_or(Ok(()), Err)
@@ -196,6 +310,12 @@ impl Pipeline {
     pub async fn stop(self) -> Result<(), String> {
         match self {
             Self::Ours(bridge) => bridge.stop().await,
+            Self::Several(all) => {
+                for bridge in all {
+                    bridge.stop().await?;
+                }
+                Ok(())
+            }
             Self::Bare(process) => {
                 drop(process);
                 Ok(())
@@ -205,7 +325,7 @@ impl Pipeline {
 }
 
 /// An address on loopback that was free a moment ago.
-fn free_address() -> Result<SocketAddr, String> {
+pub fn free_address() -> Result<SocketAddr, String> {
     let listener = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
     listener.map_err(|e| format!("no free port on loopback: {e}"))
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use super::WorldArgs;
+use super::args::{WorldArgs, count};
 use super::far::FarSide;
 use super::speech::Speech;
 use super::usage;
@@ -29,6 +29,10 @@ pub struct Rig {
     pub protocol: &'static str,
     /// How many peers there are.
     pub peers: usize,
+    /// So many of them messages are exchanged with.
+    pub active: usize,
+    /// As the bench was told, with the peers' port.
+    pub world: WorldArgs,
     pub arguments: Vec<String>,
     pub far: FarSide,
     far_process: Process,
@@ -46,18 +50,23 @@ impl Rig {
         let arguments = args.arguments();
         let started = Process::start(&["bench", "far"], &arguments, &home.join("far.log")).await;
         let far_process = started.inspect_err(|_| drop(std::fs::remove_dir_all(&home)))?;
-        let far = far_process.address()?;
-        let args = args.at(far.port());
+        let far = FarSide {
+            peers: far_process.address("address")?,
+            control: far_process.address("control")?,
+        };
+        let args = args.at(far.peers.port());
         Ok(Self {
-            far: FarSide(far),
+            far,
             far_process,
             home,
             binary,
             sync,
             speech: args.speech()?,
             protocol: args.protocol.id(),
-            peers: usize::try_from(args.peers).unwrap_or(usize::MAX),
+            peers: count(args.peers),
+            active: count(args.active()),
             arguments: args.arguments(),
+            world: args,
         })
     }
 
@@ -86,6 +95,8 @@ impl Rig {
         let nats = NatsConfig {
             url: Some(server.url()),
             publish_window: 1024,
+            // The machine is busy on purpose.
+            request_timeout: std::time::Duration::from_secs(60),
             ..config.nats
         };
         let bus = Bus::connect(&nats).await.map_err(|e| e.to_string())?;
@@ -144,6 +155,11 @@ impl Broker {
         self.server.url()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
     /// Messages in a stream, by its contract name.
     pub async fn messages(&self, stream: &str) -> Result<u64, String> {
         let facts = self
@@ -152,6 +168,18 @@ impl Broker {
             .await
             .map_err(|e| e.to_string())?;
         Ok(facts.map_or(0, |f| f.messages))
+    }
+
+    /// Removes all but the newest message of a stream, as age does.
+    pub async fn forget(&self, stream: &str) -> Result<(), String> {
+        let told = |e: &dyn std::fmt::Display| format!("{stream} cannot be purged: {e}");
+        let client = async_nats::connect(self.url())
+            .await
+            .map_err(|e| told(&e))?;
+        let stream = async_nats::jetstream::new(client).get_stream(stream).await;
+        let purge = stream.map_err(|e| told(&e))?;
+        purge.purge().keep(1).await.map_err(|e| told(&e))?;
+        Ok(())
     }
 
     /// Stops it.
@@ -164,7 +192,8 @@ impl Broker {
 /// A process of the bench: this binary again. It ends when this value is dropped.
 pub struct Process {
     child: Child,
-    _pipe: Option<ChildStdin>,
+    pipe: Option<ChildStdin>,
+    output: Option<BufReader<ChildStdout>>,
     said: Value,
     log: PathBuf,
 }
@@ -185,15 +214,16 @@ impl Process {
             .map_err(|e| told(&e))?;
         let pipe = child.stdin.take();
         let mut line = String::new();
-        if let Some(output) = child.stdout.take() {
-            let mut reader = BufReader::new(output);
-            reader.read_line(&mut line).await.map_err(|e| told(&e))?;
+        let mut output = child.stdout.take().map(BufReader::new);
+        if let Some(output) = &mut output {
+            output.read_line(&mut line).await.map_err(|e| told(&e))?;
         }
         let said = serde_json::from_str(&line)
             .map_err(|_| format!("{}: {}", command.join(" "), last_words(log)))?;
         Ok(Self {
             child,
-            _pipe: pipe,
+            pipe,
+            output,
             said,
             log: log.to_owned(),
         })
@@ -204,11 +234,27 @@ impl Process {
         self.child.id()
     }
 
-    /// The address it said.
-    pub fn address(&self) -> Result<std::net::SocketAddr, String> {
-        let text = self.said["address"].as_str().unwrap_or_default();
+    /// An address it said.
+    pub fn address(&self, name: &str) -> Result<std::net::SocketAddr, String> {
+        let text = self.said[name].as_str().unwrap_or_default();
         text.parse()
-            .map_err(|_| format!("no address: {}", last_words(&self.log)))
+            .map_err(|_| format!("no {name}: {}", last_words(&self.log)))
+    }
+
+    /// What it said.
+    pub fn said(&self) -> &Value {
+        &self.said
+    }
+
+    /// Lets it end; answers its last line.
+    pub async fn end(mut self) -> Result<Value, String> {
+        drop(self.pipe.take());
+        let mut line = String::new();
+        if let Some(mut output) = self.output.take() {
+            let read = output.read_line(&mut line).await;
+            read.map_err(|e| format!("a process of the bench: {e}"))?;
+        }
+        serde_json::from_str(&line).map_err(|_| last_words(&self.log))
     }
 
     /// A sentence when it has ended by itself.

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::json;
 
+use super::args::WorldArgs;
 use super::figures::{approximate, median};
-use super::pipeline::Bridge;
+use super::pipeline::{Bridge, Setup};
 use super::rig::Rig;
 use super::speech::Spoken;
-use super::{WorldArgs, progress, usage};
+use super::{progress, usage};
 use crate::cli::Outcome;
 
 /// How it runs.
@@ -36,15 +37,16 @@ pub struct StartArgs {
 pub async fn start(args: StartArgs) -> Outcome {
     let world = WorldArgs {
         protocol: args.protocol,
-        size: 1024,
-        peers: 1,
-        seed: 1,
-        port: 0,
+        ..WorldArgs::uam(1, 1, 1024, 1)
     };
     let rig = Rig::start(&world, "2m").await?;
     let broker = rig.broker().await?;
     let dir = rig.fresh_dir("pipeline")?;
-    let configured = Bridge::configure(&dir, &broker.url(), &rig, false, "info")?;
+    let setup = Setup {
+        log: "info".to_owned(),
+        ..Setup::default()
+    };
+    let configured = Bridge::configure(&dir, &broker.url(), &rig, &setup)?;
     let (mut times, mut sizes) = (Vec::new(), Vec::new());
     for n in 0..=args.rounds {
         let begun = Instant::now();

@@ -13,6 +13,10 @@ pub struct World {
     seed: u64,
     /// How many peers there are.
     pub peers: usize,
+    /// Messages are exchanged with so many of them ...
+    pub active: usize,
+    /// ... from this one on.
+    pub first: usize,
     /// Bytes of a message, as far as its other fields leave room.
     pub size: usize,
     /// Where every peer listens; 0: not known yet, or nowhere.
@@ -22,11 +26,23 @@ pub struct World {
 impl World {
     /// A world of `peers` peers (at least one) whose messages have `size` bytes.
     pub fn new(seed: u64, peers: usize, size: usize, port: u16) -> Self {
+        let peers = peers.max(1);
         Self {
             seed,
-            peers: peers.max(1),
+            peers,
+            active: peers,
+            first: 0,
             size,
             port,
+        }
+    }
+
+    /// The same, with messages for `active` peers from `first` on only.
+    pub fn among(self, first: usize, active: usize) -> Self {
+        Self {
+            first,
+            active: active.max(1),
+            ..self
         }
     }
 
@@ -48,7 +64,12 @@ impl World {
 
     /// Which peer message `index` is exchanged with.
     pub fn peer_of(&self, index: usize) -> usize {
-        index % self.peers
+        self.first + index % self.active
+    }
+
+    /// How often that peer's turn has come before.
+    pub fn turn_of(&self, index: usize) -> usize {
+        index / self.active
     }
 
     /// The key of this name.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use clap::ValueEnum;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::pipeline::Bridge;
 use super::rig::Broker;
@@ -62,6 +62,8 @@ pub enum Way {
 
 /// A message as a backend publishes it.
 pub struct Draft {
+    /// Its number; it can be read back from what the peer gets.
+    pub index: usize,
     /// Whose it becomes, by number.
     pub peer: usize,
     /// Its type as subjects have it.
@@ -102,8 +104,27 @@ pub trait Speech: Send + Sync {
     /// Message `index` of the peers, proven.
     fn post(&self, index: usize, now_ms: UnixMs) -> Result<Post, String>;
 
+    /// The same event delivered once more, with a proof of its own: what senders do that got no answer.
+    fn again(&self, post: &Post, now_ms: UnixMs) -> Result<Post, String>;
+
     /// Whether an answer of ours takes a message for the first time; None: it takes none.
     fn took(&self, status: u16, body: &[u8]) -> Option<bool>;
+
+    /// Ordering keys that each peer's messages take turns in.
+    fn keys_of_a_peer(&self) -> usize;
+
+    /// The header that proves a delivery.
+    fn proof(&self) -> HeaderName;
+
+    /// Makes a delivery one that anybody could have made up: a bit of its proof is another.
+    fn forge(&self, post: &mut Post) -> Result<(), String> {
+        let name = self.proof();
+        let proof = post.headers.get(&name).ok_or("a delivery without proof")?;
+        let forged = forged(proof.as_bytes());
+        let value = HeaderValue::from_bytes(&forged).map_err(|e| e.to_string())?;
+        post.headers.insert(name, value);
+        Ok(())
+    }
 
     /// Which of our messages came; the answer to what is none of them.
     fn index(&self, body: &[u8]) -> Result<usize, Reply>;
@@ -156,6 +177,17 @@ fn write_secret(path: &Path, line: &str) -> Result<(), String> {
         .open(path)
         .map_err(told)?;
     writeln!(file, "{line}").map_err(told)
+}
+
+/// A proof with one digit of its second half changed. The half matters: in an Ed25519 signature it is
+/// the number, and a changed first half would be refused sooner, mostly as no point of the curve.
+fn forged(proof: &[u8]) -> Vec<u8> {
+    let mut forged = proof.to_vec();
+    let at = forged.len() * 5 / 8;
+    if let Some(digit) = forged.get_mut(at) {
+        *digit = if *digit == b'a' { b'b' } else { b'a' };
+    }
+    forged
 }
 
 /// What stands between `before` and `after` somewhere in a text that is not read as JSON: for the

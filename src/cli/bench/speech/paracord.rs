@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Draft, Post, Reply, Speech, Taken, between, filler, write_secret};
@@ -66,7 +66,7 @@ impl Paracord {
 
     /// Which of a server's rooms message `index` is in.
     fn room(&self, index: usize) -> usize {
-        (index / self.world.peers) % ROOMS + 1
+        self.world.turn_of(index) % ROOMS + 1
     }
 
     fn content(&self, index: usize, now_ms: UnixMs) -> Value {
@@ -158,6 +158,7 @@ impl Speech for Paracord {
             "content": self.content(index, now_ms),
         });
         Ok(Draft {
+            index,
             peer: self.world.peer_of(index),
             kind: KIND,
             id: message_id(index, now_ms),
@@ -174,9 +175,27 @@ impl Speech for Paracord {
         Ok(post(name, key, &event, now_ms.saturating_add(AHEAD_MS)))
     }
 
+    fn again(&self, post: &Post, now_ms: UnixMs) -> Result<Post, String> {
+        let name = post.headers.get(transport::ORIGIN);
+        let name = name.and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let (_, key, _) = self.server(name).ok_or("a push of nobody")?;
+        Ok(Post {
+            headers: transport::headers(name, KEY_ID, key, "POST", PUSH, now_ms, &post.body),
+            body: post.body.clone(),
+        })
+    }
+
     fn took(&self, status: u16, body: &[u8]) -> Option<bool> {
         let new = b"\"inserted\":true";
         (status == 202).then(|| body.windows(new.len()).any(|w| w == new))
+    }
+
+    fn keys_of_a_peer(&self) -> usize {
+        ROOMS
+    }
+
+    fn proof(&self) -> HeaderName {
+        transport::SIGNATURE
     }
 
     fn index(&self, body: &[u8]) -> Result<usize, Reply> {

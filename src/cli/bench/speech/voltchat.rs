@@ -175,6 +175,7 @@ impl Speech for Voltchat {
     fn draft(&self, index: usize, now_ms: UnixMs) -> Result<Draft, String> {
         let body = json!({"payload": self.payload()?});
         Ok(Draft {
+            index,
             peer: self.world.peer_of(index),
             kind: KIND,
             id: id(index, now_ms),
@@ -192,9 +193,28 @@ impl Speech for Voltchat {
         })
     }
 
+    fn again(&self, post: &Post, now_ms: UnixMs) -> Result<Post, String> {
+        let host = post.headers.get(&HOST).and_then(|v| v.to_str().ok());
+        let host = host.ok_or("a push of nobody")?;
+        let number = self.numbers.get(host).ok_or("a push of nobody")?;
+        Ok(Post {
+            headers: self.proof(*number, host, now_ms)?,
+            body: post.body.clone(),
+        })
+    }
+
     /// A repeat has the same answer.
     fn took(&self, status: u16, _: &[u8]) -> Option<bool> {
         (status == 200).then_some(true)
+    }
+
+    /// All that one mainline is sent is in one order.
+    fn keys_of_a_peer(&self) -> usize {
+        1
+    }
+
+    fn proof(&self) -> HeaderName {
+        TOKEN
     }
 
     fn index(&self, body: &[u8]) -> Result<usize, Reply> {

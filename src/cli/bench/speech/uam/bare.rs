@@ -23,8 +23,8 @@ pub type Keys = HashMap<String, VerifyingKey>;
 /// Every relay's and every agent's key.
 pub fn keys(world: &World) -> Result<Keys, String> {
     let mut keys = Keys::new();
-    for n in 0..world.peers {
-        let peer = world.host(n);
+    for n in 0..world.active {
+        let peer = world.host(world.first + n);
         let agents = agents(&peer)?.into_iter().map(|a| a.as_str().to_owned());
         for name in agents.chain([peer]) {
             let bytes = world.key(&name).public().to_bytes();

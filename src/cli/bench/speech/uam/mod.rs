@@ -98,6 +98,36 @@ impl Uam {
     }
 }
 
+/// An envelope as its relay delivers it now.
+fn delivery(
+    envelope: &Envelope,
+    relay: &String,
+    key: &SigningKey,
+    now_ms: UnixMs,
+) -> Result<Post, String> {
+    let mut nonce = [0u8; 16];
+    getrandom::fill(&mut nonce).map_err(|e| e.to_string())?;
+    let signed = sign_relay_request(
+        envelope,
+        &Attempt {
+            via: std::slice::from_ref(relay),
+            hop_count: 1,
+            timestamp: &time::format_ms(now_ms),
+            from_relay: relay,
+            nonce: Some(&b64::encode(nonce)),
+        },
+        key,
+    );
+    let value = |text: &str| HeaderValue::from_str(text).map_err(|e| e.to_string());
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(SIGNATURE, value(&signed.signature)?);
+    headers.insert(RELAY, value(relay)?);
+    Ok(Post {
+        headers,
+        body: signed.body,
+    })
+}
+
 fn reply(status: StatusCode, body: &'static str) -> Reply {
     (status, Bytes::from_static(body.as_bytes()))
 }
@@ -115,6 +145,7 @@ impl Speech for Uam {
         let payload = self.writer(Way::Out)?.envelope(index, now_ms)?;
         let id = message_id_in(&payload).ok_or("an envelope without an id")?;
         Ok(Draft {
+            index,
             peer: self.world.peer_of(index),
             kind: "message",
             id: id.to_owned(),
@@ -127,32 +158,29 @@ impl Speech for Uam {
         let (relay, key) = relay.ok_or("the bench has no peers")?;
         let text = self.writer(Way::In)?.envelope(index, now_ms)?;
         let envelope = Envelope::parse(text).map_err(|e| e.to_string())?;
-        let mut nonce = [0u8; 16];
-        getrandom::fill(&mut nonce).map_err(|e| e.to_string())?;
-        let signed = sign_relay_request(
-            &envelope,
-            &Attempt {
-                via: std::slice::from_ref(relay),
-                hop_count: 1,
-                timestamp: &time::format_ms(now_ms),
-                from_relay: relay,
-                nonce: Some(&b64::encode(nonce)),
-            },
-            key,
-        );
-        let value = |text: &str| HeaderValue::from_str(text).map_err(|e| e.to_string());
-        let mut headers = HeaderMap::with_capacity(4);
-        headers.insert(SIGNATURE, value(&signed.signature)?);
-        headers.insert(RELAY, value(relay)?);
-        Ok(Post {
-            headers,
-            body: signed.body,
-        })
+        delivery(&envelope, relay, key, now_ms)
+    }
+
+    fn again(&self, post: &Post, now_ms: UnixMs) -> Result<Post, String> {
+        let parsed = RelayRequest::parse(&post.body, WireForms::Nonce);
+        let request = parsed.map_err(|e| e.to_string())?;
+        let number = self.world.number(&request.from_relay);
+        let relay = number.and_then(|n| self.relays().get(n));
+        let (relay, key) = relay.ok_or("a delivery of nobody")?;
+        delivery(&request.envelope, relay, key, now_ms)
     }
 
     fn took(&self, status: u16, body: &[u8]) -> Option<bool> {
         // The protocol's own words, see `deliver`.
         (status == 200).then(|| body.windows(11).any(|w| w == b"\"delivered\""))
+    }
+
+    fn keys_of_a_peer(&self) -> usize {
+        writer::PAIRS
+    }
+
+    fn proof(&self) -> HeaderName {
+        SIGNATURE
     }
 
     /// In the form with nonce; the other form is answered as a relay of 1.0 does.
@@ -240,8 +268,9 @@ impl Speech for Uam {
         _: &'a Broker,
     ) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            for n in 0..self.world.peers {
-                let body = json!({"domain": self.peer(n), "reason": "bench"}).to_string();
+            for n in 0..self.world.active {
+                let body = json!({"domain": self.peer(self.world.first + n), "reason": "bench"})
+                    .to_string();
                 let headers = [
                     ("x-admin-key", ADMIN_KEY),
                     ("content-type", "application/json"),

@@ -10,8 +10,10 @@ use crate::protocols::uam::address::Address;
 use crate::protocols::uam::envelope::{self, Draft};
 use crate::protocols::uam::time;
 
-/// Agents a relay has; so many ordering keys a peer.
+/// Agents a relay has, and we have.
 pub const AGENTS: usize = 32;
+/// Every agent of ours speaks with every agent of a relay: so many ordering keys a peer.
+pub const PAIRS: usize = AGENTS * AGENTS;
 
 /// Addresses of the agents of a domain.
 pub fn agents(domain: &str) -> Result<Vec<Address>, String> {
@@ -33,8 +35,8 @@ impl Writer {
     /// For one way.
     pub fn new(world: &World, way: Way) -> Result<Self, String> {
         let ours = agents(OWN)?;
-        let theirs = (0..world.peers)
-            .map(|n| agents(&world.host(n)))
+        let theirs = (0..world.active)
+            .map(|n| agents(&world.host(world.first + n)))
             .collect::<Result<Vec<_>, _>>()?;
         let keys = |list: &[Address]| list.iter().map(|a| world.key(a.as_str())).collect();
         let keys = match way {
@@ -56,20 +58,20 @@ impl Writer {
 
     /// Message `index`, signed by its agent. The index can be read back from its id ([`index_of`]).
     pub fn envelope(&self, index: usize, now_ms: UnixMs) -> Result<Bytes, String> {
-        let peer = self.world.peer_of(index);
-        let agent = (index / self.world.peers) % AGENTS;
+        let peer = self.world.peer_of(index) - self.world.first;
+        let (ours, theirs) = pair(self.world.turn_of(index));
         let missing = || "an agent of the bench is missing".to_owned();
-        let our = self.ours.get(agent).ok_or_else(missing)?;
+        let our = self.ours.get(ours).ok_or_else(missing)?;
         let their = self
             .theirs
             .get(peer)
-            .and_then(|l| l.get(agent))
+            .and_then(|l| l.get(theirs))
             .ok_or_else(missing)?;
-        let (from, to, keys) = match self.way {
-            Way::Out => (our, their, self.keys.first()),
-            Way::In => (their, our, self.keys.get(peer)),
+        let (from, to, key) = match self.way {
+            Way::Out => (our, their, self.keys.first().and_then(|l| l.get(ours))),
+            Way::In => (their, our, self.keys.get(peer).and_then(|l| l.get(theirs))),
         };
-        let key = keys.and_then(|l| l.get(agent)).ok_or_else(missing)?;
+        let key = key.ok_or_else(missing)?;
         let hash = self.world.hash(&[b"message", &index.to_be_bytes()]);
         let (mut nonce, mut random) = ([0u8; 24], [0u8; 10]);
         nonce.copy_from_slice(&hash[..24]);
@@ -91,6 +93,13 @@ impl Writer {
         };
         Ok(envelope::build(&draft, key).into())
     }
+}
+
+/// Which agents, ours and theirs, a peer's message number `turn` is between: neighbours share none,
+/// and [`PAIRS`] turns meet every pair once.
+fn pair(turn: usize) -> (usize, usize) {
+    let turn = turn % PAIRS;
+    (turn % AGENTS, (turn + turn / AGENTS) % AGENTS)
 }
 
 /// The index in a message id: its last twelve hex digits.
@@ -116,6 +125,28 @@ mod tests {
             let text = writer.envelope(70_001, 1_700_000_000_000).unwrap();
             assert!((1020..=1028).contains(&text.len()), "{}", text.len());
             assert_eq!(message_id_in(&text).and_then(index_of), Some(70_001));
+        }
+    }
+
+    #[test]
+    fn every_pair_of_agents_has_its_turn_before_one_has_a_second() {
+        let met: std::collections::HashSet<_> = (0..PAIRS).map(pair).collect();
+        assert_eq!(met.len(), PAIRS);
+        assert_eq!(pair(PAIRS), pair(0));
+    }
+
+    #[test]
+    fn messages_go_to_the_active_peers_only() {
+        let world = World::new(7, 5, 600, 0).among(3, 2);
+        let writer = Writer::new(&world, Way::Out).unwrap();
+        for (index, host) in [
+            (0, "peer-0003.test"),
+            (1, "peer-0004.test"),
+            (2, "peer-0003.test"),
+        ] {
+            let text = writer.envelope(index, 9).unwrap();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            assert!(text.contains(&format!("::{host}\"")), "{index}: {text}");
         }
     }
 
