@@ -1,7 +1,10 @@
 //! Start-up and shutdown, top to bottom; [`reload`] is what can change in between.
 
+mod knowledge;
 mod patience;
 mod reload;
+mod speakers;
+mod together;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, AdminState};
 use crate::bus::{Bus, BusError, ManagedServer, durability};
 use crate::clock::Clock;
+use crate::cluster::Keeper;
 use crate::config::{Config, ListenConfig, Secret};
+use crate::faults;
 use crate::http::client::Client;
 use crate::http::server::Server;
 use crate::http::tls::Certificate;
@@ -24,12 +29,13 @@ use crate::ops::{Ops, metrics};
 use crate::outbound::{self, Outbound};
 use crate::peers::{Peers, beats};
 use crate::protocol::{Protocol, ProtocolId, Refusal};
-use crate::protocols::paracord::{Paracord, ParacordError, ParacordParts};
-use crate::protocols::uam::{Uam, UamError, UamParts};
-use crate::protocols::voltchat::{VoltChat, VoltChatError, VoltChatParts};
+use crate::protocols::paracord::ParacordError;
+use crate::protocols::uam::UamError;
+use crate::protocols::voltchat::VoltChatError;
 use crate::store::{Keeping, Store, StoreError};
 use crate::trust::Trust;
 
+use knowledge::Knowledge;
 use patience::patiently;
 use reload::Reloadable;
 pub use reload::Reloaded;
@@ -77,6 +83,8 @@ pub struct Running {
     trust: Trust,
     door: Door,
     outbound: Outbound,
+    /// Keeps this instance's share, where several share the work.
+    keeper: Option<Keeper>,
     ops: Ops,
     managed: Option<ManagedServer>,
     listeners: Vec<std::thread::JoinHandle<()>>,
@@ -90,7 +98,7 @@ pub struct Running {
 /// Starts everything, in the order in which each part needs the ones before it; the public listener
 /// opens last.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    start_with(config, Clock::system()).await
+    start_with(config, faults::clock()).await
 }
 
 /// [`start`] by a given clock, so that its jumps can be rehearsed.
@@ -136,55 +144,17 @@ pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartEr
     door.report_to(health.clone());
 
     let client = Client::new(&config.http).map_err(StartError::Setting)?;
-    let mut protocols: HashMap<ProtocolId, Arc<dyn Protocol>> = HashMap::new();
-    let mut routes = axum::Router::new();
-    if config.uam.domain.is_some() {
-        let parts = || UamParts {
-            config: config.uam.clone(),
-            store: store.clone(),
-            peers: peers.clone(),
-            trust: trust.clone(),
-            door: door.clone(),
-            net: Arc::new(client.clone()),
-            ops: ops.clone(),
-            clock: clock.clone(),
-        };
-        let uam = patiently(patience, || Uam::new(parts())).await?;
-        routes = routes.merge(uam.clone().routes());
-        protocols.insert(uam.id(), uam);
-    }
-    if config.voltchat.url.is_some() {
-        let parts = || VoltChatParts {
-            config: config.voltchat.clone(),
-            store: store.clone(),
-            peers: peers.clone(),
-            trust: trust.clone(),
-            door: door.clone(),
-            net: Arc::new(client.clone()),
-            bus: Some(bus.clone()),
-            ops: ops.clone(),
-            clock: clock.clone(),
-        };
-        let volt = patiently(patience, || VoltChat::new(parts())).await?;
-        routes = routes.merge(volt.clone().routes());
-        protocols.insert(volt.id(), volt);
-    }
-    if config.paracord.server_name.is_some() {
-        let parts = || ParacordParts {
-            config: config.paracord.clone(),
-            store: store.clone(),
-            peers: peers.clone(),
-            trust: trust.clone(),
-            door: door.clone(),
-            net: Arc::new(client.clone()),
-            bus: Some(bus.clone()),
-            ops: ops.clone(),
-            clock: clock.clone(),
-        };
-        let paracord = patiently(patience, || Paracord::new(parts())).await?;
-        routes = routes.merge(paracord.clone().routes());
-        protocols.insert(paracord.id(), paracord);
-    }
+    let speaking = speakers::Parts {
+        config: config.clone(),
+        peers: peers.clone(),
+        trust: trust.clone(),
+        door: door.clone(),
+        client: client.clone(),
+        bus: bus.clone(),
+        ops: ops.clone(),
+        clock: clock.clone(),
+    };
+    let (protocols, tenure) = speakers::start(&speaking, &store).await?;
     if protocols.is_empty() {
         tracing::warn!(
             "no protocol is configured: set uam.domain (UAM_RELAY_DOMAIN) to federate over UAM, \
@@ -194,6 +164,10 @@ pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartEr
     }
     let spoken = protocols.keys().copied().collect();
     store.keep(protocols.values().map(|p| keeping(p.as_ref())).collect());
+    let mut routes = axum::Router::new();
+    for protocol in protocols.values() {
+        routes = routes.merge(protocol.clone().routes());
+    }
     let protocols = Arc::new(protocols);
 
     let parts = || outbound::Parts {
@@ -204,10 +178,20 @@ pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartEr
         clock: clock.clone(),
         health: health.clone(),
         protocols: protocols.clone(),
+        tenure: tenure.clone(),
     };
-    let outbound = patiently(patience, || Outbound::start(&config, parts())).await?;
+    let mut outbound = patiently(patience, || Outbound::start(&config, parts())).await?;
     peers.follow(outbound.control());
     serve_calls(&bus, protocols.clone()).await?;
+    let joined = patiently(patience, || {
+        together::join(&store, &bus, &tenure, &protocols, outbound.control())
+    })
+    .await?;
+    let mut keeper = None;
+    if let Some((ours, turns)) = joined {
+        outbound.serve(turns);
+        keeper = Some(ours);
+    }
     for protocol in protocols.values() {
         tokio::spawn(beats::run(protocol.clone(), stop_listening.clone()));
     }
@@ -232,6 +216,11 @@ pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartEr
         metrics_open: AdminState::metrics_open(&config),
         loopback_only: config.admin.address.ip().is_loopback(),
     };
+    let knowledge = Knowledge {
+        store: store.clone(),
+        trust: trust.clone(),
+        protocols: protocols.clone(),
+    };
     let tasks = vec![
         tokio::spawn(admin_server.serve(admin::router(state), stop_rest.clone())),
         tokio::spawn(housekeeping(
@@ -242,6 +231,7 @@ pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartEr
             stop_rest.clone(),
         )),
         tokio::spawn(retention(store.clone(), clock, stop_rest.clone())),
+        tokio::spawn(knowledge.follow(stop_rest.clone())),
     ];
     let threads = outbound::shard_count(config.outbound.shards);
     let routes = unrouted::answered(routes);
@@ -274,6 +264,7 @@ pub async fn start_with(config: Config, clock: Clock) -> Result<Running, StartEr
         trust,
         door,
         outbound,
+        keeper,
         ops: ops.clone(),
         managed,
         listeners,
@@ -318,6 +309,10 @@ impl Running {
             .set("drain", "the bridge is stopping; send nothing new here");
         tracing::info!("drawbridge is draining");
         self.stop_listening.cancel();
+        if let Some(keeper) = &self.keeper {
+            // First: the others take over while this one finishes.
+            keeper.leave().await;
+        }
         let (listeners, outbound) = (self.listeners, self.outbound);
         let listening = tokio::task::spawn_blocking(move || {
             for thread in listeners {
@@ -467,7 +462,8 @@ fn keeping(protocol: &dyn Protocol) -> Keeping {
 async fn retention(store: Store, clock: Clock, stop: CancellationToken) {
     loop {
         let mut pause = HOUSEKEEPING;
-        if clock.steady() && store.healthy() {
+        let ours = async || store.lead("retention", HOUSEKEEPING * 3).await;
+        if clock.steady() && store.healthy() && ours().await.unwrap_or(false) {
             tokio::select! {
                 () = stop.cancelled() => return,
                 gone = store.prune(clock.now_ms()) => match gone {

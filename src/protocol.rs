@@ -165,6 +165,19 @@ pub trait Protocol: Send + Sync + 'static {
         Box::pin(std::future::ready(()))
     }
 
+    /// Whether several instances may each serve some of its peers: sealing needs nothing that another
+    /// seal left behind, and nothing about its peers is kept in memory that the store does not know.
+    /// Otherwise one instance serves all of it at a time.
+    fn divisible(&self) -> bool {
+        false
+    }
+
+    /// Reads anew what it keeps in memory of the store: another instance may have changed it. Comes
+    /// before this instance serves a protocol that another one served.
+    fn refresh(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Events a minute that a peer takes at most; `None`: any number.
     fn pace(&self, _peer: &PeerName) -> Option<u32> {
         None
