@@ -5,12 +5,16 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 12] = [
+    "bare_cpu_us_per_message",
     "bare_messages_per_s",
+    "bare_p99_ms",
+    "cpu_ratio",
     "cpu_us_per_message",
     "messages_per_s",
     "p50_ms",
     "p99_ms",
+    "p99_ratio",
     "peak_rss_bytes",
     "ratio",
     "scenario",
@@ -26,6 +30,13 @@ fn bench(arguments: &[&str]) -> Value {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{errors}");
     serde_json::from_str(&said).unwrap_or_else(|e| panic!("no JSON: {e}\n{said}\n{errors}"))
+}
+
+fn positive(figures: &Value, keys: &[&str]) {
+    for key in keys {
+        let value = figures[*key].as_f64();
+        assert!(value.is_some_and(|n| n > 0.0), "{key}: {figures}");
+    }
 }
 
 fn check(figures: &Value) {
@@ -134,6 +145,194 @@ fn bare_inbound_takes_the_same_requests() {
             .as_f64()
             .is_some_and(|n| n > 0.0),
         "{figures}"
+    );
+}
+
+/// A round of it fails unless every request is answered as one with a wrong signature.
+#[test]
+fn forged_requests_are_all_refused_by_the_bridge_and_by_bare() {
+    let figures = bench(&[
+        "forged",
+        "--messages",
+        "100",
+        "--peers",
+        "2",
+        "--connections",
+        "4",
+        "--compare",
+        "bare",
+        "--rounds",
+        "1",
+        "--json",
+    ]);
+    check(&figures);
+    assert!(figures["ratio"].as_f64().is_some(), "{figures}");
+}
+
+/// It fails when a message is missing, or comes before its turn.
+#[test]
+fn the_queue_of_peers_that_were_down_is_drained_in_order() {
+    let figures = bench(&[
+        "drain",
+        "--messages",
+        "300",
+        "--peers",
+        "2",
+        "--rounds",
+        "1",
+        "--json",
+    ]);
+    positive(
+        &figures,
+        &[
+            "messages_per_s",
+            "direct_messages_per_s",
+            "ratio",
+            "into_the_queue_per_s",
+        ],
+    );
+}
+
+/// It fails unless every message waits in the ledger afterwards.
+#[test]
+fn what_peers_that_are_down_are_sent_is_queued_beside_the_store_alone() {
+    let figures = bench(&[
+        "spill",
+        "--messages",
+        "200",
+        "--peers",
+        "2",
+        "--rounds",
+        "1",
+        "--json",
+    ]);
+    positive(&figures, &["messages_per_s", "store_rows_per_s", "ratio"]);
+}
+
+#[test]
+fn healthy_peers_are_measured_beside_sick_ones() {
+    let figures = bench(&[
+        "dead",
+        "--messages",
+        "100",
+        "--peers",
+        "12",
+        "--healthy",
+        "3",
+        "--each",
+        "1",
+        "--rest",
+        "0",
+        "--rounds",
+        "1",
+        "--json",
+    ]);
+    positive(
+        &figures,
+        &[
+            "healthy_messages_per_s",
+            "ratio",
+            "p99_ratio",
+            "all_messages_per_s",
+        ],
+    );
+}
+
+#[test]
+fn a_bridge_with_a_full_queue_is_measured() {
+    let figures = bench(&[
+        "million",
+        "--queued",
+        "500",
+        "--dead",
+        "3",
+        "--healthy",
+        "2",
+        "--messages",
+        "50",
+        "--rate",
+        "100",
+        "--starts",
+        "1",
+        "--rest",
+        "0",
+        "--json",
+    ]);
+    positive(
+        &figures,
+        &[
+            "queued_per_s",
+            "start_to_ready_ms",
+            "p99_ratio",
+            "messages_per_s",
+        ],
+    );
+}
+
+#[test]
+fn a_bridge_at_rest_is_measured_alone_and_with_known_peers() {
+    let figures = bench(&["idle", "--known", "50", "--rest", "0", "--json"]);
+    positive(&figures, &["start_to_ready_ms", "start_to_ready_known_ms"]);
+}
+
+/// Every honest message is taken in spite of the flood, or it fails.
+#[test]
+fn honest_peers_are_measured_in_a_flood_of_bad_requests() {
+    let figures = bench(&[
+        "flood",
+        "--messages",
+        "100",
+        "--peers",
+        "2",
+        "--connections",
+        "4",
+        "--addresses",
+        "20",
+        "--rounds",
+        "1",
+        "--rising",
+        "0",
+        "--json",
+    ]);
+    positive(
+        &figures,
+        &[
+            "messages_per_s",
+            "ratio",
+            "full_ratio",
+            "flood_requests_per_s",
+        ],
+    );
+    let answers = figures["flood_answers"].as_object().expect("by status");
+    assert!(
+        !answers.contains_key("200"),
+        "a bad request was taken: {figures}"
+    );
+}
+
+/// It fails when anything is lost, out of turn, or on FED_IN twice.
+#[test]
+fn a_soak_with_kills_loses_nothing() {
+    let figures = bench(&[
+        "soak",
+        "--minutes",
+        "0.05",
+        "--restart",
+        "1",
+        "--kill",
+        "--out-rate",
+        "50",
+        "--in-rate",
+        "50",
+        "--sample",
+        "0.2",
+        "--peers",
+        "2",
+        "--json",
+    ]);
+    positive(
+        &figures,
+        &["restarts", "out_messages", "in_messages", "rss_max_bytes"],
     );
 }
 

@@ -56,9 +56,19 @@ fn what_must_not_be_is_refused_with_the_key() {
         ("keep_ids = \"7d\"", "store.keep_ids"),
         ("timeout = \"0s\"", "store.timeout"),
         ("path = \"x\"", "path"),
+        ("shared = true", "store.shared"),
     ] {
         let error = load(&format!("[store]\n{text}")).unwrap_err();
         assert!(error.contains(key), "{text}: {error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
+}
+
+#[test]
+fn only_a_database_server_is_shared() {
+    let config = load("[store]\nurl = \"postgres://h/d\"\nshared = true").unwrap();
+    assert!(config.store.shared);
+    assert!(!load("").unwrap().store.shared);
+    let refused = load("[store]\nshared = true").unwrap_err();
+    assert!(refused.contains("PostgreSQL"), "{refused}");
 }

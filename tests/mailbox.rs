@@ -63,7 +63,7 @@ async fn add(store: &Store, bodies: &[&'static str]) -> Vec<i64> {
         records: Vec::new(),
         room_event: None,
     });
-    let rows = rows.collect();
+    let rows: Vec<_> = rows.collect();
     store.enqueue(rows).await.unwrap().await.unwrap();
     ids
 }

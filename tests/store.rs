@@ -283,7 +283,7 @@ async fn an_outcome_handed_in_with_its_row_leaves_one_row_with_it(f: Fixture) {
     assert!(row.body.is_empty());
     let known = f
         .store
-        .known_messages("uam", &["m1".into(), "m2".into()])
+        .known_messages("uam", vec!["m1".into(), "m2".into()])
         .await
         .unwrap();
     assert_eq!(known, HashSet::from(["m1".to_owned()]));
@@ -849,7 +849,7 @@ async fn any_text_is_stored_and_read_back_as_it_was(f: Fixture) {
     assert_eq!((row.msg_id.as_str(), row.order_key.as_str()), (ODD, ODD));
     assert_eq!(row.reason.as_deref(), Some(ODD));
     assert_eq!(row.traceparent.as_deref(), Some(ODD));
-    let known = f.store.known_messages("uam", &[ODD.to_owned()]).await;
+    let known = f.store.known_messages("uam", vec![ODD.to_owned()]).await;
     assert!(known.unwrap().contains(ODD));
     let of_key = f
         .store

@@ -161,6 +161,34 @@ async fn a_session_that_was_ended_takes_the_lock_again_before_it_writes() {
 }
 
 #[tokio::test]
+async fn instances_share_a_database_and_keep_out_who_wants_it_alone() {
+    let Some(url) = postgres::fresh().await else {
+        return;
+    };
+    let mut alone = StoreConfig::parse(&url, Path::new("")).unwrap();
+    alone.timeout = Duration::from_millis(500);
+    let mut shared = alone.clone();
+    shared.shared = true;
+    let clock = || Clock::fixed(NOW);
+    let (first, second) =
+        tokio::join!(Store::open(&shared, clock()), Store::open(&shared, clock()));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert!(first.shared() && first.id() == second.id());
+    let refused = Store::open(&alone, clock()).await.err().unwrap();
+    assert_eq!(refused.kind, StoreErrorKind::InUse, "{refused}");
+    assert!(refused.to_string().contains("store.shared"), "{refused}");
+    first.close().await;
+    second.close().await;
+    let only = Store::open(&alone, clock()).await.unwrap();
+    // It may pass: that one may only be setting the database up.
+    let refused = Store::open(&shared, clock()).await.err().unwrap();
+    assert_eq!(refused.kind, StoreErrorKind::Unavailable, "{refused}");
+    assert!(refused.to_string().contains("wants it alone"), "{refused}");
+    only.close().await;
+    Store::open(&shared, clock()).await.unwrap().close().await;
+}
+
+#[tokio::test]
 async fn a_store_that_another_process_had_meanwhile_is_not_written_any_more() {
     let Some(url) = postgres::fresh().await else {
         return;

@@ -35,7 +35,8 @@ pub struct ParaSide {
     posted: Shared<Input>,
 }
 
-/// Tables for the bridge's configuration; its url comes by [`own_url`].
+/// Tables for the bridge's configuration; its url comes by [`own_url`]. `node`: where the server is
+/// reached.
 pub fn tables(node: SocketAddr) -> String {
     format!(
         "[paracord]\nserver_name = \"{BRIDGE}\"\npoll_interval = \"200ms\"\nkeys_refresh = \"1s\"\n\
@@ -46,10 +47,9 @@ pub fn tables(node: SocketAddr) -> String {
     )
 }
 
-/// The bridge's own url in the protocol, which its port decides.
-pub fn own_url(bridge: &mut Bridge) {
-    let url = bridge.public_url();
-    bridge.env("DRAWBRIDGE_PARACORD__URL", &url);
+/// The bridge's own url in the protocol, as the world reaches it.
+pub fn own_url(bridge: &mut Bridge, url: &str) {
+    bridge.env("DRAWBRIDGE_PARACORD__URL", url);
 }
 
 impl ParaSide {
@@ -66,8 +66,8 @@ impl ParaSide {
     }
 
     /// The server's administrator adds the bridge, the bridge's backend follows the server's room.
-    pub async fn connect(&self, bridge: &Bridge, broker: &str) {
-        let known = self.node.add(BRIDGE, BRIDGE, &bridge.public_url()).await;
+    pub async fn connect(&self, bridge: &str, broker: &str) {
+        let known = self.node.add(BRIDGE, BRIDGE, bridge).await;
         assert!(known, "the bridge lists a key");
         let client = bridge::connect(broker).await;
         let body = json!({"room_id": THEIRS, "peer": NODE}).to_string();
@@ -195,7 +195,7 @@ fn arrival(seen: &Arrived) -> Arrival {
             .as_str()
             .unwrap_or_default()
             .to_owned(),
-        sent: seen.sent,
+        sent: crate::world::sent_at(seen.sent, seen.at),
         t: seen.at,
         answered: seen.answered.or(Some(seen.at)),
         status: if seen.status == 202 { 200 } else { seen.status },

@@ -36,22 +36,21 @@ pub struct VoltSide {
 pub fn tables(pushed: SocketAddr, fetching: SocketAddr) -> String {
     format!(
         "[voltchat]\nserver_name = \"Volt A\"\nallowed_servers = [\"{pushed}\", \"{fetching}\"]\n\
-         sync_interval = \"500ms\"\nhandout_gap = \"200ms\"\nfetch_batch = 5\npeer_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
+         sync_interval = \"500ms\"\nhandout_gap = \"200ms\"\nfetch_batch = 20\npeer_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
          retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\"]\n\
          [[voltchat.operators]]\nname = \"mo\"\nrole = \"moderator\"\ntoken = \"{TOKEN}\"\n"
     )
 }
 
-/// The bridge's own url in the protocol, which its port decides.
-pub fn own_url(bridge: &mut Bridge) {
-    let url = bridge.public_url();
-    bridge.env("DRAWBRIDGE_VOLTCHAT__URL", &url);
+/// The bridge's own url in the protocol, as the world reaches it.
+pub fn own_url(bridge: &mut Bridge, url: &str) {
+    bridge.env("DRAWBRIDGE_VOLTCHAT__URL", url);
 }
 
 impl VoltSide {
     /// Both listen; the bridge need not run yet.
     pub async fn start(
-        bridge: &Bridge,
+        bridge: SocketAddr,
         pushed: SocketAddr,
         fetching: SocketAddr,
         seed: u64,
@@ -73,7 +72,7 @@ impl VoltSide {
         Self {
             pushed,
             fetching: Mainline::start(options).await,
-            bridge: bridge.public.to_string(),
+            bridge: bridge.to_string(),
             relayed: Shared::default(),
             forged: Shared::default(),
         }
@@ -86,7 +85,9 @@ impl VoltSide {
     /// Both ask, and the operator accepts.
     pub async fn connect(&self, bridge: &Bridge) {
         for peer in self.both() {
-            peer.request(&bridge.public_url()).await.expect("received");
+            peer.request(&format!("http://{}", self.bridge))
+                .await
+                .expect("received");
         }
         let client = bridge::client();
         let base = format!("{}/api/federation/peers", bridge.public_url());
@@ -177,9 +178,9 @@ impl VoltSide {
         all
     }
 
-    /// Whether the peers have got rid of everything.
-    pub fn is_idle(&self) -> bool {
-        self.both().iter().all(|m| m.waiting(&self.bridge) == 0)
+    /// How much the peers have not got rid of.
+    pub fn waiting(&self) -> usize {
+        self.both().iter().map(|m| m.waiting(&self.bridge)).sum()
     }
 
     /// What went over VoltChat, in one line.
@@ -213,7 +214,7 @@ impl VoltSide {
 fn arrival(seen: &crate::support::mainline::Arrived) -> Arrival {
     Arrival {
         id: seen.payload["id"].as_str().unwrap_or_default().to_owned(),
-        sent: seen.sent,
+        sent: crate::world::sent_at(seen.sent, seen.at),
         t: seen.at,
         answered: seen.answered.or(Some(seen.at)),
         status: seen.status,
@@ -283,6 +284,11 @@ async fn relayer(
 ) {
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(rng.pause(30, 90)).await;
+        // A peer sends all that waits before it fetches again.
+        if queue.waiting() > 20 {
+            continue;
+        }
         count += 1;
         let payload = json!({"n": count, "text": "a = 5"}).to_string();
         let id = queue.relay("user:presence", &payload);
@@ -297,7 +303,6 @@ async fn relayer(
                 doomed: false,
             },
         );
-        tokio::time::sleep(rng.pause(30, 90)).await;
     }
 }
 

@@ -1,81 +1,24 @@
 //! The processes of a run, the traffic through them, and what the outside saw of it.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream;
-use sqlx::Connection as _;
-
+use crate::ledger::Ledger;
 use crate::para::{self, ParaSide};
+use crate::points::{Reached, Share};
+use crate::seen::Seen;
 use crate::support::bridge::{self, Bridge, Broker};
 use crate::support::checker::{self, Arrival, Class, History, Violation, Who};
 use crate::support::postgres;
 use crate::support::sink::{self, SinkOptions, SinkProcess};
 use crate::support::traffic::{self, Gate, Rng, Shared, Stop, snapshot};
 use crate::volt::{self, VoltSide};
+use crate::wires::{self, Wires};
+use async_nats::jetstream;
 
 /// How long messages keep coming in one round.
 const TRAFFIC: Duration = Duration::from_secs(6);
-
-/// The bridge's database as the test meddles with it.
-pub enum Ledger {
-    /// The file.
-    Sqlite(PathBuf),
-    /// A server of its own.
-    Postgres(postgres::Server),
-}
-
-/// A lock that somebody holds until it is dropped.
-pub enum Lock {
-    Sqlite(#[allow(dead_code, reason = "dropping it ends the lock")] sqlx::SqliteConnection),
-    Postgres(#[allow(dead_code, reason = "dropping it ends the lock")] sqlx::PgConnection),
-}
-
-impl Ledger {
-    /// Locks what the bridge writes, as a backup tool or a person with a shell might.
-    pub async fn lock(&self) -> Option<Lock> {
-        match self {
-            Self::Sqlite(file) => {
-                let options = sqlx::sqlite::SqliteConnectOptions::new()
-                    .filename(file)
-                    .busy_timeout(Duration::from_secs(2));
-                let mut conn = sqlx::SqliteConnection::connect_with(&options).await.ok()?;
-                sqlx::query("BEGIN IMMEDIATE")
-                    .execute(&mut conn)
-                    .await
-                    .ok()?;
-                Some(Lock::Sqlite(conn))
-            }
-            Self::Postgres(server) => {
-                let mut conn = sqlx::PgConnection::connect(&server.url()).await.ok()?;
-                for text in [
-                    "BEGIN",
-                    "SET LOCAL lock_timeout = '2s'",
-                    "LOCK TABLE federation_queue, federation_events IN ACCESS EXCLUSIVE MODE",
-                ] {
-                    sqlx::query(text).execute(&mut conn).await.ok()?;
-                }
-                Some(Lock::Postgres(conn))
-            }
-        }
-    }
-
-    /// SIGKILL to the server.
-    pub async fn kill9(&mut self) {
-        if let Self::Postgres(server) = self {
-            server.kill9().await;
-        }
-    }
-
-    /// Up again, with what it had.
-    pub async fn start(&mut self) {
-        if let Self::Postgres(server) = self {
-            server.start().await;
-        }
-    }
-}
 
 /// A bridge, what is around it, and what was seen.
 pub struct World {
@@ -86,12 +29,18 @@ pub struct World {
     pub sink: SinkProcess,
     pub volt: VoltSide,
     pub para: ParaSide,
+    pub wires: Wires,
     pub js: jetstream::Context,
     pub rng: Rng,
     pub gate: Gate,
     pub history: History,
     /// What went wrong so far: when it ended, what, for how long.
     pub luck: Vec<String>,
+    /// There is time for misfortunes that last.
+    pub long: bool,
+    /// Moments at which the bridge ended itself.
+    pub reached: Reached,
+    pub seen: Seen,
     out: Shared<checker::Input>,
     posted: Shared<checker::Input>,
     read: Shared<checker::Published>,
@@ -124,28 +73,33 @@ impl World {
             trusts: "alpha.test".into(),
             dir: dir.path().join("sink"),
         });
-        let (pushed, fetching) = (bridge::free_address(), bridge::free_address());
-        let node = bridge::free_address();
+        let [pushed, fetching, node, door] = std::array::from_fn(|_| wires::address());
         let store = server.as_ref().map_or(String::new(), |server| {
             format!("[store]\nurl = \"{}\"\n", server.url())
         });
+        let public = wires::address();
+        let wires = Wires::lay(broker.address(), (door, public), sink.options.address, node).await;
         let mut bridge = Bridge::new(
             &dir.path().join("bridge"),
             "alpha.test",
-            Some(&broker.url()),
+            Some(&format!("nats://{}", wires.broker.address)),
             // Long enough for every outage here, and so many requests are not hostile.
             "discovery = false\nadmin_api_key = \"a key of this test alone\"\nrelay_rate_limit = 10000000\nunproven_per_minute = 1000000\n\
              retry_delays = [\"100ms\", \"200ms\", \"400ms\", \"800ms\", \"1500ms\", \"3s\"]",
             &format!(
                 "{store}[outbound]\nbreaker_initial = \"100ms\"\nbreaker_max = \"500ms\"\nthrottle_pause = \"500ms\"\n{}{}{}",
                 volt::tables(pushed, fetching),
-                para::tables(node),
-                bridge::pin("beta.test", sink.options.address)
+                para::tables(wires.node.address),
+                bridge::pin("beta.test", wires.relay.address)
             ),
         );
-        volt::own_url(&mut bridge);
-        para::own_url(&mut bridge);
-        let volt = VoltSide::start(&bridge, pushed, fetching, seed).await;
+        let clock = dir.path().join("clock");
+        bridge.env("DRAWBRIDGE_CLOCK_FILE", &clock.display().to_string());
+        bridge.env("DRAWBRIDGE_PUBLIC__ADDRESS", &public.to_string());
+        bridge.public = public;
+        volt::own_url(&mut bridge, &wires.door_url());
+        para::own_url(&mut bridge, &wires.door_url());
+        let volt = VoltSide::start(wires.door.address, pushed, fetching, seed).await;
         let para = ParaSide::start(node, seed).await;
         let ledger = match server {
             Some(server) => Ledger::Postgres(server),
@@ -168,11 +122,15 @@ impl World {
             sink,
             volt,
             para,
+            wires,
             js,
             rng: Rng(seed),
             gate: Gate::default(),
             history: History::default(),
             luck: Vec::new(),
+            long: false,
+            reached: Reached::default(),
+            seen: Seen::default(),
             out: Shared::default(),
             posted: Shared::default(),
             read,
@@ -184,7 +142,8 @@ impl World {
         world.allow("beta.test").await;
         world.volt.connect(&world.bridge).await;
         let broker = world.broker.url();
-        world.para.connect(&world.bridge, &broker).await;
+        let door = world.wires.door_url();
+        world.para.connect(&door, &broker).await;
         world
     }
 
@@ -205,8 +164,26 @@ impl World {
         assert_eq!(answer.status(), 201);
     }
 
-    /// Traffic and trouble, then healing.
-    pub async fn round(&mut self, round: usize) {
+    /// The bridge's clock is ahead of the world's by so many milliseconds from now on.
+    pub fn set_clock(&self, ahead_ms: i64) {
+        let next = self.dir.path().join("clock.next");
+        let file = self.dir.path().join("clock");
+        let written = std::fs::write(&next, ahead_ms.to_string());
+        written
+            .and_then(|()| std::fs::rename(next, file))
+            .expect("the test's folder is writable");
+    }
+
+    /// The broker has its older files: whoever reads it begins anew.
+    pub fn rolled_back(&mut self) {
+        self.seen.rolled_back();
+        self.reader.abort();
+        let (js, read) = (self.js.clone(), self.read.clone());
+        self.reader = tokio::spawn(traffic::reader_of(js, read, self.seen.history));
+    }
+
+    /// Traffic and trouble, then healing. `points`: where the bridge ends itself, first of all.
+    pub async fn round(&mut self, round: usize, points: Option<Share>) {
         let stop = Stop::default();
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..3 {
@@ -219,7 +196,7 @@ impl World {
                 self.out.clone(),
             ));
             tasks.spawn(traffic::poster(
-                self.bridge.public_url(),
+                self.wires.door_url(),
                 format!("r{round}b{n}"),
                 Rng(self.rng.next()),
                 stop.clone(),
@@ -243,6 +220,9 @@ impl World {
             &self.out,
             &mut tasks,
         );
+        if let Some(share) = points {
+            self.points(share).await;
+        }
         let end = Instant::now() + TRAFFIC;
         while Instant::now() < end {
             let pause = self.rng.pause(50, 700);
@@ -254,57 +234,56 @@ impl World {
         sink::set_mode(&self.sink.options.dir, "ok");
         self.volt.pushed.mood(0);
         self.para.node.mood(0);
+        self.wires.heal();
+        self.set_clock(0);
         self.bridge.ready().await;
         self.drain().await;
     }
 
-    /// Waits until every acknowledged message has come to its end, or patience has.
+    /// Waits until every acknowledged message has come to its end, or for so long nothing more has.
+    /// A stream that lost what it held is found at the latest by the look that the bridge takes
+    /// every 30 seconds.
     async fn drain(&mut self) {
-        let end = Instant::now() + self.drain;
         let out = snapshot(&self.out);
+        let begun = Instant::now();
+        let (mut least, mut moved) = (usize::MAX, begun);
         loop {
-            let mut arrived: HashSet<String> = sink::read_log(&self.sink.options.dir)
-                .into_iter()
-                .filter(|l| l.what == "arrival" && l.status == 200)
-                .map(|l| l.id)
-                .collect();
-            arrived.extend(self.volt.taken());
-            arrived.extend(self.para.taken());
-            let dead: HashSet<String> = traffic::dead(&self.js)
-                .await
-                .into_iter()
-                .map(|d| d.id)
-                .collect();
-            let left = out
-                .iter()
-                .filter(|i| {
-                    i.class == Class::Ok
-                        && !arrived.contains(&i.id)
-                        && !dead.contains(&i.id)
-                        && !self.history.deleted.contains(&i.id)
-                })
-                .count();
-            if (left == 0 && self.volt.is_idle()) || Instant::now() > end {
+            let left = self.left(&out).await;
+            if left < least {
+                (least, moved) = (left, Instant::now());
+            }
+            if left == 0 || moved.elapsed() > self.drain || begun.elapsed() > 4 * self.drain {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        // A stream that lost what it held is found at the latest by the look that the bridge takes
-        // every 30 seconds.
-        while !self.published().await && Instant::now() < end {
-            tokio::time::sleep(Duration::from_millis(500)).await;
         }
         // What was still on its way when the last answer came.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 
-    /// Whether all events that were answered 200 are on `fed.in`.
-    async fn published(&self) -> bool {
-        let (_, scan) = traffic::scan(&self.js, 1).await;
-        let ids: HashSet<String> = scan.into_iter().map(|event| event.id).collect();
-        let posted = self.all_posted();
-        let mut answered = posted.iter().filter(|i| i.class == Class::Ok);
-        answered.all(|i| ids.contains(&i.id))
+    /// How much of what was acknowledged, either way, has not come to its end.
+    async fn left(&mut self, out: &[checker::Input]) -> usize {
+        let found = self.seen.look(&self.js).await;
+        let mut arrived = self.volt.taken();
+        arrived.extend(self.para.taken());
+        let log = self.seen.log(&self.sink.options.dir);
+        let taken = log
+            .iter()
+            .filter(|l| l.what == "arrival" && l.status == 200);
+        arrived.extend(taken.map(|l| l.id.clone()));
+        arrived.extend(self.seen.dead_letters.iter().map(|d| d.id.clone()));
+        arrived.extend(self.history.deleted.iter().cloned());
+        let there: HashSet<&str> = match found {
+            true => self.seen.events.iter().map(|e| e.id.as_str()).collect(),
+            false => HashSet::new(),
+        };
+        let ok = |inputs: &[checker::Input], has: &dyn Fn(&str) -> bool| {
+            let ok = inputs.iter().filter(|i| i.class == Class::Ok);
+            ok.filter(|i| !has(&i.id)).count()
+        };
+        ok(out, &|id| arrived.contains(id))
+            + ok(&self.all_posted(), &|id| there.contains(id))
+            + self.volt.waiting()
     }
 
     fn all_posted(&self) -> Vec<checker::Input> {
@@ -319,13 +298,13 @@ impl World {
         self.bridge.stop().await;
         let mut arrivals: Vec<Arrival> = Vec::new();
         let mut places = HashMap::new();
-        for line in sink::read_log(&self.sink.options.dir) {
+        for line in self.seen.log(&self.sink.options.dir).to_vec() {
             match line.what.as_str() {
                 "arrival" => {
                     places.insert(line.token, arrivals.len());
                     arrivals.push(Arrival {
                         id: line.id,
-                        sent: line.sent,
+                        sent: sent_at(line.sent, line.t),
                         t: line.t,
                         answered: None,
                         status: line.status,
@@ -346,10 +325,11 @@ impl World {
         self.history.forged.extend(self.para.complaints());
         self.history.out = snapshot(&self.out);
         self.history.posted = self.all_posted();
-        self.history.dead = traffic::dead(&self.js).await;
-        (self.history.stream, self.history.scan) = traffic::scan(&self.js, 1).await;
-        let scan = std::mem::take(&mut self.history.scan);
-        self.history.scan = scan.into_iter().map(as_sent).collect();
+        self.seen.look(&self.js).await;
+        self.history.dead.clone_from(&self.seen.dead_letters);
+        self.history.stream = self.seen.made;
+        let scan = self.seen.events.iter().cloned();
+        self.history.scan = scan.map(as_sent).collect();
         let last = self.history.scan.last().map_or(0, |p| p.seq);
         let end = Instant::now() + Duration::from_secs(30);
         let stream = self.history.stream;
@@ -392,7 +372,7 @@ impl World {
             )
         };
         format!(
-            "out: {}; {} arrivals, {} of them repeats or retries, {} dead letters; in: {}; {} on fed.in; killed: bridge {}, broker {}, receiver {}; {}; {}",
+            "out: {}; {} arrivals, {} of them repeats or retries, {} dead letters; in: {}; {} on fed.in; killed: bridge {}, broker {}, receiver {}; rolled back {}; {}; {}; {}",
             counts(&h.out),
             h.arrivals.len(),
             checker::repeats(h),
@@ -402,6 +382,8 @@ impl World {
             killed(Who::Bridge),
             killed(Who::Broker),
             killed(Who::Receiver),
+            self.seen.history,
+            self.reached.summary(),
             self.volt.summary(),
             self.para.summary()
         )
@@ -435,6 +417,15 @@ impl World {
             lines.push(format!("  fed.in seq {} as {}", p.seq, p.msg_id));
         }
         lines.join("\n")
+    }
+}
+
+/// When an attempt was sent, by the clock of its sender; when that clock has jumped, when it arrived.
+pub fn sent_at(signed: u64, arrived: u64) -> u64 {
+    const JUMPED_NS: u64 = 8_000_000_000;
+    match arrived.checked_sub(signed) {
+        Some(ago) if ago <= JUMPED_NS => signed,
+        _ => arrived,
     }
 }
 

@@ -102,6 +102,11 @@ impl Broker {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
     /// Starts it and waits until it accepts connections.
     pub async fn start(&mut self) {
         let config = self.dir.join("nats.conf");
@@ -148,6 +153,41 @@ impl Broker {
         while running.exited().is_none() {
             assert!(Instant::now() < end, "SIGTERM does not end nats-server");
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Sends a signal (`STOP`, `CONT`).
+    pub fn signal(&self, name: &str) {
+        if let Some(running) = &self.running {
+            running.signal(name);
+        }
+    }
+
+    /// Copies what it stored to a folder, in the place of what that held; it must be stopped.
+    pub fn save(&self, to: &Path) {
+        assert!(self.running.is_none(), "stop it first");
+        let _ = std::fs::remove_dir_all(to);
+        copy(&self.dir.join("store"), to);
+    }
+
+    /// Puts an earlier copy in the place of what it stored; it must be stopped.
+    pub fn put_back(&self, from: &Path) {
+        assert!(self.running.is_none(), "stop it first");
+        let store = self.dir.join("store");
+        std::fs::remove_dir_all(&store).expect("its files");
+        copy(from, &store);
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder to copy") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a copy");
         }
     }
 }
@@ -236,6 +276,7 @@ impl Bridge {
 
     /// An environment variable for every start from now on.
     pub fn env(&mut self, key: &str, value: &str) {
+        self.environment.retain(|(name, _)| name != key);
         self.environment.push((key.into(), value.into()));
     }
 
@@ -289,7 +330,9 @@ impl Bridge {
 
     /// Starts the process and returns at once.
     pub fn spawn(&mut self) {
-        let binary = env!("CARGO_BIN_EXE_drawbridge");
+        // A long run goes on with the binary it began with, whatever is built meanwhile.
+        let other = std::env::var("DRAWBRIDGE_TEST_BINARY");
+        let binary = other.as_deref().unwrap_or(env!("CARGO_BIN_EXE_drawbridge"));
         let mut command = match self.wrapper.split_first() {
             Some((program, arguments)) => {
                 let mut command = Command::new(program);
@@ -433,13 +476,20 @@ pub fn client() -> reqwest::Client {
         .expect("an HTTP client")
 }
 
-/// A connection to a broker that keeps trying.
+/// A connection to a broker, or to any server of a cluster (addresses with commas between), that
+/// keeps trying.
 pub async fn connect(url: &str) -> async_nats::Client {
+    let servers: Vec<async_nats::ServerAddr> = url
+        .split(',')
+        .map(|one| one.parse().expect("the broker's address is right"))
+        .collect();
     async_nats::ConnectOptions::new()
         .retry_on_initial_connect()
         .max_reconnects(None)
         .reconnect_delay_callback(|_| Duration::from_millis(100))
-        .connect(url)
+        // A server that stands still is left for another one.
+        .ping_interval(Duration::from_secs(2))
+        .connect(servers)
         .await
-        .expect("the broker's address is right")
+        .expect("it waits until there is a broker")
 }

@@ -1,6 +1,10 @@
 //! Judges a run by what the outside saw: what was published and answered, what the receiver wrote
 //! down, what `fed.in` and `fed.dead` hold, and when something was killed. It knows nothing of the
 //! bridge's own files.
+#![allow(
+    dead_code,
+    reason = "shared by several test binaries, each uses its part"
+)]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -11,6 +15,9 @@ pub const COMMIT_GRACE_NS: u64 = 1_000_000_000;
 
 /// The same after an outage of the database, which is noticed and then tried again at intervals.
 pub const OUTAGE_GRACE_NS: u64 = 8_000_000_000;
+
+/// An answer that was written this long ago has been read, if nothing was in its way.
+const READ_GRACE_NS: u64 = 1_000_000_000;
 
 /// Clocks of two processes on one machine agree, but reading and acting are two moments.
 const SLACK_NS: u64 = 50_000_000;
@@ -84,6 +91,10 @@ pub enum Who {
     Bridge,
     Broker,
     Receiver,
+    /// The bridge stood still (SIGSTOP): an answer that came meanwhile may be too late when it goes on.
+    Frozen,
+    /// A wire between the bridge and its peers lost, cut or delayed what it was to carry.
+    Wire,
     /// The database took no writes all that time: what was answered then is committed later.
     Database,
 }
@@ -187,6 +198,8 @@ fn ambiguous(arrival: &Arrival, faults: &[Fault]) -> bool {
             Who::Broker | Who::Database => return false,
             // The answer may still lie in a socket that dies with its process.
             Who::Receiver => arrival.answered.map_or(u64::MAX, |a| a + SLACK_NS),
+            // It may have been written and not been read.
+            Who::Frozen | Who::Wire => arrival.answered.map_or(u64::MAX, |a| a + READ_GRACE_NS),
             Who::Bridge => committed_by(arrival.answered.unwrap_or(arrival.t), faults),
         };
         let begun = if fault.who == Who::Bridge {
@@ -489,6 +502,22 @@ mod tests {
         assert_eq!(repeat(vec![kill(Who::Broker, 10)]), repeated);
         assert_eq!(repeat(vec![kill(Who::Bridge, 9)]), repeated);
         assert_eq!(repeat(vec![kill(Who::Bridge, 15)]), repeated);
+    }
+
+    #[test]
+    fn a_wire_or_a_bridge_that_stood_still_hides_only_what_was_in_flight() {
+        for who in [Who::Wire, Who::Frozen] {
+            let repeat = |t: u64| {
+                one(|h| {
+                    h.arrivals.push(arrival("a", 20));
+                    h.faults = vec![kill(who, t)];
+                })
+            };
+            let repeated = [Violation::OutRepeated("a".into())];
+            assert_eq!(repeat(10), []);
+            assert_eq!(repeat(9), repeated, "over before it arrived");
+            assert_eq!(repeat(12), repeated, "long after its answer");
+        }
     }
 
     #[test]

@@ -70,12 +70,22 @@ impl CustomBroker {
     pub fn reload(&self, configuration: &str) {
         let text = format!("listen: \"127.0.0.1:{}\"\n{configuration}\n", self.port);
         std::fs::write(self.dir.join("nats.conf"), text).expect("the broker's configuration");
+        self.signal("HUP");
+    }
+
+    /// Sends a signal (`HUP`, `STOP`, `CONT`) and returns at once.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.as_ref().map(Child::id).expect("it runs");
         let status = Command::new("kill")
-            .args(["-HUP", &pid.to_string()])
+            .args([&format!("-{name}"), &pid.to_string()])
             .status()
             .expect("kill runs");
         assert!(status.success());
+    }
+
+    /// Whether it was started and not stopped since.
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
     }
 
     /// `jetstream { … }` with its store in this folder.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use drawbridge::bus::Bus;
 use drawbridge::clock::Clock;
-use drawbridge::config::{StoreConfig, StreamPolicy};
+use drawbridge::config::{NatsConfig, StoreConfig, StreamPolicy};
 use drawbridge::identity::SigningKey;
 use drawbridge::inbound::{Door, Entry};
 use drawbridge::ops::Ops;
@@ -35,6 +35,42 @@ pub struct Bridge {
     pub trust: Trust,
     pub door: Door,
     pub ops: Ops,
+}
+
+impl Bridge {
+    /// Starts one over this ledger.
+    pub async fn over(store: Store, nats: &NatsConfig) -> Self {
+        let clock = Clock::system();
+        let bus = Bus::connect(nats).await.expect("connected");
+        bus.apply_streams().await.expect("streams");
+        let ops = Ops::start(bus.clone(), true);
+        let trust = Trust::open(store.clone(), clock.clone())
+            .await
+            .expect("trust");
+        let door = within("the door opens", async || {
+            let (store, bus, ops) = (store.clone(), bus.clone(), ops.clone());
+            match Door::open(store, bus, ops, clock.clone()).await {
+                Ok(door) => Some(door),
+                Err(e) if e.to_string().contains("another instance") => None,
+                Err(e) => panic!("the door opens: {e}"),
+            }
+        })
+        .await;
+        Self {
+            bus,
+            store,
+            trust,
+            door,
+            ops,
+        }
+    }
+
+    /// Stops it.
+    pub async fn close(self) {
+        self.door.close().await;
+        self.store.close().await;
+        self.bus.close().await;
+    }
 }
 
 /// A message as it is on a stream.
@@ -80,26 +116,9 @@ impl World {
 
     /// Starts the bridge; what it opens with is done when this returns.
     pub async fn open(&mut self) {
-        let clock = Clock::system();
-        let store = self.store().await;
         let mut config = self.nats.config();
         config.streams = self.policy;
-        let bus = Bus::connect(&config).await.expect("connected");
-        bus.apply_streams().await.expect("streams");
-        let ops = Ops::start(bus.clone(), true);
-        let trust = Trust::open(store.clone(), clock.clone())
-            .await
-            .expect("trust");
-        let door = Door::open(store.clone(), bus.clone(), ops.clone(), clock)
-            .await
-            .expect("the door opens");
-        self.bridge = Some(Bridge {
-            bus,
-            store,
-            trust,
-            door,
-            ops,
-        });
+        self.bridge = Some(Bridge::over(self.store().await, &config).await);
     }
 
     /// The ledger alone, while the bridge is away.
@@ -118,10 +137,7 @@ impl World {
 
     /// Stops the bridge.
     pub async fn close(&mut self) {
-        let bridge = self.bridge.take().expect("it runs");
-        bridge.door.close().await;
-        bridge.store.close().await;
-        bridge.bus.close().await;
+        self.bridge.take().expect("it runs").close().await;
     }
 
     pub fn bridge(&self) -> &Bridge {
@@ -150,23 +166,7 @@ impl World {
 
     /// What a stream holds, in order.
     pub async fn on(&self, stream: &str) -> Vec<Stored> {
-        let bus = self.nats.bus().await;
-        let mut found = Vec::new();
-        if let Some(facts) = bus.stream_facts(stream).await.expect("the stream's state") {
-            for seq in facts.first_seq.max(1)..=facts.last_seq {
-                let Some(m) = bus.read_message(stream, seq).await.expect("a message") else {
-                    continue;
-                };
-                found.push(Stored {
-                    payload: String::from_utf8_lossy(&m.payload).into_owned(),
-                    msg_id: m.header("Nats-Msg-Id").unwrap_or_default().to_owned(),
-                    republished: m.header("Fed-Republished").is_some(),
-                    subject: m.subject,
-                });
-            }
-        }
-        bus.close().await;
-        found
+        on(&self.nats, stream).await
     }
 
     /// The payloads on a stream, in order.
@@ -177,19 +177,7 @@ impl World {
 
     /// Waits until `fed.in` holds these events, each once, in any order.
     pub async fn holds_once(&self, ids: std::ops::Range<u32>) -> Vec<Stored> {
-        let mut wanted: Vec<_> = ids.map(text).collect();
-        wanted.sort();
-        let found = within("every event is on fed.in", async || {
-            let found = self.on("FED_IN").await;
-            (found.len() >= wanted.len()).then_some(found)
-        })
-        .await;
-        let mut there: Vec<_> = found.iter().map(|m| m.payload.clone()).collect();
-        there.sort();
-        assert_eq!(there, wanted);
-        let ids: std::collections::HashSet<_> = found.iter().map(|m| &m.msg_id).collect();
-        assert_eq!(ids.len(), found.len(), "a message id is there twice");
-        found
+        holds_once(&self.nats, ids).await
     }
 
     /// Waits until the door lets events in.
@@ -199,6 +187,44 @@ impl World {
         })
         .await;
     }
+}
+
+/// What a stream holds, in order.
+pub async fn on(nats: &NatsServer, stream: &str) -> Vec<Stored> {
+    let bus = nats.bus().await;
+    let mut found = Vec::new();
+    if let Some(facts) = bus.stream_facts(stream).await.expect("the stream's state") {
+        for seq in facts.first_seq.max(1)..=facts.last_seq {
+            let Some(m) = bus.read_message(stream, seq).await.expect("a message") else {
+                continue;
+            };
+            found.push(Stored {
+                payload: String::from_utf8_lossy(&m.payload).into_owned(),
+                msg_id: m.header("Nats-Msg-Id").unwrap_or_default().to_owned(),
+                republished: m.header("Fed-Republished").is_some(),
+                subject: m.subject,
+            });
+        }
+    }
+    bus.close().await;
+    found
+}
+
+/// Waits until `fed.in` holds these events, each once, in any order.
+pub async fn holds_once(nats: &NatsServer, ids: std::ops::Range<u32>) -> Vec<Stored> {
+    let mut wanted: Vec<_> = ids.map(text).collect();
+    wanted.sort();
+    let found = within("every event is on fed.in", async || {
+        let found = on(nats, "FED_IN").await;
+        (found.len() >= wanted.len()).then_some(found)
+    })
+    .await;
+    let mut there: Vec<_> = found.iter().map(|m| m.payload.clone()).collect();
+    there.sort();
+    assert_eq!(there, wanted);
+    let ids: std::collections::HashSet<_> = found.iter().map(|m| &m.msg_id).collect();
+    assert_eq!(ids.len(), found.len(), "a message id is there twice");
+    found
 }
 
 /// The text of the event of this number: its id and its payload.

@@ -92,11 +92,31 @@ impl Server {
             guard: None,
             port: 5432,
         };
-        let done = server
+        server.make_data();
+        server.configure("listen_addresses = ''\n");
+        server.start().await;
+        Some(server)
+    }
+
+    /// Files of a new database: a copy of what `initdb` made once, which takes a second, for the tests
+    /// of this build.
+    fn make_data(&self) {
+        let version = self.command("postgres").arg("--version").output();
+        let version = version.expect("postgres runs").stdout;
+        let name: String = String::from_utf8_lossy(&version)
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect();
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let data = self.dir.join("data");
+        if kept.join("PG_VERSION").is_file() && copied(&kept, &data) {
+            return;
+        }
+        let done = self
             .command("initdb")
             .args(["-U", "bridge", "-A", "trust", "-E", "UTF8", "--locale=C"])
             .args(["--no-sync", "-D"])
-            .arg(server.dir.join("data"))
+            .arg(&data)
             .output()
             .expect("initdb runs");
         assert!(
@@ -104,9 +124,12 @@ impl Server {
             "initdb: {}",
             String::from_utf8_lossy(&done.stderr)
         );
-        server.configure("listen_addresses = ''\n");
-        server.start().await;
-        Some(server)
+        // Whole or not at all: several tests may make it at once, and one may die over it.
+        let own = self.dir.file_name().unwrap_or_default();
+        let made = kept.with_file_name(own);
+        if !(copied(&data, &made) && std::fs::rename(&made, &kept).is_ok()) {
+            let _ = std::fs::remove_dir_all(&made);
+        }
     }
 
     /// `postgres://…` of its one database.
@@ -302,6 +325,16 @@ pub async fn number(url: &str, sql: &str) -> i64 {
         .fetch_one(&mut conn)
         .await
         .expect("a number")
+}
+
+/// Copies a folder with owners and modes; `false`: it could not be done, and nothing is left of it.
+fn copied(from: &Path, to: &Path) -> bool {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).output();
+    let whole = done.is_ok_and(|done| done.status.success());
+    if !whole {
+        let _ = std::fs::remove_dir_all(to);
+    }
+    whole
 }
 
 /// The folder with initdb and postgres, wherever the distribution puts them; the newest of several.

@@ -12,7 +12,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -82,6 +82,34 @@ pub fn read_log(dir: &Path) -> Vec<Line> {
     text.lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect()
+}
+
+/// The log as it grows: every line is read once.
+#[derive(Default)]
+pub struct LogTail {
+    /// What was read so far.
+    pub lines: Vec<Line>,
+    read: u64,
+}
+
+impl LogTail {
+    /// Reads what came since the last time.
+    pub fn more(&mut self, dir: &Path) -> &[Line] {
+        let mut text = String::new();
+        let new = File::open(dir.join("arrivals.jsonl")).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.read_to_string(&mut text)
+        });
+        // An error: nothing has arrived yet.
+        if new.is_ok() {
+            let whole = text.rfind('\n').map_or(0, |at| at + 1);
+            self.read += whole as u64;
+            let lines = text[..whole].lines();
+            self.lines
+                .extend(lines.filter_map(|line| serde_json::from_str::<Line>(line).ok()));
+        }
+        &self.lines
+    }
 }
 
 struct Sink {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::jetstream;
+use async_nats::jetstream::stream::RawMessageErrorKind;
 use futures_util::StreamExt as _;
 
 use super::checker::{Class, Dead, Input, Published};
@@ -251,18 +252,25 @@ fn published(stream: i64, seq: u64, headers: &async_nats::HeaderMap, payload: &[
 
 /// The lasting consumer of `FED_IN`: a durable name, explicit acknowledgements, through every crash.
 pub async fn reader(js: jetstream::Context, read: Shared<Published>) {
+    reader_of(js, read, 0).await;
+}
+
+/// The same in a broker whose files were so often replaced by older ones: in each such `history`
+/// sequences are given away a second time, and the reader begins anew.
+pub async fn reader_of(js: jetstream::Context, read: Shared<Published>, history: i64) {
     loop {
         // Every error here is a broker that is away: try again.
         let mut made = 0;
         let consumer = match js.get_stream("FED_IN").await {
             Ok(stream) => {
-                made = made_at(stream.cached_info());
+                made = made_at(stream.cached_info()).saturating_add(history);
+                let name = format!("lasting{history}");
                 let config = jetstream::consumer::pull::Config {
-                    durable_name: Some("lasting".into()),
+                    durable_name: Some(name.clone()),
                     ack_wait: Duration::from_secs(5),
                     ..Default::default()
                 };
-                stream.get_or_create_consumer("lasting", config).await.ok()
+                stream.get_or_create_consumer(&name, config).await.ok()
             }
             Err(_) => None,
         };
@@ -302,54 +310,95 @@ fn made_at(info: &jetstream::stream::Info) -> i64 {
     i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(0)
 }
 
-/// Every message of a stream by its sequence, from `from` on, as (sequence, headers, payload), and
-/// when the stream was made.
-async fn by_sequence(
-    js: &jetstream::Context,
-    stream: &str,
-    from: u64,
-) -> (i64, Vec<(u64, async_nats::HeaderMap, Vec<u8>)>) {
-    let Ok(stream) = js.get_stream(stream).await else {
-        return (0, Vec::new());
-    };
-    let info = stream.cached_info();
-    let (made, state) = (made_at(info), &info.state);
-    let mut found = Vec::new();
-    for seq in from.max(state.first_sequence)..=state.last_sequence {
-        if let Ok(message) = stream.get_raw_message(seq).await {
-            found.push((seq, message.headers, message.payload.to_vec()));
-        }
-    }
-    (made, found)
+/// A message of a stream: sequence, headers, payload.
+pub type Raw = (u64, async_nats::HeaderMap, Vec<u8>);
+
+/// A stream that only grows, read once from its beginning.
+pub struct Tail {
+    stream: &'static str,
+    /// When the stream was made that it reads; 0: it has read nothing.
+    made: i64,
+    next: u64,
 }
 
-/// `FED_IN` by sequence, and when the stream was made.
+/// What a [`Tail`] found.
+pub struct More {
+    /// Made since the last time, or for the first time: nothing of what was read before counts.
+    pub anew: bool,
+    pub made: i64,
+    pub messages: Vec<Raw>,
+}
+
+impl Tail {
+    /// At the beginning.
+    pub fn of(stream: &'static str) -> Self {
+        let (made, next) = (0, 1);
+        Self { stream, made, next }
+    }
+
+    /// What came since the last time. `None`: the stream is not there, or the broker is away.
+    pub async fn more(&mut self, js: &jetstream::Context) -> Option<More> {
+        let stream = js.get_stream(self.stream).await.ok()?;
+        let info = stream.cached_info();
+        let made = made_at(info);
+        let anew = made != self.made;
+        if anew {
+            (self.made, self.next) = (made, 1);
+        }
+        let mut messages = Vec::new();
+        for seq in self.next.max(info.state.first_sequence)..=info.state.last_sequence {
+            match stream.get_raw_message(seq).await {
+                Ok(message) => messages.push((seq, message.headers, message.payload.to_vec())),
+                Err(e) if e.kind() == RawMessageErrorKind::NoMessageFound => {}
+                Err(_) => break,
+            }
+            self.next = seq + 1;
+        }
+        Some(More {
+            anew,
+            made,
+            messages,
+        })
+    }
+}
+
+/// Messages of `FED_IN` as its readers see them.
+pub fn events(made: i64, messages: &[Raw]) -> impl Iterator<Item = Published> + '_ {
+    let event = move |(seq, headers, payload): &Raw| published(made, *seq, headers, payload);
+    messages.iter().map(event)
+}
+
+/// `FED_IN` as it stands, from a sequence on, and when the stream was made.
 pub async fn scan(js: &jetstream::Context, from: u64) -> (i64, Vec<Published>) {
-    let (made, found) = by_sequence(js, "FED_IN", from).await;
-    let events = found
-        .iter()
-        .map(|(seq, headers, payload)| published(made, *seq, headers, payload));
-    (made, events.collect())
+    let mut tail = Tail::of("FED_IN");
+    let Some(more) = tail.more(js).await else {
+        return (0, Vec::new());
+    };
+    let all = events(more.made, &more.messages);
+    (more.made, all.filter(|e| e.seq >= from).collect())
+}
+
+/// `FED_DEAD` as it stands.
+pub async fn dead(js: &jetstream::Context) -> Vec<Dead> {
+    let more = Tail::of("FED_DEAD").more(js).await;
+    more.map_or_else(Vec::new, |more| dead_letters(&more.messages).collect())
+}
+
+/// Messages of `FED_DEAD`: ids and reasons.
+pub fn dead_letters(messages: &[Raw]) -> impl Iterator<Item = Dead> + '_ {
+    messages.iter().map(|(_, headers, _)| Dead {
+        id: header(headers, "Fed-Msg-Id"),
+        reason: Some(header(headers, "Fed-Reason")).filter(|r| !r.is_empty()),
+        code: header(headers, "Fed-Reason-Code"),
+    })
 }
 
 /// Ids of what `FED_OUT` holds.
 pub async fn waiting(js: &jetstream::Context) -> Vec<String> {
-    let (_, found) = by_sequence(js, "FED_OUT", 1).await;
-    found
-        .iter()
-        .map(|(_, headers, _)| header(headers, "Nats-Msg-Id"))
-        .collect()
-}
-
-/// `FED_DEAD` by sequence: ids and reasons.
-pub async fn dead(js: &jetstream::Context) -> Vec<Dead> {
-    let (_, found) = by_sequence(js, "FED_DEAD", 1).await;
-    found
-        .iter()
-        .map(|(_, headers, _)| Dead {
-            id: header(headers, "Fed-Msg-Id"),
-            reason: Some(header(headers, "Fed-Reason")).filter(|r| !r.is_empty()),
-            code: header(headers, "Fed-Reason-Code"),
-        })
+    let Some(more) = Tail::of("FED_OUT").more(js).await else {
+        return Vec::new();
+    };
+    let ids = more.messages.iter();
+    ids.map(|(_, headers, _)| header(headers, "Nats-Msg-Id"))
         .collect()
 }

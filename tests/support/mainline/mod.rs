@@ -435,6 +435,12 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// How many messages wait in it.
+    pub fn waiting(&self) -> usize {
+        let state = self.inner.state();
+        state.queues.get(&self.host).map_or(0, VecDeque::len)
+    }
+
     /// Queues a message; `payload` is JSON text. Its id.
     pub fn relay(&self, kind: &str, payload: &str) -> String {
         let id = self.inner.fresh_id("relay");
