@@ -287,6 +287,14 @@ async fn an_outcome_handed_in_with_its_row_leaves_one_row_with_it(f: Fixture) {
         .await
         .unwrap();
     assert_eq!(known, HashSet::from(["m1".to_owned()]));
+    // More than are asked about at once; one is there.
+    let copy = |id: &str, peer: &str| (id.to_owned(), PeerName::parse(peer).unwrap());
+    let mut copies: Vec<_> = (0..150)
+        .map(|n| copy("m1", &format!("p{n}.test")))
+        .collect();
+    copies.extend([copy("m1", "beta.test"), copy("m2", "beta.test")]);
+    let known = f.store.known_copies("uam", copies).await.unwrap();
+    assert_eq!(known, HashSet::from([copy("m1", "beta.test")]));
 }
 
 async fn outcomes_come_and_go_as_attempts_are_made(f: Fixture) {

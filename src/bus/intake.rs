@@ -459,8 +459,7 @@ fn filters(prefix: &str, enabled: &[&str], held_back: &[&str]) -> Vec<String> {
         .filter(|id| !held_back.contains(id))
         .map(|id| format!("{prefix}.outp.*.{}.>", super::subject::token(id)))
         .collect();
-    // Stored untransformed: subjects with too few tokens.
-    subjects.push(format!("{prefix}.out.>"));
+    subjects.extend(super::subject::strays(prefix));
     subjects
 }
 
@@ -473,8 +472,8 @@ mod tests {
         assert!(filters("fed", &["uam"], &[]).is_empty());
         assert_eq!(
             filters("fed", &["uam"], &["lama"]),
-            ["fed.outp.*.uam.>", "fed.out.>"]
+            ["fed.outp.*.uam.>", "fed.out.*", "fed.out.*.*"]
         );
-        assert_eq!(filters("fed", &[], &["uam"]), ["fed.out.>"]);
+        assert_eq!(filters("fed", &[], &["uam"]), ["fed.out.*", "fed.out.*.*"]);
     }
 }

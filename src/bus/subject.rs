@@ -111,6 +111,13 @@ fn nibble(digit: u8) -> Option<u8> {
     }
 }
 
+/// The outbound subjects that are stored as they came: with too few tokens for a partition. Not
+/// `out.>`, which takes in the subjects of all others before they are transformed: a server (2.15.1
+/// did) then keeps what their readers acknowledged, for the reader of this one might want it.
+pub fn strays(prefix: &str) -> [String; 2] {
+    [format!("{prefix}.out.*"), format!("{prefix}.out.*.*")]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

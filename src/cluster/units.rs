@@ -80,7 +80,7 @@ impl Units {
 /// The subjects under which the broker stores a unit's messages.
 pub fn subjects(prefix: &str, unit: Unit) -> Vec<String> {
     if unit == STRAYS {
-        return vec![format!("{prefix}.out.>")];
+        return crate::bus::subject::strays(prefix).into();
     }
     let protocol = token(unit.protocol);
     vec![match unit.part {
@@ -117,7 +117,7 @@ mod tests {
         };
         assert_eq!(whole.to_string(), "voltchat");
         assert_eq!(subjects("fed", whole), ["fed.outp.*.voltchat.>"]);
-        assert_eq!(subjects("a.b", STRAYS), ["a.b.out.>"]);
+        assert_eq!(subjects("a.b", STRAYS), ["a.b.out.*", "a.b.out.*.*"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The server skin (TLS, limits, drain) and the guarded client (pool, SSRF guard, timeouts).
 //!
-//! Outgoing: [`client`] sends, [`resolver`] finds addresses, [`guard`] judges them before anything
+//! Outgoing: [`client`] sends, [`dial`] makes its connections, [`resolver`] finds addresses, [`guard`] judges them before anything
 //! is dialled, [`failure`] turns what went wrong into a kind, [`inspect`] looks at each part of the
 //! way by itself ([`certificate`]: what was shown there). Incoming: [`server`] accepts,
 //! [`connection`] limits one connection, [`forwarded`] finds the client behind trusted proxies.

@@ -289,39 +289,34 @@ impl Reader {
         Ok(())
     }
 
-    /// Ids (protocol, newline, message id) of this batch that have a row.
+    /// Names ([`unique`]) of the messages of this batch that have a row.
     async fn known(&self, batch: &[OutMessage]) -> Result<HashSet<String>, StoreError> {
-        let mut by_protocol: HashMap<ProtocolId, Vec<String>> = HashMap::new();
-        for message in batch.iter().filter(|m| !m.forwarded) {
-            let protocol = self
-                .protocols
-                .get(message.protocol.as_str())
-                .map_or("unknown", |p| p.id());
-            let (Ok(event) | Err((_, event))) = &message.event;
-            by_protocol
-                .entry(protocol)
-                .or_default()
-                .push(event.msg_id.clone());
-        }
-        let mut known = HashSet::new();
+        let mut ids: HashMap<ProtocolId, Vec<String>> = HashMap::new();
         // Copies of one message to several peers have one id: each is known by its own row.
-        for message in batch.iter().filter(|m| m.forwarded) {
+        let mut copies: HashMap<ProtocolId, Vec<_>> = HashMap::new();
+        for message in batch {
             let protocol = self.protocols.get(message.protocol.as_str());
+            let protocol = protocol.map_or("unknown", |p| p.id());
             let (Ok(event) | Err((_, event))) = &message.event;
-            if let Some(protocol) = protocol
-                && let Ok(peer) = PeerName::parse(&event.peer)
-                && self
-                    .store
-                    .has_row(protocol.id(), &event.msg_id, &peer)
-                    .await?
-            {
-                known.insert(unique(message).to_string());
+            if !message.forwarded {
+                ids.entry(protocol).or_default().push(event.msg_id.clone());
+            } else if let Ok(peer) = PeerName::parse(&event.peer) {
+                let copy = (unique(message), (event.msg_id.clone(), peer));
+                copies.entry(protocol).or_default().push(copy);
             }
         }
-        for (protocol, ids) in by_protocol {
+        let mut known = HashSet::new();
+        for (protocol, ids) in ids {
             for id in self.store.known_messages(protocol, ids).await? {
                 known.insert(format!("{protocol}\n{id}"));
             }
+        }
+        for (protocol, copies) in copies {
+            let (names, copies): (Vec<_>, Vec<_>) = copies.into_iter().unzip();
+            let found = self.store.known_copies(protocol, copies.clone()).await?;
+            let named = names.into_iter().zip(&copies);
+            let named = named.filter(|(_, copy)| found.contains(copy));
+            known.extend(named.map(|(name, _)| name.to_string()));
         }
         Ok(known)
     }

@@ -77,7 +77,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::backend::{Home, SqlWriter};
 use self::db::Db;
@@ -292,14 +292,7 @@ impl Store {
 
     /// Waits for room and hands many in, in this order; each has an answer of its own.
     async fn submit_each(&self, works: Vec<Work>) -> Result<Vec<Reply>, StoreError> {
-        let cost: usize = works.iter().map(Work::cost).sum();
-        let cost = u32::try_from(cost.min(ROOM)).unwrap_or(u32::MAX);
-        let room = self.inner.room.clone().acquire_many_owned(cost).await;
-        let mut room = room.map_err(|_| closed())?;
-        let places = self.inner.jobs.reserve_many(works.len()).await;
-        let places = places.map_err(|_| closed())?;
-        let waiting = &self.inner.gauges.waiting;
-        waiting.fetch_add(works.len(), Ordering::AcqRel);
+        let (mut room, places) = self.places(&works).await?;
         let mut answers = Vec::with_capacity(works.len());
         for (work, place) in works.into_iter().zip(places) {
             let (done, answer) = oneshot::channel();
@@ -322,16 +315,8 @@ impl Store {
         lease: Option<Lease>,
         works: Vec<Work>,
     ) -> Result<oneshot::Receiver<Failed>, StoreError> {
-        let cost: usize = works.iter().map(Work::cost).sum();
-        let cost = u32::try_from(cost.min(ROOM)).unwrap_or(u32::MAX);
-        let room = self.inner.room.clone().acquire_many_owned(cost).await;
-        let (together, told) = Together::new(works.len(), room.map_err(|_| closed())?);
-        let places = self.inner.jobs.reserve_many(works.len()).await;
-        let places = places.map_err(|_| closed())?;
-        self.inner
-            .gauges
-            .waiting
-            .fetch_add(works.len(), Ordering::AcqRel);
+        let (room, places) = self.places(&works).await?;
+        let (together, told) = Together::new(works.len(), room);
         for ((number, work), place) in works.into_iter().enumerate().zip(places) {
             place.send(Job {
                 work,
@@ -343,11 +328,27 @@ impl Store {
         Ok(told)
     }
 
+    /// Room for all of these and a place for each; they count as waiting from now on.
+    async fn places(
+        &self,
+        works: &[Work],
+    ) -> Result<(OwnedSemaphorePermit, mpsc::PermitIterator<'_, Job>), StoreError> {
+        let cost: usize = works.iter().map(Work::cost).sum();
+        let cost = u32::try_from(cost.min(ROOM)).unwrap_or(u32::MAX);
+        let room = self.inner.room.clone().acquire_many_owned(cost).await;
+        let room = room.map_err(|_| closed())?;
+        let places = self.inner.jobs.reserve_many(works.len()).await;
+        let places = places.map_err(|_| closed())?;
+        let waiting = &self.inner.gauges.waiting;
+        waiting.fetch_add(works.len(), Ordering::AcqRel);
+        Ok((room, places))
+    }
+
     async fn hand_in(
         &self,
         work: Work,
         lease: Option<Lease>,
-        room: Option<tokio::sync::OwnedSemaphorePermit>,
+        room: Option<OwnedSemaphorePermit>,
     ) -> Result<oneshot::Receiver<Result<Answer, StoreError>>, StoreError> {
         let (done, answer) = oneshot::channel();
         // The place is taken before the operation counts as waiting: a caller that goes away in

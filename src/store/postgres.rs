@@ -27,6 +27,8 @@ use crate::config::PostgresUrl;
 
 /// Readers at most.
 const READERS: u32 = 4;
+/// A reader used within this time is not asked whether it is still there.
+const TRUSTED: Duration = Duration::from_secs(1);
 /// Texts kept prepared on a connection.
 const STATEMENTS: usize = 256;
 /// First half of the advisory lock's key ("drwb"); the second is the schema's.
@@ -368,8 +370,17 @@ impl Place {
             .min_connections(0)
             .acquire_timeout(self.patience)
             .idle_timeout(Duration::from_secs(300))
-            // A server that was restarted leaves dead connections behind.
-            .test_before_acquire(true)
+            // A server that was restarted leaves dead connections behind; to ask before every question
+            // would double what a question costs.
+            .test_before_acquire(false)
+            .before_acquire(|conn, used| {
+                Box::pin(async move {
+                    if used.idle_for > TRUSTED {
+                        conn.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .after_connect(move |conn, _| {
                 let sql = format!(
                     "SET default_transaction_read_only = on; SET statement_timeout = {}; \

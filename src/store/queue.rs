@@ -41,15 +41,16 @@ impl Store {
             .await
     }
 
-    /// Whether this message has a row for this peer, committed.
-    pub async fn has_row(
+    /// Which of these copies (message id and the peer that it is for) have a row already, committed.
+    pub async fn known_copies(
         &self,
         protocol: ProtocolId,
-        msg_id: &str,
-        peer: &PeerName,
-    ) -> Result<bool, StoreError> {
-        let (msg_id, peer) = (msg_id.to_owned(), peer.clone());
-        self.read(move |db| read::has_row(db, protocol, msg_id, peer))
+        copies: Vec<(String, PeerName)>,
+    ) -> Result<HashSet<(String, PeerName)>, StoreError> {
+        if copies.is_empty() {
+            return Ok(HashSet::new());
+        }
+        self.read(move |db| read::known_copies(db, protocol, copies))
             .await
     }
 

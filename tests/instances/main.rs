@@ -37,6 +37,7 @@ async fn instances_share_the_work_and_one_that_stops_hands_over_at_once() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     traffic.end().await;
     world.arrived(Duration::from_secs(20)).await;
+    world.emptied().await;
     assert_eq!(
         world.judge(),
         0,
@@ -57,7 +58,7 @@ async fn an_instance_killed_in_traffic_is_replaced_within_ten_seconds() {
         return;
     };
     world.settled(3).await;
-    let traffic = world.traffic(5, Duration::from_millis(30));
+    let traffic = world.traffic(5, Duration::from_millis(50));
     for victim in 0..2 {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let killed = Instant::now();
@@ -73,6 +74,7 @@ async fn an_instance_killed_in_traffic_is_replaced_within_ten_seconds() {
     world.settled(2).await;
     traffic.end().await;
     world.arrived(Duration::from_secs(30)).await;
+    world.emptied().await;
     let repeats = world.judge();
     eprintln!("{repeats} repeats of {} messages", world.sent().len());
 }
@@ -86,7 +88,7 @@ async fn an_instance_frozen_past_its_lease_repeats_at_most_what_it_had_in_flight
     world.settled(3).await;
     // So slow that attempts are in flight at every moment.
     world.peers.slow_ms.store(20, Ordering::Relaxed);
-    let traffic = world.traffic(5, Duration::from_millis(30));
+    let traffic = world.traffic(5, Duration::from_millis(50));
     for victim in 0..2 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let frozen = Instant::now();
@@ -104,6 +106,7 @@ async fn an_instance_frozen_past_its_lease_repeats_at_most_what_it_had_in_flight
     }
     traffic.end().await;
     world.arrived(Duration::from_secs(30)).await;
+    world.emptied().await;
     let repeats = world.judge();
     eprintln!("{repeats} repeats of {} messages", world.sent().len());
     // Each time a third of the peers, with a window of eight each.

@@ -235,6 +235,24 @@ impl World {
         }
     }
 
+    /// Waits until the broker has nothing left of what was acknowledged to it.
+    pub async fn emptied(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut stream = self.js.get_stream("FED_OUT").await.expect("the stream");
+            let left = stream.info().await.expect("its state").state.messages;
+            if left == 0 {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{left} messages stay in FED_OUT\n{}",
+                self.logs()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Order of each key, and repeats only of what went out just before a fault. Answers how many
     /// repeats there were.
     pub fn judge(&self) -> usize {

@@ -1,7 +1,7 @@
 //! The tasks: attempts, rows buried without one, outcomes on their way to the store.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::attempt;
 use super::super::lane::{Cause, Item};
@@ -10,7 +10,7 @@ use super::delivered::is_plain;
 use super::done::Done;
 use super::queue::read_until;
 use super::room::Pace;
-use super::{Entry, LaneKey, Shard};
+use super::{LaneKey, Shard};
 use crate::clock::random_share;
 use crate::cluster::Hold;
 use crate::faults;
@@ -31,12 +31,12 @@ impl Shard {
     ) {
         let entry = self.lanes.get(&lane);
         let hold = entry.map_or(Hold::NotOurs, |e| e.hold.clone());
-        let pace = entry.map_or(Pace::Unknown, Entry::pace);
+        let pace = entry.map_or(Pace::Unknown, |e| e.pace(self.flights.hangs(&lane)));
         let start = item.first_failed_ms.unwrap_or(item.created_ms);
         let paused_ms = entry.map_or(0, |e| {
             e.lane.facts.paused_ms(start, self.tools.clock.now_ms())
         });
-        self.room.enter(pace);
+        let flight = self.flights.begins(&lane, pace, Instant::now());
         let lease = hold.lease();
         self.units.begins(lease);
         metrics::in_flight_add(1);
@@ -56,7 +56,7 @@ impl Shard {
                             lane,
                             lease,
                             item,
-                            pace,
+                            flight,
                         };
                     }
                 },
@@ -69,7 +69,7 @@ impl Shard {
                         lane,
                         lease,
                         item,
-                        pace,
+                        flight,
                     };
                 }
             }
@@ -111,7 +111,7 @@ impl Shard {
                 lane,
                 lease,
                 item,
-                pace,
+                flight,
                 cause,
                 finished,
                 fate,

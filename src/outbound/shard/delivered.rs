@@ -47,8 +47,10 @@ pub(super) fn is_plain(settle: &Settle) -> bool {
 }
 
 impl Shard {
-    /// A row is delivered; its outcome goes with the next hand-over.
+    /// A row is delivered; its outcome goes with the next hand-over. It is in hand until then: a unit
+    /// given away before would have it delivered again.
     pub(super) fn delivered(&mut self, settle: Settle, lease: Option<Lease>) {
+        self.units.begins(lease);
         self.deliveries.waiting.push((lease, settle));
         if self.deliveries.waiting.len() >= TOGETHER {
             self.hand_in();
@@ -65,6 +67,9 @@ impl Shard {
             let mine = waiting.extract_if(.., |(of, _)| *of == lease);
             let mut settles: Vec<Settle> = mine.map(|(_, settle)| settle).collect();
             self.units.begins(lease);
+            for _ in &settles {
+                self.units.ends(lease);
+            }
             let store = self.shared.store.clone();
             self.tasks.spawn(async move {
                 let rows = settles.iter().map(|settle| settle.row).collect();

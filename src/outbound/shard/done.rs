@@ -6,7 +6,7 @@ use super::super::attempt::Finished;
 use super::super::lane::{Cause, Item};
 use super::super::outcome::{Fate, HealthNews};
 use super::delivered::is_plain;
-use super::room::Pace;
+use super::flights::Flight;
 use super::{LaneKey, Shard};
 use crate::ops::metrics;
 use crate::peers::health::Change;
@@ -21,7 +21,7 @@ pub(super) enum Done {
         lane: LaneKey,
         lease: Option<Lease>,
         item: Item,
-        pace: Pace,
+        flight: Flight,
         cause: Cause,
         finished: Finished,
         fate: Box<Fate>,
@@ -33,14 +33,14 @@ pub(super) enum Done {
         lane: LaneKey,
         lease: Option<Lease>,
         item: Item,
-        pace: Pace,
+        flight: Flight,
     },
     /// Nothing was attempted: the lease was not surely ours any more.
     Unsure {
         lane: LaneKey,
         lease: Option<Lease>,
         item: Item,
-        pace: Pace,
+        flight: Flight,
     },
     Page {
         read: u64,
@@ -75,13 +75,13 @@ impl Shard {
                 lane,
                 lease,
                 item,
-                pace,
+                flight,
                 cause,
                 finished,
                 fate,
                 commit,
             }) => {
-                self.left_flight(pace);
+                self.left_flight(&lane, flight);
                 self.attempted((&lane, lease), item, cause, &finished, *fate, commit);
                 self.units.ends(lease);
             }
@@ -89,9 +89,9 @@ impl Shard {
                 lane,
                 lease,
                 item,
-                pace,
+                flight,
             }) => {
-                self.left_flight(pace);
+                self.left_flight(&lane, flight);
                 self.units.ends(lease);
                 if let Some(entry) = self.same(&lane, lease) {
                     entry.lane.finished(&item);
@@ -102,9 +102,9 @@ impl Shard {
                 lane,
                 lease,
                 mut item,
-                pace,
+                flight,
             }) => {
-                self.left_flight(pace);
+                self.left_flight(&lane, flight);
                 self.units.ends(lease);
                 let (policy, now) = (self.shared.policy, self.tools.clock.now_ms());
                 if let Some(entry) = self.same(&lane, lease) {
@@ -164,8 +164,8 @@ impl Shard {
         self.feed();
     }
 
-    fn left_flight(&mut self, pace: Pace) {
-        self.room.leave(pace);
+    fn left_flight(&mut self, lane: &LaneKey, flight: Flight) {
+        self.flights.ends(lane, flight);
         metrics::in_flight_add(-1);
     }
 

@@ -10,16 +10,19 @@
 //! | `attempts` | the tasks: attempts, rows buried without one, outcomes on their way to the store |
 //! | `units` | lanes that come and go with leases, where instances share the work |
 //! | `done` | what came of a task |
+//! | `delivered` | deliveries handed to the store together |
 //! | `ask` | an operator's questions and orders |
 //! | `saving` | health facts on their way to the store |
 //! | `report` | operator events and the log |
 //! | `meter` | how many events a minute a peer is sent |
 //! | [`room`] | who may take a place in the window |
+//! | `flights` | attempts in flight; those that last long give their places back |
 
 mod ask;
 mod attempts;
 mod delivered;
 mod done;
+mod flights;
 mod meter;
 mod queue;
 mod report;
@@ -31,7 +34,7 @@ pub use work::{Ask, Replied, Reply, Work};
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -48,8 +51,9 @@ use crate::protocol::{PeerName, Protocol, ProtocolId};
 use crate::store::Store;
 use delivered::Deliveries;
 use done::Done;
+use flights::Flights;
 use meter::Meter;
-use room::{Pace, Room};
+use room::Pace;
 use saving::Saving;
 
 /// Whose lane.
@@ -100,9 +104,10 @@ struct Entry {
 }
 
 impl Entry {
-    fn pace(&self) -> Pace {
+    /// `hangs`: an attempt lasts long.
+    fn pace(&self, hangs: bool) -> Pace {
         match self.average_ms {
-            _ if self.lane.facts.failures > 0 => Pace::Slow,
+            _ if hangs || self.lane.facts.failures > 0 => Pace::Slow,
             None => Pace::Unknown,
             Some(ms) if ms > SLOW_MS => Pace::Slow,
             Some(_) => Pace::Fast,
@@ -149,7 +154,7 @@ pub struct Shard {
     /// disk must stay to know those rows when they arrive.
     arrived_to: i64,
     units: units::Serving,
-    room: Room,
+    flights: Flights,
 }
 
 impl Shard {
@@ -158,7 +163,7 @@ impl Shard {
         Self {
             arrived_to: shared.store.reserve_rows(0).start - 1,
             units: units::Serving::default(),
-            room: Room::new(shared.window),
+            flights: Flights::new(shared.window),
             shared,
             tools,
             lanes: HashMap::new(),
@@ -227,14 +232,18 @@ impl Shard {
     }
 
     fn next_wake(&self) -> Option<Duration> {
-        let (at, _) = self.wakes.first()?;
-        let ms = at
-            .saturating_sub(self.tools.clock.now_ms())
-            .clamp(0, 60_000); // no longer: the wall clock may jump meanwhile
-        Some(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+        let due = self.wakes.first().map(|(at, _)| {
+            let ms = at.saturating_sub(self.tools.clock.now_ms());
+            let ms = ms.clamp(0, 60_000); // no longer: the wall clock may jump meanwhile
+            Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+        });
+        let look = self.flights.look_at();
+        let look = look.map(|at| at.saturating_duration_since(Instant::now()));
+        [due, look].into_iter().flatten().min()
     }
 
     fn wake(&mut self) {
+        self.flights.look(Instant::now());
         let now = self.tools.clock.now_ms();
         while let Some((at, _)) = self.wakes.first() {
             if *at > now {
@@ -247,6 +256,7 @@ impl Shard {
                 self.poke(&key);
             }
         }
+        self.feed();
     }
 
     /// The lane of a peer that is ours to work.

@@ -26,6 +26,7 @@ impl Shard {
         loop {
             let now = self.tools.clock.now_ms();
             let steady = self.tools.clock.steady();
+            let hangs = self.flights.hangs(key);
             let Some(entry) = self.lanes.get_mut(key) else {
                 return;
             };
@@ -42,7 +43,10 @@ impl Shard {
             let full = self.deliveries.too_many();
             let room = metered.is_none()
                 && !full
-                && self.room.admits(entry.pace(), entry.lane.in_flight());
+                && self
+                    .flights
+                    .room
+                    .admits(entry.pace(hangs), entry.lane.in_flight());
             match entry
                 .lane
                 .next(&self.shared.policy, protocol.schedule(), now, room)
@@ -158,10 +162,14 @@ impl Shard {
         let Some(entry) = self.lanes.get_mut(key) else {
             return;
         };
-        let pace = entry.pace();
-        if entry.lane.has_runnable()
+        let pace = entry.pace(self.flights.hangs(key));
+        // The end of its one attempt brings it here again.
+        let tries = pace == Pace::Unknown && entry.lane.in_flight() > 0;
+        if !tries
+            && entry.lane.has_runnable()
             && !entry.starved
-            && (self.deliveries.too_many() || !self.room.admits(pace, entry.lane.in_flight()))
+            && (self.deliveries.too_many()
+                || !self.flights.room.admits(pace, entry.lane.in_flight()))
             && entry.lane.in_flight() < entry.lane.window()
         {
             entry.starved = true;
@@ -199,12 +207,16 @@ impl Shard {
                 self.starved.len()
             };
             for _ in 0..waiting {
-                let full = self.room.is_full() || self.deliveries.too_many();
-                if full || slow && self.room.slow_is_full() {
+                let room = &self.flights.room;
+                let full = match slow {
+                    true => room.slow_is_full(),
+                    false => room.is_full(),
+                };
+                if full || self.deliveries.too_many() {
                     break;
                 }
                 // While attempts are in flight, their ends bring further tries.
-                if in_vain >= TRIES && self.room.in_flight() > 0 {
+                if in_vain >= TRIES && self.flights.room.in_flight() > 0 {
                     return;
                 }
                 let next = if slow {
@@ -213,12 +225,12 @@ impl Shard {
                     self.starved.pop_front()
                 };
                 let Some(key) = next else { break };
-                let before = self.room.in_flight();
+                let before = self.flights.room.in_flight();
                 if let Some(entry) = self.lanes.get_mut(&key) {
                     entry.starved = false;
                     self.poke(&key);
                 }
-                in_vain += usize::from(self.room.in_flight() <= before);
+                in_vain += usize::from(self.flights.room.in_flight() <= before);
             }
         }
     }

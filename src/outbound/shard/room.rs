@@ -2,11 +2,14 @@
 //!
 //! The window is shared so that peers that hang cannot keep the others waiting for a whole timeout:
 //!
-//! - A peer known to be slow or failing takes from one half only; one that has not answered anything
-//!   yet, from three quarters: the last quarter is for those that have proved to be fast.
+//! - A peer known to be slow or failing takes no place in it: there are half as many again for those.
+//! - A peer that has not answered anything yet takes from three quarters, one place at a time: the
+//!   last quarter is for those that have proved to be fast.
 //! - The fuller the window, the fewer places one peer may have: above a half two, above three
 //!   quarters one. So however many peers that were fast until now begin to hang at once, a place is
 //!   left for the next one as long as there are fewer of them than places in the last quarter.
+//! - An attempt that lasts long counts apart ([`super::flights`]), as long as there are not twice as
+//!   many of those as the window has places.
 
 /// What is known of a peer's speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,12 +22,25 @@ pub enum Pace {
     Slow,
 }
 
+/// Where an attempt is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the window.
+    Window,
+    /// Among those of slow peers.
+    Slow,
+    /// Among those that lasted long.
+    Apart,
+}
+
 /// The shard's window.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
     window: usize,
-    in_flight: usize,
+    /// Attempts that have a place in it.
+    taken: usize,
     slow: usize,
+    apart: usize,
 }
 
 impl Room {
@@ -32,19 +48,23 @@ impl Room {
     pub fn new(window: usize) -> Self {
         Self {
             window: window.max(1),
-            in_flight: 0,
+            taken: 0,
             slow: 0,
+            apart: 0,
         }
     }
 
     /// Whether a peer with `has` attempts in flight may begin another.
     pub fn admits(&self, pace: Pace, has: usize) -> bool {
-        if self.in_flight >= self.window || pace == Pace::Slow && self.slow_is_full() {
+        if pace == Pace::Slow {
+            return !self.slow_is_full();
+        }
+        if self.is_full() || pace == Pace::Unknown && has > 0 {
             return false;
         }
-        if self.in_flight * 4 >= self.window * 3 {
+        if self.taken * 4 >= self.window * 3 {
             has < 1 && pace == Pace::Fast
-        } else if self.in_flight * 2 >= self.window {
+        } else if self.taken * 2 >= self.window {
             has < 2
         } else {
             true
@@ -53,29 +73,45 @@ impl Room {
 
     /// Every place is taken.
     pub fn is_full(&self) -> bool {
-        self.in_flight >= self.window
+        self.taken >= self.window
     }
 
-    /// The slow peers' half is taken.
+    /// The slow peers' places are taken.
     pub fn slow_is_full(&self) -> bool {
         self.slow * 2 >= self.window
     }
 
     /// Attempts in flight.
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.taken + self.slow + self.apart
     }
 
     /// An attempt begins.
     pub fn enter(&mut self, pace: Pace) {
-        self.in_flight += 1;
-        self.slow += usize::from(pace == Pace::Slow);
+        match pace {
+            Pace::Slow => self.slow += 1,
+            Pace::Fast | Pace::Unknown => self.taken += 1,
+        }
     }
 
-    /// An attempt begun at that pace has ended.
-    pub fn leave(&mut self, pace: Pace) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.slow = self.slow.saturating_sub(usize::from(pace == Pace::Slow));
+    /// An attempt with a place in the window counts apart from now on, if it may.
+    pub fn set_apart(&mut self) -> bool {
+        let may = self.apart < self.window * 2;
+        if may {
+            self.leave(Place::Window);
+            self.apart += 1;
+        }
+        may
+    }
+
+    /// An attempt counted there has ended.
+    pub fn leave(&mut self, place: Place) {
+        let count = match place {
+            Place::Window => &mut self.taken,
+            Place::Slow => &mut self.slow,
+            Place::Apart => &mut self.apart,
+        };
+        *count = count.saturating_sub(1);
     }
 }
 
@@ -94,12 +130,18 @@ mod tests {
     }
 
     #[test]
-    fn slow_peers_get_one_half_and_unknown_ones_leave_a_quarter() {
+    fn slow_peers_have_places_of_their_own_and_unknown_ones_leave_a_quarter() {
         let mut room = Room::new(64);
         let taken: usize = (0..100).map(|_| fill(&mut room, Pace::Slow, 8)).sum();
         assert_eq!(taken, 32);
-        let taken: usize = (0..100).map(|_| fill(&mut room, Pace::Unknown, 8)).sum();
-        assert_eq!(taken, 16);
+        let taken: Vec<usize> = (0..100)
+            .map(|_| fill(&mut room, Pace::Unknown, 8))
+            .collect();
+        assert!(
+            taken.iter().all(|n| *n <= 1),
+            "one attempt shows who they are"
+        );
+        assert_eq!(taken.iter().sum::<usize>(), 48);
         assert_eq!(fill(&mut room, Pace::Fast, 8), 1);
     }
 
@@ -127,8 +169,8 @@ mod tests {
             room.enter(Pace::Slow);
         }
         assert!(room.slow_is_full());
-        room.leave(Pace::Slow);
-        room.leave(Pace::Slow);
+        room.leave(Place::Slow);
+        room.leave(Place::Slow);
         assert_eq!(room.in_flight(), 0);
         assert!(room.admits(Pace::Slow, 0));
     }

@@ -170,20 +170,41 @@ pub(in crate::store) async fn known_messages(
     Ok(known)
 }
 
-pub(in crate::store) async fn has_row(
+/// Copies asked about at once.
+const COPIES: usize = 128;
+
+pub(in crate::store) async fn known_copies(
     db: Db,
     protocol: ProtocolId,
-    msg_id: String,
-    peer: PeerName,
-) -> Answer<bool> {
-    let found = db
-        .query("SELECT 1 FROM federation_queue WHERE protocol = $1 AND msg_id = $2 AND peer = $3")
-        .bind(protocol)
-        .bind(msg_id)
-        .bind(peer.as_str())
-        .fetch_optional()
-        .await?;
-    Ok(found.is_some())
+    copies: Vec<(String, PeerName)>,
+) -> Answer<HashSet<(String, PeerName)>> {
+    let mut known = HashSet::new();
+    for some in copies.chunks(COPIES) {
+        let padded = some.len().next_power_of_two();
+        let marks: Vec<_> = (0..padded)
+            .map(|n| format!("(${}, ${})", n * 2 + 2, n * 2 + 3))
+            .collect();
+        let text = format!(
+            "SELECT msg_id, peer FROM federation_queue \
+             WHERE protocol = $1 AND (msg_id, peer) IN (VALUES {})",
+            marks.join(",")
+        );
+        let mut query = db.query(AssertSqlSafe(text)).bind(protocol);
+        let Some(last) = some.last() else { continue };
+        for (id, peer) in some.iter().chain(std::iter::repeat(last)).take(padded) {
+            query = query.bind(id.as_str()).bind(peer.as_str());
+        }
+        let rows = query.fetch_all().await?;
+        let mut found = HashSet::with_capacity(rows.len());
+        for row in rows {
+            found.insert((row.get::<String>(0)?, row.get::<String>(1)?));
+        }
+        let is_there = |(id, peer): &&(String, PeerName)| {
+            found.contains(&(id.clone(), peer.as_str().to_owned()))
+        };
+        known.extend(some.iter().filter(is_there).cloned());
+    }
+    Ok(known)
 }
 
 pub(in crate::store) async fn pending(
