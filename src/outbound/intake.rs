@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::lane::Item;
+use super::peer_set::PeerSet;
 use super::rows::Made;
 use super::scopes::{Batch, Scopes};
 use super::shard::{LaneKey, Work};
@@ -25,7 +26,7 @@ use crate::ops::Ops;
 use crate::ops::health::Health;
 use crate::peers::Peers;
 use crate::protocol::{PeerName, Protocol, ProtocolId};
-use crate::store::{Commit, Lease, NewRow, RowState, Store, StoreError, StoreErrorKind};
+use crate::store::{Commit, Late, Lease, NewRow, RowState, Store, StoreError, StoreErrorKind};
 
 /// Messages taken at once.
 const BATCH: usize = 256;
@@ -51,6 +52,8 @@ pub struct Reader {
     /// Largest body that may travel, bytes.
     pub max_body: usize,
     pub(super) scopes: Scopes,
+    /// Peers whose outcomes are long in coming.
+    pub late: PeerSet,
     /// Whose messages are read here, where several instances share them.
     pub serving: Option<Serving>,
 }
@@ -247,7 +250,7 @@ impl Reader {
         }
         let dead = made.rows.iter().any(|r| r.state == RowState::Failed);
         let kept: Arc<[NewRow]> = made.rows.into();
-        let commit = match enqueue(&self.store, self.lease(), &kept).await {
+        let commit = match enqueue(&self.store, self.lease(), &kept, made.late).await {
             Ok(commit) => commit,
             Err(error) => {
                 forget(unacked, ids.iter());
@@ -393,11 +396,12 @@ async fn enqueue(
     store: &Store,
     lease: Option<Lease>,
     rows: &Arc<[NewRow]>,
+    late: Late,
 ) -> Result<Commit, StoreError> {
     if rows.is_empty() {
         return Ok(Box::pin(std::future::ready(Ok(()))));
     }
-    store.enqueue_under(lease, Arc::clone(rows)).await
+    store.enqueue_under(lease, Arc::clone(rows), late).await
 }
 
 /// Waits for the commit, handing the rows over again while the store cannot take them.
@@ -414,7 +418,7 @@ async fn durable(
         }
         tracing::warn!(%error, rows = rows.len(), "messages stay unacknowledged until the store can take them");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        outcome = match enqueue(store, lease, &rows).await {
+        outcome = match enqueue(store, lease, &rows, Late::new()).await {
             Ok(commit) => commit.await,
             Err(e) => Err(e),
         };

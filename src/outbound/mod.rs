@@ -129,6 +129,7 @@ impl Outbound {
             drain: config.public.drain_timeout,
             listening: PeerSet::default(),
             paused: PeerSet::default(),
+            late: PeerSet::default(),
         };
         // All reads before the first thread: whoever failed may start again.
         let mut known = known(&parts, shards).await?;
@@ -184,6 +185,7 @@ impl Outbound {
             parts: parts.clone(),
             shards: senders.clone(),
             dead: dead.clone(),
+            late: shared.late.clone(),
             max_body,
         });
         let mailboxes = Mailbox::new(parts.store.clone(), parts.ops.clone(), parts.clock.clone());

@@ -10,7 +10,7 @@ use crate::bus::OutMessage;
 use crate::faults;
 use crate::ops::metrics;
 use crate::protocol::{OutEvent, PeerName, Protocol, ProtocolId, Refusal, Sealed, Targets};
-use crate::store::{NewRow, RowState};
+use crate::store::{Late, NewRow, RowState};
 
 /// Bytes of an ordering key that are stored as they are.
 const MAX_KEY: usize = 1_024;
@@ -20,6 +20,8 @@ const MAX_KEY: usize = 1_024;
 pub(super) struct Made {
     pub rows: Vec<NewRow>,
     pub lanes: Vec<(LaneKey, Item)>,
+    /// Those of the rows whose peers are away or behind.
+    pub late: Late,
 }
 
 impl Reader {
@@ -52,7 +54,11 @@ impl Reader {
                     // What belongs to the event as a whole goes with the first of its rows.
                     row.records = std::mem::take(&mut sealed.records);
                     row.room_event = sealed.room_event.take();
-                    made.lanes.push(((name, peer), item(&row)));
+                    let key = (name, peer);
+                    if self.late.has(&key) {
+                        made.late.push(row.id);
+                    }
+                    made.lanes.push((key, item(&row)));
                     made.rows.push(row);
                 }
             }

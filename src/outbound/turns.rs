@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::intake::{Reader, Serving, shard_of};
+use super::peer_set::PeerSet;
 use super::scopes::Scopes;
 use super::shard::{Known, LaneKey, Work};
 use super::{Facts, Parts, control};
@@ -28,6 +29,7 @@ pub(super) struct Turns {
     pub parts: Parts,
     pub shards: Vec<mpsc::Sender<Work>>,
     pub dead: Arc<tokio::sync::Notify>,
+    pub late: PeerSet,
     pub max_body: usize,
 }
 
@@ -197,6 +199,7 @@ impl Turns {
             dead: self.dead.clone(),
             max_body: self.max_body,
             scopes: Scopes::default(),
+            late: self.late.clone(),
             serving,
         }
     }

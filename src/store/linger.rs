@@ -4,7 +4,8 @@
 //! outcome and without its body, costs a fraction of one that is written as pending and changed soon
 //! after. Nobody waits for it meanwhile but the broker, who is told when it is durable, as ever.
 //!
-//! - A batch of rows waits until each of its rows has an outcome, at most [`PATIENCE`].
+//! - A batch of rows waits until each of its rows has an outcome, at most [`PATIENCE`]. Rows for
+//!   peers that are away or behind are handed in as late ones: nothing waits for theirs.
 //! - Batches go in the order they came, complete or not: were a later one written before an earlier
 //!   one, a bridge killed in between would take the earlier messages from the broker again and number
 //!   them behind the later ones.
@@ -51,6 +52,7 @@ struct Slot {
 struct Place {
     /// Number of its batch.
     slot: u64,
+    /// Or none is awaited.
     has_outcome: bool,
 }
 
@@ -87,7 +89,7 @@ impl Linger {
         let mut urgent = false;
         for job in jobs.drain(..) {
             match &job.work {
-                Work::Insert(_) => self.rows(job, now),
+                Work::Insert(..) => self.rows(job, now),
                 Work::Settle(settle) => {
                     let row = settle.row;
                     self.outcome(row, job);
@@ -157,16 +159,21 @@ impl Linger {
         if self.off_until.is_some_and(|until| now < until) {
             return self.ready.push(job);
         }
-        let Work::Insert(rows) = &job.work else {
+        let Work::Insert(rows, late) = &job.work else {
             return self.ready.push(job);
         };
         let pending = rows.iter().filter(|r| r.state == RowState::Pending);
-        let open = pending.clone().count();
-        let place = Place {
-            slot: self.first + self.slots.len() as u64,
-            has_outcome: false,
-        };
-        self.places.extend(pending.map(|row| (row.id, place)));
+        let slot = self.first + self.slots.len() as u64;
+        let mut open = 0;
+        for row in pending {
+            let awaited = !late.contains(&row.id);
+            open += usize::from(awaited);
+            let place = Place {
+                slot,
+                has_outcome: !awaited,
+            };
+            self.places.insert(row.id, place);
+        }
         let count = rows.len();
         self.rows += count;
         self.slots.push_back(Slot {
@@ -209,7 +216,7 @@ impl Linger {
         };
         self.first += 1;
         self.rows -= slot.count;
-        if let Work::Insert(rows) = &slot.rows.work {
+        if let Work::Insert(rows, _) = &slot.rows.work {
             for row in rows.iter() {
                 self.places.remove(&row.id);
             }
@@ -239,7 +246,10 @@ mod tests {
     }
 
     fn rows(ids: impl IntoIterator<Item = i64>) -> Job {
-        job(Work::Insert(ids.into_iter().map(NewRow::example).collect()))
+        job(Work::Insert(
+            ids.into_iter().map(NewRow::example).collect(),
+            vec![],
+        ))
     }
 
     fn outcome(row: i64) -> Job {
@@ -257,7 +267,7 @@ mod tests {
         let mut jobs: Vec<_> = jobs.into_iter().collect();
         linger.sort(&mut jobs);
         let ids = jobs.iter().flat_map(|job| match &job.work {
-            Work::Insert(rows) => rows.iter().map(|r| r.id).collect(),
+            Work::Insert(rows, _) => rows.iter().map(|r| r.id).collect(),
             Work::Settle(settle) => vec![-settle.row],
             _ => vec![0],
         });
@@ -270,6 +280,21 @@ mod tests {
         assert!(goes(&mut linger, [rows([1, 2]), outcome(2)]).is_empty());
         assert_eq!(goes(&mut linger, [outcome(1)]), [1, 2, -2, -1]);
         assert_eq!(linger.due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_waits_for_the_outcome_of_a_late_row() {
+        let mut linger = Linger::default();
+        let rows = [1, 2].into_iter().map(NewRow::example).collect();
+        let with_late = job(Work::Insert(rows, vec![2]));
+        assert!(goes(&mut linger, [with_late]).is_empty());
+        assert_eq!(goes(&mut linger, [outcome(1)]), [1, 2, -1]);
+        // If it comes all the same it goes behind its row.
+        let rows = [3, 4].into_iter().map(NewRow::example).collect();
+        let with_late = job(Work::Insert(rows, vec![4]));
+        assert!(goes(&mut linger, [with_late, outcome(4)]).is_empty());
+        advance(GATHER).await;
+        assert_eq!(goes(&mut linger, [outcome(3)]), [3, 4, -4, -3]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use super::checkpoint::{Acked, Rebase, Tip, Way};
 use super::held::{HeldBatch, Released};
 use super::leases::Lease;
 use super::told::Told;
-use super::types::{Accepted, Keeping, Lead, MendTurn, NewInbound, NewRow, Outcome, Settle};
+use super::types::{Accepted, Keeping, Late, Lead, MendTurn, NewInbound, NewRow, Outcome, Settle};
 use super::value::Value;
 use crate::clock::UnixMs;
 use crate::config::Retention;
@@ -25,7 +25,7 @@ const ROW_COST: usize = 512;
 /// One operation. Constraint violations are designed out: every insert says what a conflict means.
 #[derive(Debug)]
 pub(super) enum Work {
-    Insert(Arc<[NewRow]>),
+    Insert(Arc<[NewRow]>, Late),
     Settle(Settle),
     Noticed(Vec<i64>),
     Accept(Box<Arrival>),
@@ -149,7 +149,7 @@ impl Work {
     pub fn is_kept(&self) -> bool {
         matches!(
             self,
-            Self::Insert(_) | Self::Settle(_) | Self::Noticed(_) | Self::Published(_)
+            Self::Insert(..) | Self::Settle(_) | Self::Noticed(_) | Self::Published(_)
         )
     }
 
@@ -166,7 +166,7 @@ impl Work {
             event.map_or(0, |e| ROW_COST + e.envelope.len() + e.event_id.len())
         };
         match self {
-            Self::Insert(rows) => rows
+            Self::Insert(rows, _) => rows
                 .iter()
                 .map(|r| {
                     let records = r.records.iter().map(strings).sum::<usize>();
@@ -206,7 +206,7 @@ impl Work {
     /// How much of a batch's width it takes.
     pub fn width(&self) -> usize {
         match self {
-            Self::Insert(rows) => rows.len().max(1),
+            Self::Insert(rows, _) => rows.len().max(1),
             Self::Noticed(ids) => ids.len().div_ceil(16).max(1),
             Self::Published(acked) => acked.ids.len().div_ceil(16).max(1),
             Self::Records(_, records) => records.len().max(1),

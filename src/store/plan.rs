@@ -181,7 +181,7 @@ pub(super) fn plan<'a>(works: impl Iterator<Item = &'a Work>) -> Plan<'a> {
     let mut settle_at: HashMap<i64, usize> = HashMap::new();
     for work in works {
         match work {
-            Work::Insert(rows) => {
+            Work::Insert(rows, _) => {
                 for row in rows.iter() {
                     row_at.entry(row.id).or_insert(plan.rows.len());
                     plan.rows.push(PlannedRow {
@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn an_outcome_joins_its_row_still_waiting() {
         let works = [
-            Work::Insert([row(1, "a", b"x"), row(2, "b", b"y")].into()),
+            Work::Insert([row(1, "a", b"x"), row(2, "b", b"y")].into(), vec![]),
             settle(2, Outcome::Delivered { at_ms: 5 }),
         ];
         let plan = plan(works.iter());
@@ -330,9 +330,9 @@ mod tests {
         const BIG: &[u8] = &[7; 4096];
         let rows = vec![row(1, "a", BIG), row(2, "a", BIG), row(3, "a", BIG)];
         let works = [
-            Work::Insert(rows.into()),
+            Work::Insert(rows.into(), vec![]),
             settle(1, Outcome::Delivered { at_ms: 5 }),
-            Work::Insert([row(4, "b", BIG)].into()),
+            Work::Insert([row(4, "b", BIG)].into(), vec![]),
         ];
         let plan = plan(works.iter());
         assert_eq!(plan.bodies.len(), 1);

@@ -9,7 +9,7 @@ use super::leases::Lease;
 use super::ops::{Answer, Single, Work};
 use super::single::ROW_BLOCK;
 use super::types::{
-    AttemptRow, LaneSummary, NewRow, QueueCounts, QueueRow, RowFilter, Settle, StoreError,
+    AttemptRow, LaneSummary, Late, NewRow, QueueCounts, QueueRow, RowFilter, Settle, StoreError,
 };
 use super::{Commit, Store, closed, read};
 use crate::protocol::{PeerName, ProtocolId};
@@ -58,21 +58,22 @@ impl Store {
     /// commit. A row whose (protocol, msg_id, peer) exists is skipped silently, with its records.
     /// Neighbouring rows of one message with equal bodies share one stored body.
     pub async fn enqueue(&self, rows: impl Into<Arc<[NewRow]>>) -> Result<Commit, StoreError> {
-        self.enqueue_under(self.lease, rows).await
+        self.enqueue_under(self.lease, rows, Late::new()).await
     }
 
     /// The same, written only while this lease is ours; else `Fenced`, and the rows are another's
-    /// to make.
+    /// to make. `late`: those of them whose outcomes nothing should wait for.
     pub async fn enqueue_under(
         &self,
         lease: Option<Lease>,
         rows: impl Into<Arc<[NewRow]>>,
+        late: Late,
     ) -> Result<Commit, StoreError> {
         let rows = rows.into();
         // Before they are handed in: what has a row is never taken for new.
         let ids = rows.iter().map(|row| (row.protocol, row.msg_id.as_str()));
         self.inner.known.add(ids);
-        self.put_under(lease, Work::Insert(rows)).await
+        self.put_under(lease, Work::Insert(rows, late)).await
     }
 
     /// Records an outcome. If the row still waits to be inserted the two become one write. A row

@@ -73,6 +73,9 @@ pub struct NewRow {
     pub room_event: Option<RoomEvent>,
 }
 
+/// Numbers of rows whose outcomes are not expected for a while: their peers are away, or behind.
+pub type Late = Vec<i64>;
+
 #[cfg(test)]
 impl NewRow {
     /// A pending row of that number with nothing in it.

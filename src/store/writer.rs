@@ -526,6 +526,7 @@ mod tests {
         let (full, commits, seen) = (rig.full.clone(), rig.commits.clone(), rig.seen.clone());
         let first = rig.hand_in(Work::Insert(
             (0..MAX_WIDTH as i64).map(NewRow::example).collect(),
+            vec![],
         ));
         let (one, two) = (rig.settle(1), rig.settle(2));
         let epoch = rig.hand_in(Work::Single(Single::NextEpoch));

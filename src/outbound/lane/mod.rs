@@ -214,6 +214,11 @@ impl Lane {
         self.met_to
     }
 
+    /// Whether what arrives now waits for others, or for the peer.
+    pub fn is_behind(&self) -> bool {
+        self.tail || self.facts.pause.is_some()
+    }
+
     /// Nothing in memory, on disk or in flight.
     pub fn is_idle(&self) -> bool {
         self.held.is_empty() && !self.tail && self.loading.is_none() && self.keys.is_empty()

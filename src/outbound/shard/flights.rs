@@ -91,10 +91,12 @@ impl Flights {
         self.look
     }
 
-    /// Gives back the places of attempts that last long, as many as may count apart.
-    pub fn look(&mut self, now: Instant) {
+    /// Gives back the places of attempts that last long, as many as may count apart; answers whose
+    /// they are.
+    pub fn look(&mut self, now: Instant) -> Vec<LaneKey> {
+        let mut found = Vec::new();
         if self.look.is_none_or(|at| now < at) {
-            return;
+            return found;
         }
         while let Some((since, number, _)) = self.begun.front() {
             let lasts = self.young.contains(number);
@@ -105,10 +107,12 @@ impl Flights {
                 && lasts
             {
                 self.young.remove(&number);
-                *self.long.entry(lane).or_default() += 1;
+                *self.long.entry(lane.clone()).or_default() += 1;
+                found.push(lane);
             }
         }
         self.look = self.begun.front().map(|_| now + LOOK);
+        found
     }
 }
 
@@ -131,7 +135,7 @@ mod tests {
         assert!(flights.room.is_full() && !flights.hangs(&hanging));
         assert_eq!(flights.look_at(), Some(begun + LONG));
 
-        flights.look(begun + LONG);
+        assert_eq!(flights.look(begun + LONG), [hanging.clone()]);
         assert!(!flights.room.is_full() && flights.hangs(&hanging));
         let second = flights.begins(&next, Pace::Fast, begun + LONG);
         flights.ends(&hanging, first);

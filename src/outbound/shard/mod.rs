@@ -73,6 +73,8 @@ pub struct Shared {
     pub listening: PeerSet,
     /// Peers to whom an operator lets nothing go out.
     pub paused: PeerSet,
+    /// Peers whose outcomes are long in coming.
+    pub late: PeerSet,
     pub policy: Policy,
     pub limits: Limits,
     /// Attempts in flight in this shard at most, see [`room`].
@@ -98,6 +100,8 @@ struct Entry {
     resting: bool,
     /// Noted as a peer of whom a word would earn an early attempt.
     listening: bool,
+    /// Noted as a peer whose outcomes are long in coming.
+    late: bool,
     state: metrics::LaneState,
     saving: Saving,
     meter: Meter,
@@ -243,7 +247,9 @@ impl Shard {
     }
 
     fn wake(&mut self) {
-        self.flights.look(Instant::now());
+        for key in self.flights.look(Instant::now()) {
+            self.poke(&key);
+        }
         let now = self.tools.clock.now_ms();
         while let Some((at, _)) = self.wakes.first() {
             if *at > now {
@@ -274,6 +280,7 @@ impl Shard {
                 starved: false,
                 resting: false,
                 listening: false,
+                late: false,
                 state: metrics::LaneState::Healthy,
                 saving: Saving::default(),
                 meter: known.meter,
@@ -291,6 +298,9 @@ impl Shard {
         }
         if entry.listening {
             self.shared.listening.forget(key);
+        }
+        if entry.late {
+            self.shared.late.forget(key);
         }
         metrics::lane_state(Some(entry.state), None);
         let known = Known {

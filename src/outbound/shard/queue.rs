@@ -190,6 +190,15 @@ impl Shard {
                 self.shared.listening.forget(key);
             }
         }
+        let late = pace == Pace::Slow || entry.lane.is_behind();
+        if late != entry.late {
+            entry.late = late;
+            if late {
+                self.shared.late.note(key);
+            } else {
+                self.shared.late.forget(key);
+            }
+        }
         let state = state_of(entry, &self.shared.policy);
         if state != entry.state {
             metrics::lane_state(Some(entry.state), Some(state));
