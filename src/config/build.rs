@@ -28,6 +28,9 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
     let peers = peers::peers(layers)?;
     let mut http = http::http(layers, &section("http"))?;
     http::name_plain_hosts(&mut http, &peers);
+    let outbound = outbound(&section("outbound"))?;
+    // What a whole window brought back need not be dialled again.
+    http.idle_per_host = http.idle_per_host.max(outbound.peer_window);
     Ok(Config {
         nats: super::nats::nats(layers, &section("nats"), &section("nats.managed"))?,
         store: super::store::read(&section("store"), &data_dir)?,
@@ -37,7 +40,7 @@ pub(super) fn config(layers: &Layers) -> Result<Config, ConfigError> {
         public: public(&section("public"), &section("http"))?,
         admin: admin(&section("admin"))?,
         admin_access: admin_access(&section("admin"))?,
-        outbound: outbound(&section("outbound"))?,
+        outbound,
         log: log(&section("log"))?,
         ops_single: section("ops").flag("single")?,
         uam: uam::uam(&section("uam"))?,

@@ -63,6 +63,8 @@ pub struct HttpConfig {
     pub hosts: Vec<(String, Vec<std::net::IpAddr>)>,
     /// Look SRV records up at all.
     pub srv: bool,
+    /// Connections kept open to one host when idle, of each pool.
+    pub idle_per_host: usize,
 }
 
 /// `[public]`, `[admin]`: a listener.

@@ -168,7 +168,8 @@ impl Inner {
         let tls = tls::client_config(&config.extra_roots).map_err(|e| e.to_string())?;
         let names = Arc::new(Names::new(config));
         let guard = Arc::new(Guard::new(&config.allow_cidrs));
-        let pool = |guard| dial::pool(&tls, &names, guard, config.connect_timeout);
+        let (patience, idle) = (config.connect_timeout, config.idle_per_host);
+        let pool = |guard| dial::pool(&tls, &names, guard, patience, idle);
         Ok(Self {
             guarded: pool(Some(Arc::clone(&guard))),
             exempt: pool(None),

@@ -24,8 +24,6 @@ use tower::{BoxError, Service};
 use super::guard::Guard;
 use super::resolver::{GuardedResolver, Names};
 
-/// Connections kept open to one peer when idle; its default window is 8.
-const IDLE_PER_HOST: usize = 16;
 /// How long an idle connection is kept. Below what servers and balancers usually allow (60 s), so
 /// that we close first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
@@ -38,12 +36,13 @@ const MAX_HEADER_LIST: u32 = 64 * 1024;
 pub(super) type Pool = Client<Within<HttpsConnector<HttpConnector<GuardedResolver>>>, Full<Bytes>>;
 
 /// A pool whose names resolve under `guard`; `None`: anywhere. `connect_timeout` covers resolving,
-/// connecting and the TLS handshake.
+/// connecting and the TLS handshake; `idle_per_host` connections to one host are kept when idle.
 pub(super) fn pool(
     tls: &ClientConfig,
     names: &Arc<Names>,
     guard: Option<Arc<Guard>>,
     connect_timeout: Duration,
+    idle_per_host: usize,
 ) -> Pool {
     let mut tcp = HttpConnector::new_with_resolver(GuardedResolver {
         names: Arc::clone(names),
@@ -64,7 +63,7 @@ pub(super) fn pool(
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
-        .pool_max_idle_per_host(IDLE_PER_HOST)
+        .pool_max_idle_per_host(idle_per_host)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .http2_max_header_list_size(MAX_HEADER_LIST)
         // All requests to a peer share one HTTP/2 connection, and a request that times out

@@ -19,7 +19,7 @@ use crate::support::uam_client::{envelope, message_id, payload_text};
 pub const PEERS: usize = 24;
 
 /// An instance may die this long after an answer and still not have committed it.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A message as it was published.
 #[derive(Clone, Debug)]

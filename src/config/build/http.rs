@@ -12,6 +12,9 @@ use crate::config::model::{HttpConfig, PeerPin};
 use crate::config::read::Section;
 use crate::protocol::PeerName;
 
+/// Idle connections kept open to one host, at least.
+const IDLE_PER_HOST: usize = 16;
+
 pub(super) fn http(layers: &Layers, s: &Section<'_>) -> Result<HttpConfig, ConfigError> {
     let host = |text: &str| {
         PeerName::parse(&text.to_ascii_lowercase())
@@ -50,6 +53,7 @@ pub(super) fn http(layers: &Layers, s: &Section<'_>) -> Result<HttpConfig, Confi
         dns_servers: s.parsed("dns_servers", "addresses such as \"192.0.2.53:53\"", dns)?,
         hosts: static_hosts(layers)?,
         srv: s.flag("srv")?,
+        idle_per_host: IDLE_PER_HOST,
     })
 }
 
