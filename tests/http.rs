@@ -35,6 +35,7 @@ fn strict() -> HttpConfig {
         dns_servers: vec!["127.0.0.1:9".parse().unwrap()],
         hosts: Vec::new(),
         srv: true,
+        idle_per_host: 16,
     }
 }
 

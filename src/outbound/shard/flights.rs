@@ -135,7 +135,7 @@ mod tests {
         assert!(flights.room.is_full() && !flights.hangs(&hanging));
         assert_eq!(flights.look_at(), Some(begun + LONG));
 
-        assert_eq!(flights.look(begun + LONG), [hanging.clone()]);
+        assert_eq!(flights.look(begun + LONG), std::slice::from_ref(&hanging));
         assert!(!flights.room.is_full() && flights.hangs(&hanging));
         let second = flights.begins(&next, Pace::Fast, begun + LONG);
         flights.ends(&hanging, first);
