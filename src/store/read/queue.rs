@@ -135,13 +135,20 @@ pub(in crate::store) async fn ids_after(db: Db, after: Option<RowName>) -> Answe
         .collect()
 }
 
-/// The question after so many ids, a power of two up to 256; each text is made once.
+/// The question after so many ids, a power of two up to 256; each text is made once. A look into the
+/// index for each id, and so written that no planner does it otherwise: for `IN` with `DISTINCT`
+/// PostgreSQL read the whole index of the protocol.
 fn known_sql(ids: usize) -> Arc<str> {
     static TEXTS: [OnceLock<Arc<str>>; 9] = [const { OnceLock::new() }; 9];
     let make = || {
-        let marks: Vec<_> = (0..ids).map(|n| format!("${}", n + 2)).collect();
-        let marks = marks.join(",");
-        format!("SELECT DISTINCT msg_id FROM federation_queue WHERE protocol = $1 AND msg_id IN ({marks})").into()
+        let marks: Vec<_> = (0..ids).map(|n| format!("(${})", n + 2)).collect();
+        format!(
+            "WITH wanted (id) AS (VALUES {}) SELECT id FROM wanted WHERE \
+             (SELECT 1 FROM federation_queue q \
+             WHERE q.protocol = $1 AND q.msg_id = wanted.id LIMIT 1) = 1",
+            marks.join(",")
+        )
+        .into()
     };
     let at = usize::try_from(ids.trailing_zeros()).unwrap_or(usize::MAX);
     TEXTS
@@ -185,8 +192,9 @@ pub(in crate::store) async fn known_copies(
             .map(|n| format!("(${}, ${})", n * 2 + 2, n * 2 + 3))
             .collect();
         let text = format!(
-            "SELECT msg_id, peer FROM federation_queue \
-             WHERE protocol = $1 AND (msg_id, peer) IN (VALUES {})",
+            "WITH wanted (id, peer) AS (VALUES {}) SELECT id, peer FROM wanted WHERE \
+             (SELECT 1 FROM federation_queue q WHERE q.protocol = $1 \
+             AND q.msg_id = wanted.id AND q.peer = wanted.peer LIMIT 1) = 1",
             marks.join(",")
         );
         let mut query = db.query(AssertSqlSafe(text)).bind(protocol);
