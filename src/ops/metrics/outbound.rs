@@ -107,7 +107,7 @@ impl Outbound {
             window: added(
                 r,
                 "window",
-                "Attempts that may be in flight in all",
+                "Attempts that may be in flight within their first second",
                 Gauge::default(),
             ),
         }
@@ -202,7 +202,7 @@ pub fn in_flight_add(delta: i64) {
     METRICS.outbound.in_flight.inc_by(delta);
 }
 
-/// Sets how many attempts may be in flight in all.
+/// Sets how many attempts may be in flight within their first second.
 pub fn window(n: usize) {
     METRICS.outbound.window.set(gauge_value(n as u64));
 }
