@@ -202,15 +202,12 @@ pub(in crate::store) async fn known_copies(
         for (id, peer) in some.iter().chain(std::iter::repeat(last)).take(padded) {
             query = query.bind(id.as_str()).bind(peer.as_str());
         }
-        let rows = query.fetch_all().await?;
-        let mut found = HashSet::with_capacity(rows.len());
-        for row in rows {
-            found.insert((row.get::<String>(0)?, row.get::<String>(1)?));
+        for row in query.fetch_all().await? {
+            // The names come back as they were asked for.
+            if let Ok(peer) = PeerName::parse(&row.get::<String>(1)?) {
+                known.insert((row.get(0)?, peer));
+            }
         }
-        let is_there = |(id, peer): &&(String, PeerName)| {
-            found.contains(&(id.clone(), peer.as_str().to_owned()))
-        };
-        known.extend(some.iter().filter(is_there).cloned());
     }
     Ok(known)
 }
