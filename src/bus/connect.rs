@@ -10,7 +10,7 @@ use async_nats::{ConnectErrorKind, ConnectOptions, Event};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Bus, BusError, BusErrorKind, Inner, Link, login, publish};
+use super::{Bus, BusError, BusErrorKind, Inner, Link, earlier, login, publish};
 use crate::config::{NatsConfig, NatsLogin};
 use crate::retry::{self, Failure};
 
@@ -69,6 +69,7 @@ impl Bus {
                 trouble,
                 notices,
                 notices_dropped: dropped,
+                made: earlier::Made::default(),
                 closed,
             }),
         })

@@ -13,8 +13,9 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::{ErrorCode, Message};
-use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt};
 
+use super::earlier::{LEASE_KEY, STORE_KEY, UNIT_KEY};
 use super::parse::{Stored, parse};
 use super::publish::js_error;
 use super::{AckHandle, Bus, BusError, BusErrorKind, Line, OutMessage};
@@ -37,10 +38,7 @@ const PULL_BATCH: usize = 1_024;
 const PULL_BYTES: usize = 32 * 1024 * 1024;
 
 const CONSUMER_PREFIX: &str = "drawbridge-";
-const STORE_KEY: &str = "store";
 const EPOCH_KEY: &str = "epoch";
-const UNIT_KEY: &str = "unit";
-const LEASE_KEY: &str = "lease";
 
 /// Which of the stored messages an intake is for.
 #[derive(Clone, Debug)]
@@ -59,14 +57,30 @@ pub enum Share<'a> {
 }
 
 impl Share<'_> {
+    /// The unit's name, where it is only a unit's.
+    pub(super) fn unit(&self) -> Option<&str> {
+        match self {
+            Self::All { .. } => None,
+            Self::Unit { name, .. } => Some(name),
+        }
+    }
+
     fn consumer(&self, epoch: i64) -> String {
+        let name = self.unit_token();
         match self {
             Self::All { .. } => format!("{CONSUMER_PREFIX}{epoch}"),
-            Self::Unit { name, lease, .. } => {
-                let name = name.replace('/', "-");
-                format!("{CONSUMER_PREFIX}{name}-{lease}-{epoch}")
-            }
+            Self::Unit { lease, .. } => format!("{CONSUMER_PREFIX}{name}-{lease}-{epoch}"),
         }
+    }
+
+    /// Whether the name of a consumer leaves open that it is in this share's way.
+    pub(super) fn may_be_in_the_way(&self, consumer: &str) -> bool {
+        let unit = format!("{CONSUMER_PREFIX}{}-", self.unit_token());
+        self.unit().is_none() || consumer.starts_with(&unit)
+    }
+
+    fn unit_token(&self) -> String {
+        self.unit().unwrap_or_default().replace('/', "-")
     }
 }
 
@@ -149,53 +163,7 @@ impl Bus {
             .get_stream_no_info(name)
             .await
             .map_err(|e| BusError::unavailable(format!("stream {name}: {e}")))?;
-        let earlier: Vec<_> = match stream.consumers().try_collect().await {
-            Ok(list) => list,
-            Err(e) => {
-                return Err(self
-                    .diagnose(
-                        name,
-                        format!("the consumers of {name} cannot be listed: {e}"),
-                    )
-                    .await);
-            }
-        };
-        for consumer in earlier {
-            let consumer: async_nats::jetstream::consumer::Info = consumer;
-            let owner = consumer.config.metadata.get(STORE_KEY).map(String::as_str);
-            // A work queue gives every message to one reader: a consumer that is not ours is
-            // another's.
-            let ours = owner == Some(store_id);
-            if ours && !replaces(share, &consumer)? {
-                continue;
-            }
-            match ours {
-                true if faults::on("stale_consumer") => {}
-                true => {
-                    if let Err(e) = stream.delete_consumer(&consumer.name).await
-                        && !gone(&e)
-                    {
-                        return Err(BusError::unavailable(format!(
-                            "consumer {} of {name} cannot be deleted: {e}",
-                            consumer.name
-                        )));
-                    }
-                }
-                false => {
-                    return Err(BusError::new(
-                        BusErrorKind::Foreign,
-                        format!(
-                            "stream {name} is read by consumer {} of another store ({}); two \
-                             bridges must not share an outbound stream. If that bridge is gone \
-                             for good, delete the consumer: nats consumer rm {name} {}",
-                            consumer.name,
-                            owner.unwrap_or("no store named"),
-                            consumer.name
-                        ),
-                    ));
-                }
-            }
-        }
+        self.clear_the_way(&stream, name, store_id, share).await?;
         let mut metadata = HashMap::from([
             (STORE_KEY.to_owned(), store_id.to_owned()),
             (EPOCH_KEY.to_owned(), epoch.to_string()),
@@ -224,6 +192,8 @@ impl Bus {
             metadata,
             ..pull::Config::default()
         };
+        // Before it is there: an answer that does not come may be lost on its way back.
+        self.inner.made.note(share.consumer(epoch), share.unit());
         let consumer = stream.create_consumer(config).await.map_err(|e| {
             use async_nats::jetstream::stream::ConsumerErrorKind as Kind;
             match e.kind() {
@@ -261,7 +231,7 @@ impl Bus {
 
     /// Whether a trouble with a stream's consumer is that the stream is gone (or no longer what it
     /// must be), or something that may heal.
-    async fn diagnose(&self, stream: &str, what: String) -> BusError {
+    pub(super) async fn diagnose(&self, stream: &str, what: String) -> BusError {
         use async_nats::jetstream::context::GetStreamErrorKind as Kind;
         let asked = tokio::time::timeout(
             self.patience().min(Duration::from_secs(2)),
@@ -413,40 +383,6 @@ impl Intake {
             },
         });
     }
-}
-
-/// Whether a consumer of our store gives way to this share's next one. A unit's gives way to a later
-/// owner's; one that a later owner made means that the unit is not ours any more.
-fn replaces(
-    share: &Share<'_>,
-    consumer: &async_nats::jetstream::consumer::Info,
-) -> Result<bool, BusError> {
-    let Share::Unit { name, lease, .. } = share else {
-        return Ok(true);
-    };
-    let metadata = &consumer.config.metadata;
-    let Some(unit) = metadata.get(UNIT_KEY) else {
-        return Ok(true); // from a time when one instance read everything
-    };
-    if unit != name {
-        return Ok(false);
-    }
-    let other: i64 = metadata
-        .get(LEASE_KEY)
-        .and_then(|l| l.parse().ok())
-        .unwrap_or(0);
-    if other > *lease {
-        return Err(BusError::unavailable(format!(
-            "unit {name} is read by a later owner (consumer {})",
-            consumer.name
-        )));
-    }
-    Ok(true)
-}
-
-fn gone(error: &async_nats::jetstream::stream::ConsumerError) -> bool {
-    use async_nats::jetstream::stream::ConsumerErrorKind as Kind;
-    matches!(error.kind(), Kind::JetStream(e) if e.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
 }
 
 /// Subjects to pull; empty: all.

@@ -33,6 +33,7 @@ mod among;
 mod calls;
 mod connect;
 pub mod durability;
+mod earlier;
 pub mod find;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
@@ -124,6 +125,8 @@ struct Inner {
     trouble: watch::Receiver<Option<String>>,
     notices: mpsc::Sender<(String, Bytes)>,
     notices_dropped: Arc<AtomicU64>,
+    /// Consumers of the outbound stream that we made.
+    made: earlier::Made,
     /// Ends what serves in the background.
     closed: CancellationToken,
 }

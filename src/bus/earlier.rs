@@ -1,0 +1,201 @@
+//! Earlier consumers of the outbound stream: ours go before the next one is made, another store's are
+//! refused.
+//!
+//! What a consumer is for stands in its metadata, which only its own leader tells. While that server
+//! stands still the list lacks it, although it is there and keeps the next one from being made: its
+//! name is all there is. A name that this process gave is reason enough to delete it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind, Stream};
+use futures_util::TryStreamExt;
+
+use super::intake::Share;
+use super::{Bus, BusError, BusErrorKind};
+use crate::faults;
+
+pub(super) const STORE_KEY: &str = "store";
+pub(super) const UNIT_KEY: &str = "unit";
+pub(super) const LEASE_KEY: &str = "lease";
+
+/// Consumers that this process asked for: name, and the unit where it is one's.
+#[derive(Debug, Default)]
+pub(super) struct Made(Mutex<HashMap<String, Option<String>>>);
+
+impl Made {
+    pub fn note(&self, name: String, unit: Option<&str>) {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        made.insert(name, unit.map(str::to_owned));
+    }
+
+    /// Whether it is of this process and of the same share as that of `unit`.
+    fn of_share(&self, name: &str, unit: Option<&str>) -> bool {
+        let made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        made.get(name).is_some_and(|made| made.as_deref() == unit)
+    }
+
+    /// Those of this share that are not among `there` have gone.
+    fn keep(&self, unit: Option<&str>, there: &[String]) {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        made.retain(|name, of| of.as_deref() != unit || there.contains(name));
+    }
+}
+
+impl Bus {
+    /// Deletes what the share's next consumer replaces. `Foreign`: another store reads this stream;
+    /// `Unavailable`: somebody's consumer cannot be asked whose it is, or a later owner has the unit.
+    pub(super) async fn clear_the_way<I>(
+        &self,
+        stream: &Stream<I>,
+        name: &str,
+        store_id: &str,
+        share: &Share<'_>,
+    ) -> Result<(), BusError> {
+        let told: Vec<Info> = match stream.consumers().try_collect().await {
+            Ok(list) => list,
+            Err(e) => return Err(self.not_listed(name, &e).await),
+        };
+        let names: Vec<String> = match stream.consumer_names().try_collect().await {
+            Ok(names) => names,
+            Err(e) => return Err(self.not_listed(name, &e).await),
+        };
+        self.inner.made.keep(share.unit(), &names);
+        let silent = |consumer: &&String| told.iter().all(|info| info.name != **consumer);
+        for consumer in names.iter().filter(silent) {
+            if self.inner.made.of_share(consumer, share.unit()) {
+                tracing::info!(
+                    consumer,
+                    "nats: the server of an earlier consumer of {name} does not answer; deleted by its name"
+                );
+                self.delete_consumer(stream, name, consumer).await?;
+            } else if share.may_be_in_the_way(consumer) {
+                return Err(BusError::unavailable(format!(
+                    "stream {name} has consumer {consumer}, whose server does not say whose it is"
+                )));
+            }
+        }
+        for consumer in &told {
+            let owner = consumer.config.metadata.get(STORE_KEY).map(String::as_str);
+            // A work queue gives every message to one reader: a consumer that is not ours is
+            // another's.
+            if owner != Some(store_id) {
+                return Err(foreign(name, &consumer.name, owner));
+            }
+            if replaces(share, consumer)? && !faults::on("stale_consumer") {
+                self.delete_consumer(stream, name, &consumer.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn not_listed(&self, name: &str, error: &impl std::fmt::Display) -> BusError {
+        let what = format!("the consumers of {name} cannot be listed: {error}");
+        self.diagnose(name, what).await
+    }
+
+    async fn delete_consumer<I>(
+        &self,
+        stream: &Stream<I>,
+        name: &str,
+        consumer: &str,
+    ) -> Result<(), BusError> {
+        if let Err(e) = stream.delete_consumer(consumer).await
+            && !gone(&e)
+        {
+            return Err(BusError::unavailable(format!(
+                "consumer {consumer} of {name} cannot be deleted: {e}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn foreign(stream: &str, consumer: &str, owner: Option<&str>) -> BusError {
+    BusError::new(
+        BusErrorKind::Foreign,
+        format!(
+            "stream {stream} is read by consumer {consumer} of another store ({}); two bridges \
+             must not share an outbound stream. If that bridge is gone for good, delete the \
+             consumer: nats consumer rm {stream} {consumer}",
+            owner.unwrap_or("no store named"),
+        ),
+    )
+}
+
+/// Whether a consumer of our store gives way to this share's next one. A unit's gives way to a later
+/// owner's; one that a later owner made means that the unit is not ours any more.
+fn replaces(share: &Share<'_>, consumer: &Info) -> Result<bool, BusError> {
+    let Share::Unit { name, lease, .. } = share else {
+        return Ok(true);
+    };
+    let metadata = &consumer.config.metadata;
+    let Some(unit) = metadata.get(UNIT_KEY) else {
+        return Ok(true); // from a time when one instance read everything
+    };
+    if unit != name {
+        return Ok(false);
+    }
+    let other: i64 = metadata
+        .get(LEASE_KEY)
+        .and_then(|l| l.parse().ok())
+        .unwrap_or(0);
+    if other > *lease {
+        return Err(BusError::unavailable(format!(
+            "unit {name} is read by a later owner (consumer {})",
+            consumer.name
+        )));
+    }
+    Ok(true)
+}
+
+fn gone(error: &ConsumerError) -> bool {
+    matches!(error.kind(), ConsumerErrorKind::JetStream(e) if e.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(name: &str) -> Share<'_> {
+        Share::Unit {
+            name,
+            lease: 3,
+            subjects: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_consumer_is_known_by_its_name_to_the_share_it_was_made_for_alone() {
+        let made = Made::default();
+        made.note("drawbridge-7".into(), None);
+        made.note("drawbridge-uam-1-3-8".into(), Some("uam/1"));
+        assert!(made.of_share("drawbridge-7", None));
+        assert!(made.of_share("drawbridge-uam-1-3-8", Some("uam/1")));
+        assert!(!made.of_share("drawbridge-uam-1-3-8", Some("uam/2")));
+        assert!(!made.of_share("drawbridge-6", None), "nobody knows whose");
+    }
+
+    #[test]
+    fn those_of_a_share_that_are_not_there_any_more_are_forgotten() {
+        let made = Made::default();
+        made.note("drawbridge-7".into(), None);
+        made.note("drawbridge-uam-1-3-8".into(), Some("uam/1"));
+        made.keep(Some("uam/1"), &[]);
+        assert!(made.of_share("drawbridge-7", None));
+        assert!(!made.of_share("drawbridge-uam-1-3-8", Some("uam/1")));
+    }
+
+    #[test]
+    fn a_silent_consumer_keeps_the_share_waiting_that_it_may_be_in_the_way_of() {
+        let all = Share::All {
+            enabled: &["uam"],
+            held_back: &[],
+        };
+        assert!(all.may_be_in_the_way("somebody's"));
+        assert!(unit("uam/1").may_be_in_the_way("drawbridge-uam-1-2-5"));
+        assert!(!unit("uam/1").may_be_in_the_way("drawbridge-uam-2-2-5"));
+    }
+}
