@@ -317,11 +317,11 @@ async fn outcomes_come_and_go_as_attempts_are_made(f: Fixture) {
     assert_eq!(f.store.attempts_of(id).await.unwrap()[0].status, Some(503));
 
     f.store.settle(dead(id)).await.unwrap().await.unwrap();
-    let unnoticed = f.store.unnoticed_dead(10).await.unwrap();
+    let unnoticed = f.store.unnoticed_dead(0, 10).await.unwrap();
     assert_eq!((unnoticed.len(), unnoticed[0].body.len()), (1, 1024));
     assert_eq!(unnoticed[0].first_failed_ms, Some(NOW));
     f.store.noticed(vec![id]).await.unwrap().await.unwrap();
-    assert!(f.store.unnoticed_dead(10).await.unwrap().is_empty());
+    assert!(f.store.unnoticed_dead(0, 10).await.unwrap().is_empty());
 
     assert_eq!(f.store.redrive(vec![id]).await.unwrap().await.unwrap(), 1);
     let row = f.store.row(id).await.unwrap().unwrap();

@@ -6,24 +6,38 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, BusError, BusMessage, subject};
+use crate::bus::{Bus, BusError, BusErrorKind, BusMessage, subject};
 use crate::faults;
-use crate::store::{QueueRow, Store};
+use crate::store::{QueueRow, Store, StoreError};
 
 /// Rows noticed at once.
 const PAGE: usize = 100;
+/// Notices that wait for their acknowledgement at once.
+const IN_FLIGHT: usize = 16;
 
-/// Publishes notices when woken, and every 30 s in any case, until `stop`.
+/// Pause after a pass that found nothing more to do, or nothing that trying again would help, ...
+const PAUSE: Duration = Duration::from_secs(30);
+/// ... and after one that the broker or the store was away for.
+const PAUSE_AWAY: Duration = Duration::from_secs(2);
+
+/// Why rows are left without their notice.
+struct Left {
+    why: String,
+    again_in: Duration,
+}
+
+/// Publishes notices when woken, and every [`PAUSE`] in any case, until `stop`.
 pub async fn run(bus: Bus, store: Store, wake: Arc<Notify>, stop: CancellationToken) {
     loop {
         let wait = match publish(&bus, &store).await {
-            Ok(()) => Duration::from_secs(30),
-            Err(error) => {
-                tracing::warn!(error, "dead letters wait to be published");
-                Duration::from_secs(2)
+            Ok(()) => PAUSE,
+            Err(Left { why, again_in }) => {
+                tracing::warn!(error = why, "dead letters wait to be published");
+                again_in
             }
         };
         tokio::select! {
@@ -34,39 +48,57 @@ pub async fn run(bus: Bus, store: Store, wake: Arc<Notify>, stop: CancellationTo
     }
 }
 
-async fn publish(bus: &Bus, store: &Store) -> Result<(), String> {
+/// One pass over all rows that want a notice. A notice that the broker refuses (larger than it takes
+/// now) is passed by: it must not hide those behind it.
+async fn publish(bus: &Bus, store: &Store) -> Result<(), Left> {
+    let mut left: Result<(), Left> = Ok(());
+    let mut after = 0;
     loop {
-        let rows = store
-            .unnoticed_dead(PAGE)
-            .await
-            .map_err(|e| e.to_string())?;
+        let rows = store.unnoticed_dead(after, PAGE).await?;
+        let Some(last) = rows.last() else { break };
+        after = last.id;
         let full = rows.len() == PAGE;
         let mut sent = Vec::new();
-        let mut failed: Option<BusError> = None;
-        for row in rows {
-            match bus.publish(notice(bus.prefix(), &row)).await {
-                Ok(_) => sent.push(row.id),
+        let mut away = false;
+        for (id, outcome) in tell(bus, rows).await {
+            match outcome {
+                Ok(_) => sent.push(id),
                 Err(e) => {
-                    failed = Some(e);
-                    break;
+                    away |= e.kind != BusErrorKind::Refused;
+                    left = Err(Left {
+                        why: e.to_string(),
+                        again_in: if away { PAUSE_AWAY } else { PAUSE },
+                    });
                 }
             }
         }
         if !sent.is_empty() {
             faults::crash_point("dead_told");
-            store
-                .noticed(sent)
-                .await
-                .map_err(|e| e.to_string())?
-                .await
-                .map_err(|e| e.to_string())?;
+            store.noticed(sent).await?.await?;
         }
-        match failed {
-            Some(e) => return Err(e.to_string()),
-            None if !full => return Ok(()),
-            None => {}
+        if !full || away {
+            break;
         }
     }
+    left
+}
+
+impl From<StoreError> for Left {
+    fn from(error: StoreError) -> Self {
+        Self {
+            why: error.to_string(),
+            again_in: PAUSE_AWAY,
+        }
+    }
+}
+
+/// Publishes the notices of these rows, a few in flight at a time.
+async fn tell(bus: &Bus, rows: Vec<QueueRow>) -> Vec<(i64, Result<(u64, bool), BusError>)> {
+    futures_util::stream::iter(rows)
+        .map(|row| async move { (row.id, bus.publish(notice(bus.prefix(), &row)).await) })
+        .buffered(IN_FLIGHT)
+        .collect()
+        .await
 }
 
 fn notice(prefix: &str, row: &QueueRow) -> BusMessage {

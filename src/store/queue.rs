@@ -222,9 +222,13 @@ impl Store {
             .await
     }
 
-    /// Dead rows whose notice on FED_DEAD is not acknowledged yet.
-    pub async fn unnoticed_dead(&self, limit: usize) -> Result<Vec<QueueRow>, StoreError> {
-        self.read_after(move |db| read::unnoticed_dead(db, limit))
+    /// Dead rows behind the row `after` whose notice on FED_DEAD is not acknowledged yet, oldest first.
+    pub async fn unnoticed_dead(
+        &self,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<QueueRow>, StoreError> {
+        self.read_after(move |db| read::unnoticed_dead(db, after, limit))
             .await
     }
 

@@ -152,7 +152,7 @@ async fn a_dropped_row_is_dead_with_a_reason_and_a_notice_to_come() {
     let mut notices: Vec<i64> = b
         .state
         .store
-        .unnoticed_dead(10)
+        .unnoticed_dead(0, 10)
         .await
         .unwrap()
         .iter()

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::peer::{Peer, Say};
+use async_nats::jetstream::stream::Stream;
+
+use super::peer::{PATIENCE, Peer, Say};
 use super::world::{Setup, World};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,6 +64,43 @@ async fn a_failing_message_is_tried_at_once_and_after_each_delay_then_is_a_dead_
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0]["attempts"], 3, "{rows:?}");
     assert_eq!(beta.seen().len(), 3, "and never again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_the_broker_refuses_hides_none_behind_it() {
+    let beta = Peer::start("beta.test", |_, _| Say::Status(400, "", "no")).await;
+    let mut world = Setup::new().peer(&beta).start().await;
+    let stream = world.js.get_stream("FED_DEAD").await.unwrap();
+    let mut config = stream.cached_info().config.clone();
+    config.max_message_size = 4096;
+    world.js.update_stream(&config).await.unwrap();
+
+    // Tried, as whoever listens without asking for an acknowledgement sees; the stream refuses it.
+    let large = world.send("beta.test", &"x".repeat(8192)).await;
+    let tried = world.dead().await;
+    assert_eq!(tried.header("Fed-Msg-Id"), large["message_id"]);
+    let small = world.send("beta.test", "hello").await;
+    assert_eq!(told_of(&stream, 1).await, small["message_id"]);
+
+    // The other is told as soon as the broker takes it.
+    config.max_message_size = -1;
+    world.js.update_stream(&config).await.unwrap();
+    world.send("beta.test", "a third one").await;
+    assert_eq!(told_of(&stream, 2).await, large["message_id"]);
+}
+
+/// Which message the dead letter at this place of the stream is of; waits for it.
+async fn told_of(stream: &Stream, sequence: u64) -> String {
+    let stored = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Ok(stored) = stream.get_raw_message(sequence).await {
+                return stored;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let stored = stored.await.expect("a dead letter in the stream, in time");
+    stored.headers.get("Fed-Msg-Id").unwrap().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]

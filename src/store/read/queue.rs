@@ -408,11 +408,16 @@ pub(in crate::store) async fn expired(
     Ok(found)
 }
 
-pub(in crate::store) async fn unnoticed_dead(db: Db, most: usize) -> Answer<Vec<QueueRow>> {
+pub(in crate::store) async fn unnoticed_dead(
+    db: Db,
+    after: i64,
+    most: usize,
+) -> Answer<Vec<QueueRow>> {
     let rows = db
         .query(with_body!(
-            "WHERE q.state = 'failed' AND q.noticed = 0 ORDER BY q.id LIMIT $1"
+            "WHERE q.state = 'failed' AND q.noticed = 0 AND q.id > $1 ORDER BY q.id LIMIT $2"
         ))
+        .bind(after)
         .bind(limit(most))
         .fetch_all()
         .await?;
