@@ -156,7 +156,11 @@ impl World {
     }
 
     pub fn kill(&mut self, who: Who) {
-        let from = now_ns();
+        self.kill_stopped(who, now_ns());
+    }
+
+    /// The same of one that has stood still since then.
+    fn kill_stopped(&mut self, who: Who, from: u64) {
         match who {
             Who::Bridge => self.bridge.kill9(),
             Who::Broker => self.broker.kill9(),
@@ -190,7 +194,7 @@ impl World {
         self.seen.look(&self.js).await;
         let dies = self.rng.chance(50);
         if dies {
-            self.kill(Who::Bridge);
+            self.kill_stopped(Who::Bridge, from);
         }
         self.broker.kill9();
         self.broker.put_back(&copy);
@@ -224,6 +228,13 @@ impl World {
 
     async fn wire_unwell(&mut self) {
         let (to, mood, long) = wires::illness(&mut self.rng);
+        if to == To::Door {
+            // Two answers lost in a row lose what both held, by the protocol: one is the most.
+            self.volt
+                .fetching
+                .brought_home(Duration::from_secs(10))
+                .await;
+        }
         let from = now_ns();
         self.wires.one(to).mood(mood);
         tokio::time::sleep(long).await;

@@ -248,6 +248,15 @@ impl Mainline {
         self.inner.rounds().await;
     }
 
+    /// Waits, this long at most, until no peer's last fetch was lost.
+    pub async fn brought_home(&self, patience: Duration) {
+        let mut news = self.inner.news.subscribe();
+        let all_came = async {
+            while !self.inner.state().fetch_lost.is_empty() && news.changed().await.is_ok() {}
+        };
+        let _ = tokio::time::timeout(patience, all_came).await;
+    }
+
     /// The loop's rounds stand still, or go on.
     pub fn run(&self, on: bool) {
         self.inner.running.send_replace(on);
