@@ -165,9 +165,9 @@ fn record(peer: &str, endpoint: &str) -> PeerRecord {
     }
 }
 
-fn pin(peer: &str, endpoint: Option<&str>, key: Option<[u8; 32]>, accepted: bool) -> PeerPin {
+fn pin(peer: &str, endpoint: Option<&str>, key: Option<[u8; 32]>, accepted: bool) -> Arc<PeerPin> {
     use base64::Engine;
-    PeerPin {
+    Arc::new(PeerPin {
         protocol: "uam".into(),
         name: peer.into(),
         endpoint: endpoint.map(String::from),
@@ -175,11 +175,11 @@ fn pin(peer: &str, endpoint: Option<&str>, key: Option<[u8; 32]>, accepted: bool
         key_id: None,
         domain: None,
         accepted,
-    }
+    })
 }
 
 /// Registry, finder (as itself and as a protocol), clock.
-fn set_up(pins: &[PeerPin]) -> (Peers, Arc<Finder>, Arc<dyn Protocol>, Clock) {
+fn set_up(pins: &[Arc<PeerPin>]) -> (Peers, Arc<Finder>, Arc<dyn Protocol>, Clock) {
     let clock = Clock::fixed(NOW);
     let finder = Finder::new(&clock);
     let peers = Peers::in_memory(pins, clock.clone());

@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn a_pinned_peer_never_met_is_explained_too() {
         let known = Known {
-            pin: Some(PeerPin {
+            pin: Some(Arc::new(PeerPin {
                 protocol: "uam".into(),
                 name: "b.test".into(),
                 endpoint: Some("https://b.test".into()),
@@ -364,7 +364,7 @@ mod tests {
                 key_id: None,
                 domain: None,
                 accepted: false,
-            }),
+            })),
             counts: Some(PeerCounts {
                 pending: 3,
                 failed: 1,

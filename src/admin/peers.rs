@@ -37,7 +37,7 @@ pub(super) fn routes() -> Vec<Route> {
 #[derive(Default)]
 pub(super) struct Known {
     pub record: Option<Arc<PeerRecord>>,
-    pub pin: Option<PeerPin>,
+    pub pin: Option<Arc<PeerPin>>,
     pub counts: Option<PeerCounts>,
     /// The stored health facts.
     pub health: Option<Value>,

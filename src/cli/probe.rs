@@ -132,7 +132,9 @@ async fn paracord_probe(
     Ok(paracord::probe::Probe {
         client: Client::new(&config.http)?,
         own,
-        base: pins.pin(paracord::ID, name).and_then(|pin| pin.endpoint),
+        base: pins
+            .pin(paracord::ID, name)
+            .and_then(|pin| pin.endpoint.clone()),
         peer: kept.map(|known| Arc::new(known.peer)),
         standing,
         clock,

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use sha2::{Digest as _, Sha256};
 use toml::{Table, Value};
 
 use super::Secret;
 use super::layers::PEERS;
 
-/// Every setting as the layers gave it, and what secrets were read at the time. Never shown: it holds
-/// passwords.
+/// Every setting as the layers gave it, the peers by their fingerprint, and what secrets were read at
+/// the time. Never shown: it holds passwords.
 #[derive(Clone)]
 pub struct Given {
     table: Table,
@@ -17,7 +18,16 @@ pub struct Given {
 }
 
 impl Given {
-    pub(super) fn new(table: Table, secrets: BTreeMap<String, Secret>) -> Self {
+    pub(super) fn new(merged: &Table, secrets: BTreeMap<String, Secret>) -> Self {
+        let kept = merged.iter().map(|(key, value)| {
+            // Ten thousand peers would be kept twice over: whether they are the same is enough.
+            let value = match key == PEERS {
+                true => Value::String(fingerprint(value)),
+                false => value.clone(),
+            };
+            (key.clone(), value)
+        });
+        let table = kept.collect();
         Self { table, secrets }
     }
 
@@ -46,6 +56,10 @@ impl fmt::Debug for Given {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Given")
     }
+}
+
+fn fingerprint(value: &Value) -> String {
+    crate::identity::hex(&Sha256::digest(value.to_string()))
 }
 
 fn differences(one: &Table, other: &Table, prefix: &str, paths: &mut BTreeSet<String>) {

@@ -156,7 +156,7 @@ impl Layers {
 
     /// All of it, to be compared with what is read later.
     pub(super) fn given(&self) -> Given {
-        Given::new(self.merged.clone(), self.secrets.borrow().clone())
+        Given::new(&self.merged, self.secrets.borrow().clone())
     }
 
     fn check(

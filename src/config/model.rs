@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::StoreConfig;
@@ -30,7 +31,7 @@ pub struct Config {
     pub uam: UamConfig,
     pub voltchat: VoltChatConfig,
     pub paracord: ParacordConfig,
-    pub peers: Vec<PeerPin>,
+    pub peers: Vec<Arc<PeerPin>>,
     /// What was written, for telling one reading from another.
     pub given: Given,
 }

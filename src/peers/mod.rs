@@ -71,7 +71,11 @@ pub trait Lanes: Send + Sync + 'static {
 impl Peers {
     /// Loads `known_relays` and the configuration's pinned `[[peers]]` (which win), and starts the
     /// task that writes records behind.
-    pub async fn open(store: Store, pins: &[PeerPin], clock: Clock) -> Result<Self, StoreError> {
+    pub async fn open(
+        store: Store,
+        pins: &[Arc<PeerPin>],
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
         let known = store.peers().await?;
         let behind = Arc::new(WriteBehind::new(store));
         let peers = Self::build(pins, clock, Some(behind));
@@ -83,11 +87,11 @@ impl Peers {
     }
 
     /// A registry that starts empty and is kept nowhere: for offline commands and tests.
-    pub fn in_memory(pins: &[PeerPin], clock: Clock) -> Self {
+    pub fn in_memory(pins: &[Arc<PeerPin>], clock: Clock) -> Self {
         Self::build(pins, clock, None)
     }
 
-    fn build(pins: &[PeerPin], clock: Clock, behind: Option<Arc<WriteBehind>>) -> Self {
+    fn build(pins: &[Arc<PeerPin>], clock: Clock, behind: Option<Arc<WriteBehind>>) -> Self {
         Self(Arc::new(Inner {
             clock,
             pins: ArcSwap::from_pointee(Pins::new(pins)),
@@ -228,7 +232,7 @@ impl Peers {
     }
 
     /// What the configuration pins for this peer. A protocol's `discover` begins here.
-    pub fn pin(&self, protocol: &str, name: &PeerName) -> Option<PeerPin> {
+    pub fn pin(&self, protocol: &str, name: &PeerName) -> Option<Arc<PeerPin>> {
         let pins = self.0.pins.load();
         pins.get(protocol, name).map(|pin| pin.config.clone())
     }

@@ -1,6 +1,7 @@
 //! The `[[peers]]` of the configuration, as read last.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
@@ -19,7 +20,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// One pinned peer.
 pub(super) struct Pin {
-    pub config: PeerPin,
+    pub config: Arc<PeerPin>,
     pub public_key: Option<[u8; 32]>,
 }
 
@@ -45,7 +46,7 @@ pub(super) struct Pins {
 impl Pins {
     /// The configuration has validated names and keys; what is wrong all the same is left out with
     /// a warning rather than believed by half.
-    pub(super) fn new(pins: &[PeerPin]) -> Self {
+    pub(super) fn new(pins: &[Arc<PeerPin>]) -> Self {
         let mut by_protocol: HashMap<String, HashMap<PeerName, Pin>> = HashMap::new();
         let mut accepted: HashMap<String, Vec<PeerName>> = HashMap::new();
         for config in pins {
@@ -66,7 +67,7 @@ impl Pins {
                 .insert(
                     name,
                     Pin {
-                        config: config.clone(),
+                        config: Arc::clone(config),
                         public_key,
                     },
                 );

@@ -5,6 +5,8 @@
 //! delivery; an endpoint or key that only the old pin vouched for is not used again. Peers whose pin
 //! did not change notice nothing.
 
+use std::sync::Arc;
+
 use super::pins::Pins;
 use super::{Inner, Peers};
 use crate::config::PeerPin;
@@ -27,7 +29,7 @@ impl Repinned {
 
 impl Peers {
     /// Puts these pins in place of those in force; deliveries from now on follow them.
-    pub fn repin(&self, pins: &[PeerPin]) -> Repinned {
+    pub fn repin(&self, pins: &[Arc<PeerPin>]) -> Repinned {
         let fresh = Pins::new(pins);
         let old = self.0.pins.load_full();
         let mut news = Repinned::default();

@@ -1,5 +1,7 @@
 //! What the admin API works on, over a real store and with nothing running beside it.
 
+use std::sync::Arc;
+
 use drawbridge::admin::AdminState;
 use drawbridge::clock::Clock;
 use drawbridge::config::{PeerPin, Secret};
@@ -21,7 +23,7 @@ pub async fn state(pinned: &str) -> (AdminState, tempfile::TempDir) {
     let store = Store::open(&dir.path().join("d.sqlite"), clock.clone())
         .await
         .unwrap();
-    let pin = PeerPin {
+    let pin = Arc::new(PeerPin {
         protocol: "uam".into(),
         name: pinned.into(),
         endpoint: Some(format!("https://relay.{pinned}")),
@@ -29,7 +31,7 @@ pub async fn state(pinned: &str) -> (AdminState, tempfile::TempDir) {
         key_id: None,
         domain: None,
         accepted: true,
-    };
+    });
     let peers = Peers::open(store.clone(), &[pin], clock.clone())
         .await
         .unwrap();

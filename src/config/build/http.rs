@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use toml::Value;
 
@@ -89,7 +90,7 @@ fn static_hosts(layers: &Layers) -> Result<Vec<(String, Vec<IpAddr>)>, ConfigErr
 
 /// A pinned `http://` endpoint names its host as one that may be spoken to without TLS, wherever it
 /// resolves.
-pub(super) fn name_plain_hosts(http: &mut HttpConfig, peers: &[PeerPin]) {
+pub(super) fn name_plain_hosts(http: &mut HttpConfig, peers: &[Arc<PeerPin>]) {
     let plain = peers
         .iter()
         .filter_map(|p| p.endpoint.as_deref()?.strip_prefix("http://"))

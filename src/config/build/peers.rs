@@ -1,6 +1,7 @@
 //! `[[peers]]`: what is pinned of each.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use toml::{Table, Value};
@@ -17,11 +18,11 @@ const PROTOCOLS: [&str; 2] = ["uam", "paracord"];
 /// The protocol whose keys are hex, and have ids.
 const PARACORD: &str = "paracord";
 
-pub(super) fn peers(layers: &Layers) -> Result<Vec<PeerPin>, ConfigError> {
+pub(super) fn peers(layers: &Layers) -> Result<Vec<Arc<PeerPin>>, ConfigError> {
     let Some(Value::Array(blocks)) = layers.value(PEERS) else {
         return Ok(Vec::new());
     };
-    let mut pins: Vec<PeerPin> = Vec::with_capacity(blocks.len());
+    let mut pins: Vec<Arc<PeerPin>> = Vec::with_capacity(blocks.len());
     let mut met = HashSet::with_capacity(blocks.len());
     for (index, block) in blocks.iter().filter_map(Value::as_table).enumerate() {
         let pin = peer(layers, index + 1, block)?;
@@ -31,7 +32,7 @@ pub(super) fn peers(layers: &Layers) -> Result<Vec<PeerPin>, ConfigError> {
                 &format!("names {} twice for {}", pin.name, pin.protocol),
             ));
         }
-        pins.push(pin);
+        pins.push(Arc::new(pin));
     }
     Ok(pins)
 }

@@ -46,7 +46,7 @@ pub async fn request(
         ));
     }
     let pin = p.peers.pin(ID, name);
-    let pinned = pin.and_then(|pin| pin.endpoint);
+    let pinned = pin.and_then(|pin| pin.endpoint.clone());
     let base = match (url, pinned) {
         (Some(url), _) => base_url(url).ok_or_else(|| {
             Refusal::new(

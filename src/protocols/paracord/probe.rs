@@ -56,7 +56,7 @@ pub async fn of(p: &Paracord, name: &PeerName, tell: Tell<'_>) -> Result<(), Ref
         client: client.clone(),
         clock: p.clock.clone(),
         own: Some((p.own.clone(), p.keys.active())),
-        base: pin.and_then(|pin| pin.endpoint),
+        base: pin.and_then(|pin| pin.endpoint.clone()),
         peer: p.book.get(name),
         standing: p.trust.standing(ID, name.as_str()),
     };

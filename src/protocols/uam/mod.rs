@@ -255,7 +255,7 @@ impl Uam {
             base: self
                 .peers
                 .pin(ID, name)
-                .and_then(|pin| pin.endpoint)
+                .and_then(|pin| pin.endpoint.clone())
                 .map(|url| url.trim_end_matches('/').to_owned()),
             public_key: self.peers.pinned_key(ID, name),
         }

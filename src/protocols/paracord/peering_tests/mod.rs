@@ -27,9 +27,9 @@ fn code(refused: Result<Value, Refusal>) -> &'static str {
     refused.unwrap_err().code
 }
 
-fn pin(name: &str, key: Option<u8>) -> PeerPin {
+fn pin(name: &str, key: Option<u8>) -> Arc<PeerPin> {
     let public = |seed| SigningKey::from_seed([seed; 32]).public();
-    PeerPin {
+    Arc::new(PeerPin {
         protocol: ID.to_owned(),
         name: name.to_owned(),
         endpoint: None,
@@ -37,7 +37,7 @@ fn pin(name: &str, key: Option<u8>) -> PeerPin {
         key_id: None,
         domain: None,
         accepted: true,
-    }
+    })
 }
 
 #[tokio::test]
@@ -413,11 +413,11 @@ async fn a_pinned_server_is_trusted_from_the_start_and_its_key_is_the_only_one()
 #[tokio::test]
 async fn a_pin_whose_key_proves_nothing_is_not_in_force() {
     let wires = wires();
-    let mut weak = pin(B, None);
+    let mut pins = [pin(B, None), pin("para-c.example", Some(3))];
+    let [weak, own] = pins.each_mut().map(Arc::make_mut);
     weak.public_key = Some(format!("01{}", "00".repeat(31)));
-    let mut own = pin("para-c.example", Some(3));
     own.domain = Some("para-a.example".to_owned());
-    let a = bridge_with(&wires, "para-a.example", &[weak, own], |_| {}).await;
+    let a = bridge_with(&wires, "para-a.example", &pins, |_| {}).await;
     assert!(a.p.book.all().is_empty());
 }
 

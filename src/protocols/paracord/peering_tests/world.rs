@@ -135,7 +135,7 @@ pub async fn bridge(wires: &Arc<Wires>, host: &str) -> Side {
 pub async fn bridge_with(
     wires: &Arc<Wires>,
     host: &str,
-    pins: &[PeerPin],
+    pins: &[Arc<PeerPin>],
     change: impl FnOnce(&mut ParacordConfig),
 ) -> Side {
     let dir = tempfile::tempdir().unwrap();
