@@ -3,7 +3,8 @@
 //!
 //! What a consumer is for stands in its metadata, which only its own leader tells. While that server
 //! stands still the list lacks it, although it is there and keeps the next one from being made: its
-//! name is all there is. A name that this process gave is reason enough to delete it.
+//! name is all there is. A name that this process gave is reason enough to delete it. Names are asked
+//! for only then, since not every account may.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -37,6 +38,11 @@ impl Made {
         made.get(name).is_some_and(|made| made.as_deref() == unit)
     }
 
+    fn forget(&self, name: &str) {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        made.remove(name);
+    }
+
     /// Those of this share that are not among `there` have gone.
     fn keep(&self, unit: Option<&str>, there: &[String]) {
         let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,38 +51,22 @@ impl Made {
 }
 
 impl Bus {
-    /// Deletes what the share's next consumer replaces. `Foreign`: another store reads this stream;
-    /// `Unavailable`: somebody's consumer cannot be asked whose it is, or a later owner has the unit.
+    /// Deletes what the share's next consumer replaces; answers the names of all that were told of.
+    /// `Foreign`: another store reads this stream; `Unavailable`: a later owner has the unit.
     pub(super) async fn clear_the_way<I>(
         &self,
         stream: &Stream<I>,
         name: &str,
         store_id: &str,
         share: &Share<'_>,
-    ) -> Result<(), BusError> {
+    ) -> Result<Vec<String>, BusError> {
         let told: Vec<Info> = match stream.consumers().try_collect().await {
             Ok(list) => list,
-            Err(e) => return Err(self.not_listed(name, &e).await),
-        };
-        let names: Vec<String> = match stream.consumer_names().try_collect().await {
-            Ok(names) => names,
-            Err(e) => return Err(self.not_listed(name, &e).await),
-        };
-        self.inner.made.keep(share.unit(), &names);
-        let silent = |consumer: &&String| told.iter().all(|info| info.name != **consumer);
-        for consumer in names.iter().filter(silent) {
-            if self.inner.made.of_share(consumer, share.unit()) {
-                tracing::info!(
-                    consumer,
-                    "nats: the server of an earlier consumer of {name} does not answer; deleted by its name"
-                );
-                self.delete_consumer(stream, name, consumer).await?;
-            } else if share.may_be_in_the_way(consumer) {
-                return Err(BusError::unavailable(format!(
-                    "stream {name} has consumer {consumer}, whose server does not say whose it is"
-                )));
+            Err(e) => {
+                let what = format!("the consumers of {name} cannot be listed: {e}");
+                return Err(self.diagnose(name, what).await);
             }
-        }
+        };
         for consumer in &told {
             let owner = consumer.config.metadata.get(STORE_KEY).map(String::as_str);
             // A work queue gives every message to one reader: a consumer that is not ours is
@@ -88,12 +78,43 @@ impl Bus {
                 self.delete_consumer(stream, name, &consumer.name).await?;
             }
         }
-        Ok(())
+        Ok(told.into_iter().map(|info| info.name).collect())
     }
 
-    async fn not_listed(&self, name: &str, error: &impl std::fmt::Display) -> BusError {
-        let what = format!("the consumers of {name} cannot be listed: {error}");
-        self.diagnose(name, what).await
+    /// Another consumer is in the way of the share's next one, and none that was told of is: deletes
+    /// those of this process whose servers are silent; answers whether there was one. `Unavailable`:
+    /// one is not of this process, and cannot be asked whose it is.
+    pub(super) async fn clear_silent<I>(
+        &self,
+        stream: &Stream<I>,
+        name: &str,
+        share: &Share<'_>,
+        told: &[String],
+    ) -> Result<bool, BusError> {
+        let names: Vec<String> = match stream.consumer_names().try_collect().await {
+            Ok(names) => names,
+            Err(e) => {
+                tracing::debug!("nats: the names of the consumers of {name} cannot be had: {e}");
+                return Ok(false);
+            }
+        };
+        self.inner.made.keep(share.unit(), &names);
+        let mut found = false;
+        for consumer in names.iter().filter(|consumer| !told.contains(consumer)) {
+            if self.inner.made.of_share(consumer, share.unit()) {
+                tracing::info!(
+                    consumer,
+                    "nats: the server of an earlier consumer of {name} does not answer; deleted by its name"
+                );
+                self.delete_consumer(stream, name, consumer).await?;
+                found = true;
+            } else if share.may_be_in_the_way(consumer) {
+                return Err(BusError::unavailable(format!(
+                    "stream {name} has consumer {consumer}, whose server does not say whose it is"
+                )));
+            }
+        }
+        Ok(found)
     }
 
     async fn delete_consumer<I>(
@@ -109,6 +130,7 @@ impl Bus {
                 "consumer {consumer} of {name} cannot be deleted: {e}"
             )));
         }
+        self.inner.made.forget(consumer);
         Ok(())
     }
 }

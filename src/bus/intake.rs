@@ -11,7 +11,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
+use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
+use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
 use async_nats::jetstream::{ErrorCode, Message};
 use futures_util::{FutureExt, StreamExt};
 
@@ -163,7 +164,7 @@ impl Bus {
             .get_stream_no_info(name)
             .await
             .map_err(|e| BusError::unavailable(format!("stream {name}: {e}")))?;
-        self.clear_the_way(&stream, name, store_id, share).await?;
+        let told = self.clear_the_way(&stream, name, store_id, share).await?;
         let mut metadata = HashMap::from([
             (STORE_KEY.to_owned(), store_id.to_owned()),
             (EPOCH_KEY.to_owned(), epoch.to_string()),
@@ -192,28 +193,15 @@ impl Bus {
             metadata,
             ..pull::Config::default()
         };
-        // Before it is there: an answer that does not come may be lost on its way back.
-        self.inner.made.note(share.consumer(epoch), share.unit());
-        let consumer = stream.create_consumer(config).await.map_err(|e| {
-            use async_nats::jetstream::stream::ConsumerErrorKind as Kind;
-            match e.kind() {
-                Kind::JetStream(error) => {
-                    let mut refused =
-                        js_error(&error, &format!("the consumer of {name} cannot be made"));
-                    if matches!(
-                        error.error_code(),
-                        ErrorCode::CONSUMER_WQ_MULTIPLE_UNFILTERED
-                    ) || error.error_code() == ErrorCode::CONSUMER_WQ_CONSUMER_NOT_UNIQUE
-                    {
-                        refused.kind = BusErrorKind::Foreign;
-                    } else if refused.kind == BusErrorKind::Refused {
-                        refused.kind = BusErrorKind::Stream;
-                    }
-                    refused
-                }
-                _ => BusError::unavailable(format!("the consumer of {name} cannot be made: {e}")),
+        let consumer = match self.create_consumer(&stream, name, share, &config).await {
+            Err(error)
+                if error.kind == BusErrorKind::Foreign
+                    && self.clear_silent(&stream, name, share, &told).await? =>
+            {
+                self.create_consumer(&stream, name, share, &config).await?
             }
-        })?;
+            made => made?,
+        };
         let batch = usize::try_from(self.inner.config.max_ack_pending)
             .unwrap_or(PULL_BATCH)
             .clamp(1, PULL_BATCH);
@@ -227,6 +215,36 @@ impl Bus {
             .messages()
             .await
             .map_err(|e| BusError::unavailable(format!("messages of {name} cannot be pulled: {e}")))
+    }
+
+    /// Makes it; `Foreign`: another one has these messages.
+    async fn create_consumer<I>(
+        &self,
+        stream: &Stream<I>,
+        name: &str,
+        share: &Share<'_>,
+        config: &pull::Config,
+    ) -> Result<Consumer<pull::Config>, BusError> {
+        if let Some(consumer) = &config.durable_name {
+            // Before it is there: an answer that does not come may be lost on its way back.
+            self.inner.made.note(consumer.clone(), share.unit());
+        }
+        let what = format!("the consumer of {name} cannot be made");
+        stream.create_consumer(config.clone()).await.map_err(|e| {
+            let ConsumerErrorKind::JetStream(error) = e.kind() else {
+                return BusError::unavailable(format!("{what}: {e}"));
+            };
+            let mut refused = js_error(&error, &what);
+            let code = error.error_code();
+            if code == ErrorCode::CONSUMER_WQ_MULTIPLE_UNFILTERED
+                || code == ErrorCode::CONSUMER_WQ_CONSUMER_NOT_UNIQUE
+            {
+                refused.kind = BusErrorKind::Foreign;
+            } else if refused.kind == BusErrorKind::Refused {
+                refused.kind = BusErrorKind::Stream;
+            }
+            refused
+        })
     }
 
     /// Whether a trouble with a stream's consumer is that the stream is gone (or no longer what it

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::deal::deal;
 use super::tenure::Tenure;
+use crate::ops::metrics;
 use crate::store::{Lease, LeaseTable, Leases, Store, StoreError, Unit};
 
 /// How long a lease lasts unless it is renewed.
@@ -158,6 +159,7 @@ impl Task {
         let (renewed, table) = match self.leases.renew(&self.name, LEASE).await {
             Ok(answer) => answer,
             Err(error) => {
+                metrics::lease_renewal_failed();
                 if !std::mem::replace(&mut self.trouble, true) {
                     tracing::warn!(%error, "the leases could not be renewed; nothing begins once they are unsure");
                 }
@@ -198,10 +200,21 @@ impl Task {
             // Orders for what is ours now should come here.
             (self.tell)();
         }
+        self.count(&table);
         match steps.look_in {
             Some(wait) => soon.min(tokio::time::Instant::now() + wait + AFTER),
             None => soon,
         }
+    }
+
+    /// Shows who serves how much, for whoever watches.
+    fn count(&self, table: &LeaseTable) {
+        let ours = self.tenure.held();
+        let served = owners(table);
+        let free = self.units.iter().filter(|unit| {
+            !served.contains_key(&unit.to_string()) && !ours.iter().any(|l| l.unit == **unit)
+        });
+        metrics::sharing(table.instances.len(), ours.len(), free.count());
     }
 
     /// What the database renewed against what we thought was ours.

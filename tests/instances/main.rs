@@ -30,6 +30,7 @@ async fn instances_share_the_work_and_one_that_stops_hands_over_at_once() {
         return;
     };
     world.settled(2).await;
+    world.counted().await;
     let traffic = world.traffic(5, Duration::from_millis(20));
     tokio::time::sleep(Duration::from_millis(500)).await;
     let stopped = Instant::now();

@@ -162,6 +162,32 @@ impl World {
         }
     }
 
+    /// Waits until the metrics of all instances tell of all of them, and of each unit once.
+    pub async fn counted(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        let live = format!("drawbridge_instances {}", self.instances.len());
+        loop {
+            let (mut held, mut agreed) = (0, 0);
+            for instance in &self.instances {
+                let text = instance.metrics().await;
+                let has = |line: &str| text.lines().any(|l| l == line);
+                agreed += usize::from(has(&live) && has("drawbridge_units_free 0"));
+                let own = text
+                    .lines()
+                    .find_map(|l| l.strip_prefix("drawbridge_units_held "));
+                held += own.and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
+            }
+            if agreed == self.instances.len() && held == UNITS {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{agreed} say {live:?} and nothing free, {held} of {UNITS} units held"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// The ends of all logs.
     pub fn logs(&self) -> String {
         let logs = self.instances.iter();

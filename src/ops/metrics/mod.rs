@@ -15,6 +15,7 @@ mod inbound;
 mod labels;
 mod lanes;
 mod outbound;
+mod sharing;
 mod store;
 
 use std::fmt::Write as _;
@@ -30,6 +31,7 @@ pub use inbound::*;
 pub use labels::Described;
 pub use lanes::*;
 pub use outbound::*;
+pub use sharing::*;
 pub use store::*;
 
 /// Media type of [`encode`]'s text.
@@ -45,6 +47,7 @@ struct Metrics {
     inbound: inbound::Inbound,
     store: store::Store,
     bus: bus::Bus,
+    sharing: sharing::Sharing,
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
@@ -64,6 +67,7 @@ impl Metrics {
             inbound: inbound::Inbound::new(r),
             store: store::Store::new(r),
             bus: bus::Bus::new(r),
+            sharing: sharing::Sharing::new(r),
             registry,
         }
     }
