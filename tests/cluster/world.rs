@@ -142,6 +142,8 @@ impl World {
                 self.stop.clone(),
                 Gate::default(),
                 self.out.clone(),
+                // Instances send what is for `_to` on to its peer's part, behind what is there already.
+                self.bridges.len() == 1,
             ));
         }
         for n in 0..3 {

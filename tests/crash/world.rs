@@ -194,6 +194,7 @@ impl World {
                 stop.clone(),
                 self.gate.clone(),
                 self.out.clone(),
+                true,
             ));
             tasks.spawn(traffic::poster(
                 self.wires.door_url(),

@@ -130,7 +130,8 @@ pub async fn publish(
 }
 
 /// Publishes for one set of keys, one message after the other, until told to stop. Half of the keys
-/// are named by `Fed-Order`, the others are the protocol's own (sender and recipient).
+/// are named by `Fed-Order`, the others are the protocol's own (sender and recipient). With `mixed`
+/// some go to `_to` instead of the peer's name.
 pub async fn publisher(
     js: jetstream::Context,
     name: String,
@@ -138,6 +139,7 @@ pub async fn publisher(
     stop: Stop,
     gate: Gate,
     out: Shared<Input>,
+    mixed: bool,
 ) {
     let mut index = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -148,7 +150,7 @@ pub async fn publisher(
         let (subject, text, doomed) = match rng.within(0, 40) {
             0 => ("fed.out.uam.nobody_test.message", "for nobody", true),
             1 => ("fed.out.uam.beta_test.message", "refuse me", true),
-            2..8 => ("fed.out.uam._to.message", "hello", false),
+            2..8 if mixed => ("fed.out.uam._to.message", "hello", false),
             // Answered 418 twice: a head that is retried while its key goes on.
             8..11 => ("fed.out.uam.beta_test.message", "flaky", false),
             _ => ("fed.out.uam.beta_test.message", "hello", false),
