@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::Info;
@@ -21,6 +22,9 @@ use crate::faults;
 pub(super) const STORE_KEY: &str = "store";
 pub(super) const UNIT_KEY: &str = "unit";
 pub(super) const LEASE_KEY: &str = "lease";
+
+/// How long a consumer whose server is silent may take to confirm that it was deleted.
+const UNANSWERED: Duration = Duration::from_secs(1);
 
 /// Consumers that this process asked for: name, and the unit where it is one's.
 #[derive(Debug, Default)]
@@ -106,7 +110,11 @@ impl Bus {
                     consumer,
                     "nats: the server of an earlier consumer of {name} does not answer; deleted by its name"
                 );
-                self.delete_consumer(stream, name, consumer).await?;
+                // Its leader would have to say that it is gone; the making of the next one shows it.
+                let deleting = self.delete_consumer(stream, name, consumer);
+                if let Ok(deleted) = tokio::time::timeout(UNANSWERED, deleting).await {
+                    deleted?;
+                }
                 found = true;
             } else if share.may_be_in_the_way(consumer) {
                 return Err(BusError::unavailable(format!(
