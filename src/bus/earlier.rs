@@ -6,8 +6,8 @@
 //! name is all there is. A name that this process gave is reason enough to delete it. Names are asked
 //! for only then, since not every account may.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
@@ -26,31 +26,31 @@ pub(super) const LEASE_KEY: &str = "lease";
 /// How long a consumer whose server is silent may take to confirm that it was deleted.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
-/// Consumers that this process asked for: name, and the unit where it is one's.
+/// Names of the consumers that this process asked for.
 #[derive(Debug, Default)]
-pub(super) struct Made(Mutex<HashMap<String, Option<String>>>);
+pub(super) struct Made(Mutex<HashSet<String>>);
 
 impl Made {
-    pub fn note(&self, name: String, unit: Option<&str>) {
-        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        made.insert(name, unit.map(str::to_owned));
+    fn names(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it is of this process and of the same share as that of `unit`.
-    fn of_share(&self, name: &str, unit: Option<&str>) -> bool {
-        let made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        made.get(name).is_some_and(|made| made.as_deref() == unit)
+    pub fn note(&self, name: String) {
+        self.names().insert(name);
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names().contains(name)
     }
 
     fn forget(&self, name: &str) {
-        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        made.remove(name);
+        self.names().remove(name);
     }
 
     /// Those of this share that are not among `there` have gone.
-    fn keep(&self, unit: Option<&str>, there: &[String]) {
-        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        made.retain(|name, of| of.as_deref() != unit || there.contains(name));
+    fn keep(&self, share: &Share<'_>, there: &[String]) {
+        self.names()
+            .retain(|name| !share.may_be_in_the_way(name) || there.contains(name));
     }
 }
 
@@ -102,25 +102,25 @@ impl Bus {
                 return Ok(false);
             }
         };
-        self.inner.made.keep(share.unit(), &names);
+        self.inner.made.keep(share, &names);
+        let silent = names.iter().filter(|name| !told.contains(name));
         let mut found = false;
-        for consumer in names.iter().filter(|consumer| !told.contains(consumer)) {
-            if self.inner.made.of_share(consumer, share.unit()) {
-                tracing::info!(
-                    consumer,
-                    "nats: the server of an earlier consumer of {name} does not answer; deleted by its name"
-                );
-                // Its leader would have to say that it is gone; the making of the next one shows it.
-                let deleting = self.delete_consumer(stream, name, consumer);
-                if let Ok(deleted) = tokio::time::timeout(UNANSWERED, deleting).await {
-                    deleted?;
-                }
-                found = true;
-            } else if share.may_be_in_the_way(consumer) {
+        for consumer in silent.filter(|name| share.may_be_in_the_way(name)) {
+            if !self.inner.made.has(consumer) {
                 return Err(BusError::unavailable(format!(
                     "stream {name} has consumer {consumer}, whose server does not say whose it is"
                 )));
             }
+            tracing::info!(
+                consumer,
+                "nats: the server of an earlier consumer of {name} does not answer; deleted by its name"
+            );
+            // Its leader would have to say that it is gone; the making of the next one shows it.
+            let deleting = self.delete_consumer(stream, name, consumer);
+            if let Ok(deleted) = tokio::time::timeout(UNANSWERED, deleting).await {
+                deleted?;
+            }
+            found = true;
         }
         Ok(found)
     }
@@ -198,24 +198,15 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_is_known_by_its_name_to_the_share_it_was_made_for_alone() {
-        let made = Made::default();
-        made.note("drawbridge-7".into(), None);
-        made.note("drawbridge-uam-1-3-8".into(), Some("uam/1"));
-        assert!(made.of_share("drawbridge-7", None));
-        assert!(made.of_share("drawbridge-uam-1-3-8", Some("uam/1")));
-        assert!(!made.of_share("drawbridge-uam-1-3-8", Some("uam/2")));
-        assert!(!made.of_share("drawbridge-6", None), "nobody knows whose");
-    }
-
-    #[test]
     fn those_of_a_share_that_are_not_there_any_more_are_forgotten() {
         let made = Made::default();
-        made.note("drawbridge-7".into(), None);
-        made.note("drawbridge-uam-1-3-8".into(), Some("uam/1"));
-        made.keep(Some("uam/1"), &[]);
-        assert!(made.of_share("drawbridge-7", None));
-        assert!(!made.of_share("drawbridge-uam-1-3-8", Some("uam/1")));
+        made.note("drawbridge-uam-2-3-7".into());
+        made.note("drawbridge-uam-1-3-8".into());
+        assert!(!made.has("drawbridge-6"), "nobody knows whose");
+        assert!(made.has("drawbridge-uam-1-3-8"));
+        made.keep(&unit("uam/1"), &[]);
+        assert!(made.has("drawbridge-uam-2-3-7"));
+        assert!(!made.has("drawbridge-uam-1-3-8"));
     }
 
     #[test]
@@ -227,5 +218,6 @@ mod tests {
         assert!(all.may_be_in_the_way("somebody's"));
         assert!(unit("uam/1").may_be_in_the_way("drawbridge-uam-1-2-5"));
         assert!(!unit("uam/1").may_be_in_the_way("drawbridge-uam-2-2-5"));
+        assert!(!unit("uam/1").may_be_in_the_way("drawbridge-uam-10-2-5"));
     }
 }

@@ -58,31 +58,25 @@ pub enum Share<'a> {
 }
 
 impl Share<'_> {
-    /// The unit's name, where it is only a unit's.
-    pub(super) fn unit(&self) -> Option<&str> {
-        match self {
-            Self::All { .. } => None,
-            Self::Unit { name, .. } => Some(name),
-        }
-    }
-
     fn consumer(&self, epoch: i64) -> String {
-        let name = self.unit_token();
         match self {
             Self::All { .. } => format!("{CONSUMER_PREFIX}{epoch}"),
-            Self::Unit { lease, .. } => format!("{CONSUMER_PREFIX}{name}-{lease}-{epoch}"),
+            Self::Unit { name, lease, .. } => format!("{}{lease}-{epoch}", unit_prefix(name)),
         }
     }
 
     /// Whether the name of a consumer leaves open that it is in this share's way.
     pub(super) fn may_be_in_the_way(&self, consumer: &str) -> bool {
-        let unit = format!("{CONSUMER_PREFIX}{}-", self.unit_token());
-        self.unit().is_none() || consumer.starts_with(&unit)
+        match self {
+            Self::All { .. } => true,
+            Self::Unit { name, .. } => consumer.starts_with(&unit_prefix(name)),
+        }
     }
+}
 
-    fn unit_token(&self) -> String {
-        self.unit().unwrap_or_default().replace('/', "-")
-    }
+/// How the names of a unit's consumers begin.
+fn unit_prefix(unit: &str) -> String {
+    format!("{CONSUMER_PREFIX}{}-", unit.replace('/', "-"))
 }
 
 /// The one pull consumer of `FED_OUT`.
@@ -193,12 +187,12 @@ impl Bus {
             metadata,
             ..pull::Config::default()
         };
-        let consumer = match self.create_consumer(&stream, name, share, &config).await {
+        let consumer = match self.create_consumer(&stream, name, &config).await {
             Err(error)
                 if error.kind == BusErrorKind::Foreign
                     && self.clear_silent(&stream, name, share, &told).await? =>
             {
-                self.create_consumer(&stream, name, share, &config).await?
+                self.create_consumer(&stream, name, &config).await?
             }
             made => made?,
         };
@@ -222,12 +216,11 @@ impl Bus {
         &self,
         stream: &Stream<I>,
         name: &str,
-        share: &Share<'_>,
         config: &pull::Config,
     ) -> Result<Consumer<pull::Config>, BusError> {
         if let Some(consumer) = &config.durable_name {
             // Before it is there: an answer that does not come may be lost on its way back.
-            self.inner.made.note(consumer.clone(), share.unit());
+            self.inner.made.note(consumer.clone());
         }
         let what = format!("the consumer of {name} cannot be made");
         stream.create_consumer(config.clone()).await.map_err(|e| {

@@ -170,7 +170,8 @@ impl Task {
             tracing::info!("the leases are renewed again");
         }
         self.compare(&renewed, sent + LEASE - MARGIN).await;
-        self.tenure.learn(owners(&table));
+        let served = owners(&table);
+        self.tenure.learn(served.clone());
         let steps = deal(
             &self.name,
             &self.units,
@@ -200,7 +201,7 @@ impl Task {
             // Orders for what is ours now should come here.
             (self.tell)();
         }
-        self.count(&table);
+        self.count(table.instances.len(), &served);
         match steps.look_in {
             Some(wait) => soon.min(tokio::time::Instant::now() + wait + AFTER),
             None => soon,
@@ -208,13 +209,12 @@ impl Task {
     }
 
     /// Shows who serves how much, for whoever watches.
-    fn count(&self, table: &LeaseTable) {
+    fn count(&self, instances: usize, served: &BTreeMap<String, String>) {
         let ours = self.tenure.held();
-        let served = owners(table);
         let free = self.units.iter().filter(|unit| {
             !served.contains_key(&unit.to_string()) && !ours.iter().any(|l| l.unit == **unit)
         });
-        metrics::sharing(table.instances.len(), ours.len(), free.count());
+        metrics::sharing(instances, ours.len(), free.count());
     }
 
     /// What the database renewed against what we thought was ours.

@@ -32,8 +32,9 @@ struct Left {
 
 /// Publishes notices when woken, and every [`PAUSE`] in any case, until `stop`.
 pub async fn run(bus: Bus, store: Store, wake: Arc<Notify>, stop: CancellationToken) {
+    let mut after = 0;
     loop {
-        let wait = match publish(&bus, &store).await {
+        let wait = match publish(&bus, &store, &mut after).await {
             Ok(()) => PAUSE,
             Err(Left { why, again_in }) => {
                 tracing::warn!(error = why, "dead letters wait to be published");
@@ -48,16 +49,15 @@ pub async fn run(bus: Bus, store: Store, wake: Arc<Notify>, stop: CancellationTo
     }
 }
 
-/// One pass over all rows that want a notice. A notice that the broker refuses (larger than it takes
-/// now) is passed by: it must not hide those behind it.
-async fn publish(bus: &Bus, store: &Store) -> Result<(), Left> {
+/// One pass over the rows behind `after` that want a notice. A notice that the broker refuses (larger
+/// than it takes now) is passed by: it must not hide those behind it. A page that it refuses whole, as
+/// when its stream is full, is enough for one pass; the next goes on behind it.
+async fn publish(bus: &Bus, store: &Store, after: &mut i64) -> Result<(), Left> {
     let mut left: Result<(), Left> = Ok(());
-    let mut after = 0;
     loop {
-        let rows = store.unnoticed_dead(after, PAGE).await?;
-        let Some(last) = rows.last() else { break };
-        after = last.id;
+        let rows = store.unnoticed_dead(*after, PAGE).await?;
         let full = rows.len() == PAGE;
+        let last = rows.last().filter(|_| full).map(|row| row.id);
         let mut sent = Vec::new();
         let mut away = false;
         for (id, outcome) in tell(bus, rows).await {
@@ -72,15 +72,16 @@ async fn publish(bus: &Bus, store: &Store) -> Result<(), Left> {
                 }
             }
         }
-        if !sent.is_empty() {
+        let some = !sent.is_empty();
+        if some {
             faults::crash_point("dead_told");
             store.noticed(sent).await?.await?;
         }
-        if !full || away {
-            break;
+        *after = last.filter(|_| !away).unwrap_or(0);
+        if *after == 0 || !some {
+            return left;
         }
     }
-    left
 }
 
 impl From<StoreError> for Left {
