@@ -19,7 +19,8 @@ use super::figures::{approximate, median, rounded};
 use super::out::introduced;
 use super::pipeline::{Pipeline, Setup, Sick};
 use super::rig::Rig;
-use super::traffic::{self, Latency, UNCOUNTED, arrived, emptied};
+use super::stretch::Stretch;
+use super::traffic::{self, Latency, UNCOUNTED, arrived, arriving, emptied};
 use super::{progress, report};
 use crate::cli::Outcome;
 
@@ -147,7 +148,7 @@ async fn one(rig: &Rig, args: &DeadArgs, sick: bool, rate: Option<f64>) -> Resul
         rig.far.sick(Some(rig.active)).await?;
         let drafts = for_sick((rig.peers - rig.active) * count(args.each))?;
         traffic::publish(rig, &broker, &drafts).await?;
-        emptied(&broker, &mut pipeline, 0).await?;
+        emptied(&broker, &mut pipeline).await?;
         tokio::time::sleep(Duration::from_secs(args.rest)).await;
     }
     // So many messages of sick peers go with this many of healthy ones.
@@ -166,14 +167,13 @@ async fn one(rig: &Rig, args: &DeadArgs, sick: bool, rate: Option<f64>) -> Resul
     rig.far.expect(backlog).await?;
     let published = Instant::now();
     traffic::publish(rig, &broker, &drafts).await?;
-    let began = arrived(rig.far, &mut pipeline, warm).await?;
-    let begun = Instant::now();
-    arrived(rig.far, &mut pipeline, backlog).await?;
-    let took = begun.elapsed();
-    emptied(&broker, &mut pipeline, 0).await?;
+    let mut stretch = Stretch::new(warm, backlog, ());
+    arriving(rig.far, &mut pipeline, backlog, |n| stretch.look(n, || ())).await?;
+    let seconds = stretch.seconds();
+    emptied(&broker, &mut pipeline).await?;
     let all_per_s = approximate(drafts.len() as u64) / published.elapsed().as_secs_f64();
     traffic::in_order(rig.far).await?;
-    let healthy_per_s = approximate((backlog - began) as u64) / took.as_secs_f64();
+    let healthy_per_s = approximate(stretch.counted() as u64) / seconds;
 
     let rate = rate.unwrap_or(healthy_per_s / 2.0);
     traffic::another_time().await;

@@ -17,7 +17,8 @@ use super::figures::{approximate, median, rounded};
 use super::out::{drained, introduced};
 use super::pipeline::{Pipeline, Setup};
 use super::rig::Rig;
-use super::traffic::{self, arrived, emptied};
+use super::stretch::Stretch;
+use super::traffic::{self, arriving, emptied};
 use super::{progress, report};
 use crate::cli::Outcome;
 use crate::store::Store;
@@ -116,21 +117,26 @@ async fn from_the_queue(
     let mut pipeline = Pipeline::Ours(bridge);
     let pid = pipeline.id()?;
     let spilling = Instant::now();
-    emptied(&broker, &mut pipeline, 0).await?;
+    emptied(&broker, &mut pipeline).await?;
     let spilled_per_s = approximate(messages as u64) / spilling.elapsed().as_secs_f64();
 
     // The whole load is behind it: what it does now is the drain alone.
     tokio::time::sleep(Duration::from_millis(500)).await;
     rig.far.up(true).await?;
-    let back = Instant::now();
-    arrived(rig.far, &mut pipeline, 1).await?;
-    let noticed = back.elapsed();
-    let began = arrived(rig.far, &mut pipeline, warm).await?;
-    let (begun_at, begun_cpu) = (Instant::now(), rig.cpu(&broker, pid));
-    arrived(rig.far, &mut pipeline, messages).await?;
-    let (took, ended_cpu) = (begun_at.elapsed(), rig.cpu(&broker, pid));
+    let used = || rig.cpu(&broker, pid);
+    let mut stretch = Stretch::new(warm, messages, used());
+    let (back, mut noticed) = (Instant::now(), None);
+    arriving(rig.far, &mut pipeline, messages, |n| {
+        if n > 0 {
+            noticed.get_or_insert_with(|| back.elapsed());
+        }
+        stretch.look(n, used);
+    })
+    .await?;
+    let (seconds, ended_cpu) = (stretch.seconds(), used());
+    let noticed = noticed.unwrap_or_default();
     traffic::in_order(rig.far).await?;
-    let counted = messages - began;
+    let counted = stretch.counted();
     let peak_rss = pipeline.peak_rss();
     pipeline.stop().await?;
     broker.stop().await;
@@ -139,11 +145,11 @@ async fn from_the_queue(
         return Err(format!("{left} rows still wait, though all messages came"));
     }
     Ok(Drained {
-        per_s: approximate(counted as u64) / took.as_secs_f64(),
+        per_s: approximate(counted as u64) / seconds,
         spilled_per_s,
         noticed_ms: noticed.as_secs_f64() * 1e3,
         cpu_us: ended_cpu
-            .since(&begun_cpu, counted)
+            .since(stretch.before(), counted)
             .get("bridge")
             .copied()
             .unwrap_or_default(),

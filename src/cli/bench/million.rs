@@ -98,7 +98,7 @@ pub async fn million(args: MillionArgs) -> Outcome {
         let drafts = traffic::write(&others, first..first + lot)?;
         let begun = Instant::now();
         traffic::publish(&rig, &broker, &drafts).await?;
-        emptied(&broker, &mut pipeline, 0).await?;
+        emptied(&broker, &mut pipeline).await?;
         spilling += begun.elapsed();
         done += lot;
         if done >= queued / 2 {

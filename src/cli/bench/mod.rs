@@ -54,6 +54,7 @@ mod soak;
 mod speech;
 mod spill;
 mod start;
+mod stretch;
 mod traffic;
 mod two;
 mod usage;

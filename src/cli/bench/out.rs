@@ -8,13 +8,12 @@
 
 use std::path::PathBuf;
 
-use tokio::time::Instant;
-
 use super::args::{BenchArgs, Turn, count};
 use super::figures::{Round, approximate};
 use super::pipeline::{Bridge, Configured, Pipeline, Setup};
 use super::rig::{Broker, Process, Rig};
-use super::traffic::{self, arrived, emptied};
+use super::stretch::Stretch;
+use super::traffic::{self, arriving, emptied};
 
 /// Runs a round.
 pub async fn round(rig: &Rig, args: &BenchArgs, turn: Turn) -> Result<Round, String> {
@@ -60,18 +59,18 @@ pub async fn drained(
     let mut pipeline = start(rig, broker, ready).await?;
     let pid = pipeline.id()?;
 
-    let began = arrived(rig.far, &mut pipeline, warm).await?;
-    let (begun_at, begun_cpu) = (Instant::now(), rig.cpu(broker, pid));
-    arrived(rig.far, &mut pipeline, backlog).await?;
-    emptied(broker, &mut pipeline, 0).await?;
-    let (took, ended_cpu) = (begun_at.elapsed(), rig.cpu(broker, pid));
+    let used = || rig.cpu(broker, pid);
+    let mut stretch = Stretch::new(warm, backlog, used());
+    arriving(rig.far, &mut pipeline, backlog, |n| stretch.look(n, used)).await?;
+    emptied(broker, &mut pipeline).await?;
+    let (seconds, ended_cpu) = (stretch.seconds(), used());
     if turn == Turn::Ours {
         traffic::in_order(rig.far).await?;
     }
-    let counted = backlog - began;
+    let counted = stretch.counted();
     let round = Round {
-        messages_per_s: approximate(counted as u64) / took.as_secs_f64(),
-        cpu_us: ended_cpu.since(&begun_cpu, counted),
+        messages_per_s: approximate(counted as u64) / seconds,
+        cpu_us: ended_cpu.since(stretch.before(), counted),
         ..Round::default()
     };
     Ok((pipeline, round))

@@ -125,7 +125,7 @@ pub async fn soak(args: SoakArgs) -> Outcome {
     let took = begun.elapsed().as_secs_f64();
     let mut pipeline = Pipeline::Ours(bridge);
     traffic::arrived(rig.far, &mut pipeline, sent).await?;
-    traffic::emptied(&broker, &mut pipeline, 0).await?;
+    traffic::emptied(&broker, &mut pipeline).await?;
     traffic::in_order(rig.far).await?;
     let seen = rig.far.seen().await?;
     pipeline.stop().await?;

@@ -6,14 +6,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
-use tokio::time::Instant;
 
 use super::args::{RunArgs, WorldArgs, count};
 use super::figures::{approximate, median, rounded};
 use super::out::introduced;
 use super::pipeline::{Pipeline, Setup};
 use super::rig::{Process, Rig};
-use super::traffic::{self, emptied};
+use super::stretch::Stretch;
+use super::traffic::{self, emptying};
 use super::{progress, report};
 use crate::cli::Outcome;
 
@@ -82,26 +82,28 @@ async fn into_the_queue(
     drop(drafts);
     let mut pipeline = Pipeline::Ours(configured.spawn()?);
     let pid = pipeline.id()?;
-    emptied(&broker, &mut pipeline, measured as u64).await?;
-    let (begun, left) = (Instant::now(), broker.messages("FED_OUT").await?);
-    let before = rig.cpu(&broker, pid);
-    emptied(&broker, &mut pipeline, 0).await?;
-    let (took, after) = (begun.elapsed(), rig.cpu(&broker, pid));
-    let counted = usize::try_from(left).unwrap_or(usize::MAX);
+    let (all, used) = (warm + measured, || rig.cpu(&broker, pid));
+    let mut stretch = Stretch::new(warm, all, used());
+    emptying(&broker, &mut pipeline, |left| {
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        stretch.look(all.saturating_sub(left), used);
+    })
+    .await?;
+    let (seconds, after) = (stretch.seconds(), used());
+    let counted = stretch.counted();
     let peak = pipeline.peak_rss();
     pipeline.stop().await?;
     broker.stop().await;
     rig.far.up(true).await?;
     let waiting = super::drain::pending(configured.database()).await?;
-    if waiting != (warm + measured) as u64 {
+    if waiting != all as u64 {
         return Err(format!(
-            "{} messages were published, {waiting} rows wait",
-            warm + measured
+            "{all} messages were published, {waiting} rows wait"
         ));
     }
-    let cpu = after.since(&before, counted);
+    let cpu = after.since(stretch.before(), counted);
     let cpu = cpu.get("bridge").copied().unwrap_or_default();
-    Ok((approximate(left) / took.as_secs_f64(), cpu, peak))
+    Ok((approximate(counted as u64) / seconds, cpu, peak))
 }
 
 /// Rows a second.

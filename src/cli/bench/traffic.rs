@@ -110,15 +110,22 @@ pub async fn publish(rig: &Rig, broker: &Broker, drafts: &[Draft]) -> Result<(),
     Ok(())
 }
 
-/// Waits until `wanted` messages have come to the peers; answers how many have.
-pub async fn arrived(
+/// Waits until `wanted` messages have come to the peers.
+pub async fn arrived(far: FarSide, pipeline: &mut Pipeline, wanted: usize) -> Result<(), String> {
+    arriving(far, pipeline, wanted, |_| ()).await
+}
+
+/// The same; tells at each look how many have come.
+pub async fn arriving(
     far: FarSide,
     pipeline: &mut Pipeline,
     wanted: usize,
-) -> Result<usize, String> {
+    mut look: impl FnMut(usize),
+) -> Result<(), String> {
     let (mut last, mut moved) = (0, Instant::now());
     loop {
         let seen = far.seen().await?;
+        look(seen.seen);
         if seen.wrong > 0 {
             return Err(format!("{} deliveries were wrong", seen.wrong));
         }
@@ -127,7 +134,7 @@ pub async fn arrived(
                 // Legal (at least once), but it costs, so it should be known.
                 progress(&format!("{} deliveries were repeated", seen.again));
             }
-            return Ok(seen.seen);
+            return Ok(());
         }
         if seen.seen > last {
             (last, moved) = (seen.seen, Instant::now());
@@ -151,12 +158,22 @@ pub async fn in_order(far: FarSide) -> Result<(), String> {
     }
 }
 
-/// Waits until at most `left` messages are not acknowledged.
-pub async fn emptied(broker: &Broker, pipeline: &mut Pipeline, left: u64) -> Result<(), String> {
+/// Waits until every message is acknowledged.
+pub async fn emptied(broker: &Broker, pipeline: &mut Pipeline) -> Result<(), String> {
+    emptying(broker, pipeline, |_| ()).await
+}
+
+/// The same; tells at each look how many are left.
+pub async fn emptying(
+    broker: &Broker,
+    pipeline: &mut Pipeline,
+    mut look: impl FnMut(u64),
+) -> Result<(), String> {
     let (mut last, mut moved) = (u64::MAX, Instant::now());
     loop {
         let now = broker.messages("FED_OUT").await?;
-        if now <= left {
+        look(now);
+        if now == 0 {
             return Ok(());
         }
         if now < last {

@@ -11,13 +11,13 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use tokio::time::Instant;
 
 use super::args::{RunArgs, WorldArgs, count};
 use super::figures::{approximate, median, rounded};
 use super::pipeline::{Bridge, Pipeline, Setup};
 use super::rig::Rig;
-use super::traffic::{self, arrived, emptied};
+use super::stretch::Stretch;
+use super::traffic::{self, arriving, emptied};
 use super::{progress, report, usage};
 use crate::cli::Outcome;
 
@@ -138,24 +138,27 @@ async fn in_schema(rig: &Rig, args: &TwoArgs, side: Side, url: &str) -> Result<R
     let backlog = warm + measured;
     let drafts = traffic::write(&rig.speech, 0..backlog)?;
     rig.far.expect(backlog).await?;
-    let used = |pids: &[u32]| -> Vec<f64> {
+    let used = || -> Vec<f64> {
         let of = |pid: &u32| usage::precise_cpu_us(*pid).map_or(0.0, approximate);
         pids.iter().map(of).collect()
     };
     traffic::publish(rig, &broker, &drafts).await?;
-    let began = arrived(rig.far, &mut pipeline, warm).await?;
-    let (begun, before) = (Instant::now(), used(&pids));
-    arrived(rig.far, &mut pipeline, backlog).await?;
-    emptied(&broker, &mut pipeline, 0).await?;
-    let (took, after) = (begun.elapsed(), used(&pids));
+    let mut stretch = Stretch::new(warm, backlog, used());
+    arriving(rig.far, &mut pipeline, backlog, |n| stretch.look(n, used)).await?;
+    emptied(&broker, &mut pipeline).await?;
+    let (seconds, after) = (stretch.seconds(), used());
     traffic::in_order(rig.far).await?;
     pipeline.stop().await?;
     broker.stop().await;
-    let each: Vec<f64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+    let each: Vec<f64> = after
+        .iter()
+        .zip(stretch.before())
+        .map(|(a, b)| a - b)
+        .collect();
     let sum: f64 = each.iter().sum();
-    let counted = approximate((backlog - began).max(1) as u64);
+    let counted = approximate(stretch.counted() as u64);
     Ok(Round {
-        per_s: counted / took.as_secs_f64(),
+        per_s: counted / seconds,
         cpu_us: sum / counted,
         least: each.iter().copied().fold(f64::MAX, f64::min) / sum.max(1.0),
     })
