@@ -4,7 +4,8 @@
 //!   What was heard is taken out of the set, so a peer that sends without end tells us once; its shard
 //!   puts it back when another word would count.
 //! - *Paused*: an operator wants nothing to go out, so what a peer fetches does not either.
-//! - *Late*: a new message would wait, because the peer is slow, failing or behind.
+//! - *Late*: the outcome of a new message would be long in coming: the peer takes its time, fails, or
+//!   is behind.
 //!
 //! Asking costs one atomic read while the set is empty, else a look into it.
 

@@ -24,8 +24,9 @@ use tokio::time::Instant;
 use super::ops::{Job, Work};
 use super::types::RowState;
 
-/// The longest that rows wait for their outcomes.
-const PATIENCE: Duration = Duration::from_millis(75);
+/// The longest that rows wait for their outcomes. As many as may be unacknowledged are through in a
+/// fraction of it; peers that take long are not waited for at all.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// The longest that what is ready waits for what is not.
 const GATHER: Duration = Duration::from_millis(20);
 /// Operations that are enough for a commit.

@@ -86,6 +86,8 @@ pub struct Shared {
 
 /// An average above which a peer counts as slow, milliseconds.
 const SLOW_MS: f64 = 1_000.0;
+/// An average above which the store does not wait for its outcomes, milliseconds.
+const LATE_MS: f64 = 150.0;
 
 struct Entry {
     lane: Lane,
@@ -116,6 +118,12 @@ impl Entry {
             Some(ms) if ms > SLOW_MS => Pace::Slow,
             Some(_) => Pace::Fast,
         }
+    }
+
+    /// Whether the outcome of what arrives now will be long in coming.
+    fn is_late(&self, pace: Pace) -> bool {
+        let takes_long = self.average_ms.is_some_and(|ms| ms > LATE_MS);
+        takes_long || pace == Pace::Slow || self.lane.is_behind()
     }
 }
 

@@ -190,7 +190,7 @@ impl Shard {
                 self.shared.listening.forget(key);
             }
         }
-        let late = pace == Pace::Slow || entry.lane.is_behind();
+        let late = entry.is_late(pace);
         if late != entry.late {
             entry.late = late;
             if late {
