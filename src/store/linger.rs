@@ -4,8 +4,10 @@
 //! outcome and without its body, costs a fraction of one that is written as pending and changed soon
 //! after. Nobody waits for it meanwhile but the broker, who is told when it is durable, as ever.
 //!
-//! - A batch of rows waits until each of its rows has an outcome, at most [`PATIENCE`]. Rows for
-//!   peers that are away or behind are handed in as late ones: nothing waits for theirs.
+//! - A batch of rows waits until each of its rows has an outcome, at most [`PATIENCE`]; once half of
+//!   them have theirs, the others get [`STRAGGLING`] more: a peer that hangs is none of the others'
+//!   business. Rows for peers that are away or behind are handed in as late ones: nothing waits for
+//!   theirs.
 //! - Batches go in the order they came, complete or not: were a later one written before an earlier
 //!   one, a bridge killed in between would take the earlier messages from the broker again and number
 //!   them behind the later ones.
@@ -27,6 +29,8 @@ use super::types::RowState;
 /// The longest that rows wait for their outcomes. As many as may be unacknowledged are through in a
 /// fraction of it; peers that take long are not waited for at all.
 const PATIENCE: Duration = Duration::from_millis(300);
+/// The longest that they wait for the last of a batch.
+const STRAGGLING: Duration = Duration::from_millis(100);
 /// The longest that what is ready waits for what is not.
 const GATHER: Duration = Duration::from_millis(20);
 /// Operations that are enough for a commit.
@@ -93,7 +97,7 @@ impl Linger {
                 Work::Insert(..) => self.rows(job, now),
                 Work::Settle(settle) => {
                     let row = settle.row;
-                    self.outcome(row, job);
+                    self.outcome(row, job, now);
                 }
                 Work::Noticed(_) | Work::Published(_) => self.ready.push(job),
                 Work::Accept(_) | Work::Records(..) => {
@@ -188,7 +192,7 @@ impl Linger {
     }
 
     /// An outcome came; it goes with its row.
-    fn outcome(&mut self, row: i64, job: Job) {
+    fn outcome(&mut self, row: i64, job: Job, now: Instant) {
         let Some(place) = self.places.get_mut(&row) else {
             return self.ready.push(job); // the row is written already
         };
@@ -199,6 +203,9 @@ impl Linger {
         };
         slot.outcomes.push(job);
         slot.open -= usize::from(first);
+        if slot.open * 2 <= slot.count {
+            slot.until = slot.until.min(now + STRAGGLING);
+        }
         self.complete();
     }
 
@@ -323,6 +330,21 @@ mod tests {
         assert_eq!(linger.due(), Some(begun + PATIENCE));
         advance(PATIENCE).await;
         assert_eq!(goes(&mut linger, []), [2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_hangs_holds_the_rest_of_its_batch_but_a_moment() {
+        let mut linger = Linger::default();
+        let begun = Instant::now();
+        assert!(goes(&mut linger, [rows([1, 2, 3, 4]), outcome(1)]).is_empty());
+        assert_eq!(linger.due(), Some(begun + PATIENCE));
+        assert!(goes(&mut linger, [outcome(2)]).is_empty());
+        assert_eq!(linger.due(), Some(begun + STRAGGLING));
+        advance(STRAGGLING / 2).await;
+        assert!(goes(&mut linger, [outcome(3)]).is_empty());
+        assert_eq!(linger.due(), Some(begun + STRAGGLING));
+        advance(STRAGGLING / 2).await;
+        assert_eq!(goes(&mut linger, []), [1, 2, 3, 4, -1, -2, -3]);
     }
 
     #[tokio::test(start_paused = true)]
