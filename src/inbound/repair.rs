@@ -5,6 +5,9 @@
 //! old `Nats-Msg-Id`. The same walk publishes what was never acknowledged, so a repair is also what
 //! happens after any failed publish and at every start.
 //!
+//! The broker may lose events while it is mended too, also some that this walk has just put there: then
+//! it hands out sequences that it gave away before, and the walk begins anew.
+//!
 //! What retention or a purge took away is not brought back: sequences that the stream gave away
 //! above the checkpoint and holds no more are as many events as are passed over.
 
@@ -35,6 +38,14 @@ const READ_ROWS: usize = 256;
 /// How far the broker's clock may be from ours.
 const CLOCK_MARGIN_MS: UnixMs = 300_000;
 
+/// The stream is not any more what it was when the walk began.
+fn changed(way: Way) -> BusError {
+    BusError {
+        kind: BusErrorKind::Unavailable,
+        detail: format!("{} changed while it was mended", way.stream()),
+    }
+}
+
 /// What was found and done about one stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Report {
@@ -57,6 +68,8 @@ struct Ground {
     report: Report,
     /// The newest message published by this repair.
     newest: Option<(u64, String)>,
+    /// The highest sequence it was found to have, or to have given away since.
+    top: u64,
 }
 
 impl Publisher {
@@ -147,6 +160,7 @@ impl Publisher {
         };
         let above = base.map_or(0, |checkpoint| checkpoint.tip.seq);
         let mut ground = Ground {
+            top: facts.last_seq,
             facts,
             held: Held::default(),
             removed: 0,
@@ -426,7 +440,11 @@ impl Publisher {
                         self.marks.add(id);
                         self.repaired.insert(id);
                     }
-                    if !duplicate && ground.newest.as_ref().is_none_or(|(top, _)| *top < seq) {
+                    if !duplicate && seq <= ground.top {
+                        // What was published before it may be lost; this one is not.
+                        failed = failed.or(Some(changed(way)));
+                    } else if !duplicate {
+                        ground.top = seq;
                         ground.newest = Some((seq, msg_id.clone()));
                     }
                     // A repair that fails further on does not publish it once more.
@@ -467,18 +485,11 @@ impl Publisher {
     /// Looks whether the stream is still the one that was mended and holds what it was given; answers
     /// its newest message.
     async fn verify(&mut self, way: Way, ground: &Ground) -> Result<Tip, RepairError> {
-        let changed = || BusError {
-            kind: BusErrorKind::Unavailable,
-            detail: format!("{} changed while it was mended", way.stream()),
-        };
-        let facts = if ground.newest.is_some() {
-            self.outlet.facts(way).await?.ok_or_else(changed)?
-        } else {
-            ground.facts.clone()
-        };
+        let facts = self.outlet.facts(way).await?;
+        let facts = facts.ok_or_else(|| changed(way))?;
         let created_ns = created_ns(&facts);
-        if facts.created_ns != ground.facts.created_ns {
-            return Err(changed().into());
+        if facts.created_ns != ground.facts.created_ns || facts.last_seq < ground.top {
+            return Err(changed(way).into());
         }
         if let Some((seq, msg_id)) = &ground.newest {
             let tip = Tip {
@@ -489,10 +500,10 @@ impl Publisher {
             return if self.stands(way, &tip, &facts).await? {
                 Ok(tip)
             } else {
-                Err(changed().into())
+                Err(changed(way).into())
             };
         }
-        let seq = facts.last_seq;
+        let seq = ground.facts.last_seq;
         let msg_id = match seq {
             0 => None,
             seq => self.outlet.id_at(way, seq).await?,

@@ -24,6 +24,8 @@ struct Fake {
     up: AtomicBool,
     /// While false, PubAcks wait.
     acks: watch::Sender<bool>,
+    /// Once it has so many messages, the next one meets it with only that many.
+    rolls_back: Mutex<Option<(usize, usize)>>,
 }
 
 impl Fake {
@@ -32,6 +34,7 @@ impl Fake {
             seen: Mutex::new(Vec::new()),
             up: AtomicBool::new(true),
             acks: watch::channel(true).0,
+            rolls_back: Mutex::new(None),
         })
     }
 
@@ -87,6 +90,10 @@ impl Outlet for Fake {
             }
             let sequence = {
                 let mut seen = self.seen.lock().unwrap();
+                let mut rolls_back = self.rolls_back.lock().unwrap();
+                if let Some((_, to)) = rolls_back.take_if(|(at, _)| *at == seen.len()) {
+                    seen.truncate(to);
+                }
                 seen.push(message);
                 seen.len() as u64
             };
@@ -410,6 +417,33 @@ async fn a_look_finds_a_silent_loss_and_has_it_mended() {
     let seen = b.bus.seen.lock().unwrap();
     let again = |n: usize| seen[n].headers.iter().any(|(h, _)| h == "Fed-Republished");
     assert_eq!([again(0), again(1), again(2)], [false, true, true]);
+}
+
+#[tokio::test]
+async fn what_is_lost_while_a_loss_is_mended_is_mended_too() {
+    let b = bench().await;
+    let ids = ["m1", "m2", "m3", "m4", "m5", "m6"];
+    for id in ids {
+        assert_eq!(b.door.enter(event(id, id)).await, Entry::New);
+    }
+    settled(&b.store).await;
+    b.bus.seen.lock().unwrap().clear();
+    // Acknowledged are m1, m2 and m3; then the broker has m1 alone, and goes on past their places.
+    *b.bus.rolls_back.lock().unwrap() = Some((3, 1));
+    b.door.inner.state.ask_for_repair();
+    let all = async {
+        loop {
+            let mut there = b.bus.payloads();
+            there.sort();
+            if there == ids {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all)
+        .await
+        .expect("each is there, once");
 }
 
 #[tokio::test]
