@@ -172,6 +172,13 @@ impl Marks {
         self.series = Some(series);
     }
 
+    /// What PubAcks said of a stream gives way to what a repair found of it: rows that are marked
+    /// from here on may be above it, so no checkpoint is taken there.
+    pub fn give_way(&mut self, way: Way) {
+        let known = self.known_mut(way);
+        (known.fresh, known.dirty) = (false, false);
+    }
+
     /// A stream is known to be this one, come this far; the store has been told.
     pub fn settled_on(&mut self, way: Way, tip: Tip) {
         *self.known_mut(way) = Known {

@@ -230,6 +230,7 @@ impl Publisher {
         }
         if rebase {
             let now = self.clock.now_ms();
+            self.marks.give_way(way);
             self.marks.hand_in().await;
             let series = self.marks.series();
             let written = self

@@ -447,6 +447,27 @@ async fn what_is_lost_while_a_loss_is_mended_is_mended_too() {
 }
 
 #[tokio::test]
+async fn no_checkpoint_stands_below_what_a_repair_has_put_above_it() {
+    let b = bench().await;
+    let clock = Clock::fixed(NOW);
+    let marks = || {
+        let mut marks =
+            super::marks::Marks::new(b.store.clone(), clock.clone(), Default::default());
+        marks.known_mut(Way::In).created_ns = Some(1);
+        marks.advance(Way::In, 7, "m7".into());
+        marks.add(8);
+        marks
+    };
+    let mut repairing = marks();
+    repairing.give_way(Way::In);
+    repairing.finish().await;
+    let of_seven = |all: Vec<crate::store::Checkpoint>| all.iter().any(|c| c.tip.seq == 7);
+    assert!(!of_seven(b.store.checkpoints(Way::In).await.unwrap()));
+    marks().finish().await;
+    assert!(of_seven(b.store.checkpoints(Way::In).await.unwrap()));
+}
+
+#[tokio::test]
 async fn a_used_replay_id_refuses_the_event_and_leaves_nothing() {
     let b = bench().await;
     assert_eq!(b.door.enter(with_nonce("m1", 1)).await, Entry::New);
