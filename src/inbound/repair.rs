@@ -68,8 +68,14 @@ struct Ground {
     report: Report,
     /// The newest message published by this repair.
     newest: Option<(u64, String)>,
+}
+
+impl Ground {
     /// The highest sequence it was found to have, or to have given away since.
-    top: u64,
+    fn top(&self) -> u64 {
+        let newest = self.newest.as_ref();
+        newest.map_or(self.facts.last_seq, |(seq, _)| *seq)
+    }
 }
 
 impl Publisher {
@@ -160,7 +166,6 @@ impl Publisher {
         };
         let above = base.map_or(0, |checkpoint| checkpoint.tip.seq);
         let mut ground = Ground {
-            top: facts.last_seq,
             facts,
             held: Held::default(),
             removed: 0,
@@ -441,11 +446,10 @@ impl Publisher {
                         self.marks.add(id);
                         self.repaired.insert(id);
                     }
-                    if !duplicate && seq <= ground.top {
+                    if !duplicate && seq <= ground.top() {
                         // What was published before it may be lost; this one is not.
                         failed = failed.or(Some(changed(way)));
                     } else if !duplicate {
-                        ground.top = seq;
                         ground.newest = Some((seq, msg_id.clone()));
                     }
                     // A repair that fails further on does not publish it once more.
@@ -489,7 +493,7 @@ impl Publisher {
         let facts = self.outlet.facts(way).await?;
         let facts = facts.ok_or_else(|| changed(way))?;
         let created_ns = created_ns(&facts);
-        if facts.created_ns != ground.facts.created_ns || facts.last_seq < ground.top {
+        if facts.created_ns != ground.facts.created_ns || facts.last_seq < ground.top() {
             return Err(changed(way).into());
         }
         if let Some((seq, msg_id)) = &ground.newest {
